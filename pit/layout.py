@@ -1,0 +1,238 @@
+"""Every size, code and table of the Pit: the only place where such numbers stand.
+
+The rule book (`pit/README.md`) is printed from these tables (`python -m pit.layout`), the kernels read
+them as constants, and the observation's names, ranges and exposure classes come from here alone.
+This module must know nothing but numbers: no state, no kernel, no level.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+# --------------------------------------------------------------------------- sizes
+N_SLOTS = 16
+N_VERBS = 7
+N_GLOBAL_ACTIONS = 16
+N_ACTIONS = N_SLOTS * N_VERBS + N_GLOBAL_ACTIONS  # 128
+N_SLOT_FEATURES = 25
+N_POOL_FEATURES = 8
+N_GLOBAL_FEATURES = 48
+MAX_POOLS = 8
+MAX_PLACES = 64  # places of one pool
+MAX_FUNCTIONS = 128
+MAX_MODELS = 128
+MAX_TASKS = 32_000  # task indices are int16 in the slot table of a run
+MAX_COMMANDS = 256  # commands that one operation can leave behind
+POOL_OFFSET = N_SLOTS * N_SLOT_FEATURES  # 400
+GLOBAL_OFFSET = POOL_OFFSET + MAX_POOLS * N_POOL_FEATURES  # 464
+N_OBSERVATION = GLOBAL_OFFSET + N_GLOBAL_FEATURES  # 512
+
+# --------------------------------------------------------------------------- actions
+LITE, STANDARD, PREMIUM, QUEUE, HOLD, HEDGE, CANCEL = range(N_VERBS)
+N_VARIANTS = 3  # the first three verbs
+VERBS = ("lite", "standard", "premium", "queue", "hold", "hedge", "cancel")
+WAIT = N_SLOTS * N_VERBS  # 112
+GLOBAL_ACTIONS = ("wait", "back_off", "back_off_long", "skip", "refresh", "defer", "rule") + tuple(
+    f"reserved_{i}" for i in range(9)
+)
+IMPLEMENTED_VERBS = ("lite", "standard", "premium", "hold")  # a system that names another verb is refused
+
+
+def action_name(action: int) -> str:
+    """`"slot 3: standard"`, `"wait"`: an action's name as people read it."""
+    if action < WAIT:
+        return f"slot {action // N_VERBS}: {VERBS[action % N_VERBS]}"
+    return GLOBAL_ACTIONS[action - WAIT]
+
+
+# --------------------------------------------------------------------------- events, commands, errors
+EVENTS = (
+    "arrive",
+    "started",
+    "loaded",
+    "load_failed",
+    "unloaded",
+    "finished",
+    "rejected",
+    "tenant_load",
+    "config_changed",
+    "stream_closed",
+)
+ARRIVE, STARTED, LOADED, LOAD_FAILED, UNLOADED, FINISHED, REJECTED = range(7)
+COMMANDS = ("start", "cancel", "load", "unload", "fetch", "store", "delete")
+CMD_START, CMD_CANCEL, CMD_LOAD, CMD_UNLOAD, CMD_FETCH, CMD_STORE, CMD_DELETE = range(7)
+ERRORS = ("ok", "error", "timeout", "throttled", "precondition", "access", "load", "invalid", "cancelled", "lost")
+OK, ERR_ERROR, ERR_TIMEOUT, ERR_THROTTLED, ERR_PRECONDITION, ERR_ACCESS, ERR_LOAD = range(7)
+WARNED_ERRORS = (ERR_PRECONDITION, ERR_ACCESS)  # the caller's own mistakes: each costs one warning
+
+# --------------------------------------------------------------------------- states
+TASK_STATES = ("blocked", "ready", "running", "done", "given_up")
+BLOCKED, READY, RUNNING, DONE, GIVEN_UP = range(5)
+COPY_STATES = ("idle", "loading", "warm", "active", "cooldown")
+IDLE, LOADING, WARM, ACTIVE, COOLDOWN = range(5)
+STATUSES = ("running", "solved", "failed", "expired")
+ON, SOLVED, FAILED, EXPIRED = range(4)
+OUTCOMES = ("none", "warm_start", "cold_start", "queued", "blocked", "failed", "denied", "waited")
+OUT_NONE, OUT_WARM, OUT_COLD, OUT_QUEUED, OUT_BLOCKED, OUT_FAILED, OUT_DENIED, OUT_WAITED = range(8)
+
+# --------------------------------------------------------------------------- constants of the rules
+PRIOR_COUNT = 2.0  # pseudo-observations behind every running ratio
+PRIOR_SQUARE = PRIOR_COUNT * (1.0 + 0.25 * 0.25)  # their summed squares: a spread of a quarter
+EWMA = 0.1  # weight of the newest outcome in failure and error averages
+UTILISATION_WINDOW = 4.0  # mean calls
+RANK_DRIFT = 0.10  # an estimate must have moved by this share before ranks are recomputed
+RANK_EVERY_MIN = 8  # finishes between two recomputations, at least; or n // RANK_EVERY_SHARE
+RANK_EVERY_SHARE = 16
+OVERRUN_FACTOR = 1.5
+OVERRUN_SPREADS = 2.0
+ZERO_TIME_PER_OPEN = 4  # a wait is forced after 4 x open tasks + 64 actions at one time
+ZERO_TIME_BASE = 64
+NEVER = 2**62  # a time that does not come, microseconds
+# Half-octaves of rank / LB: bucket = how many of these edges are larger than the ratio.
+RANK_EDGES = tuple(2.0 ** (1 - k // 2) * (1.0 if k % 2 == 0 else 0.7071067811865476) for k in range(20))
+
+# --------------------------------------------------------------------------- features
+HIDDEN, PARTIAL, FULL = range(3)
+EXPOSURES = ("hidden", "partial", "full")
+
+
+class Feature(NamedTuple):
+    """One column of the observation (float32): what it is, its range and from which exposure on it is seen."""
+
+    name: str
+    formula: str
+    low: float
+    high: float
+    exposure: int
+
+
+SLOT_FEATURES = (
+    Feature("ready_count", "c / (c + 4), c = members; 0 only in an empty slot", 0, 1, HIDDEN),
+    Feature("rank", "min(1, rank / cp_left); 0 if order_hidden or cp_left <= 0", 0, 1, HIDDEN),
+    Feature("slack", "clip((deadline - now - rank) / LB, -1, 1); 1 without deadline", -1, 1, HIDDEN),
+    Feature("remaining_work", "clip(work_left / work_total, 0, 1)", 0, 1, HIDDEN),
+    Feature("duration", "sq(est(standard))", 0, 1, HIDDEN),
+    Feature("spread", "clip(spread(standard) / est(standard), 0, 1)", 0, 1, HIDDEN),
+    Feature("delay_lite", "-1 if lite is absent or not enabled, else sq(delay(lite))", -1, 1, PARTIAL),
+    Feature("delay_standard", "sq(delay(standard))", -1, 1, PARTIAL),
+    Feature("delay_premium", "as delay_lite, for premium", -1, 1, PARTIAL),
+    Feature("busy_copy_free", "sq(free_in(standard's model)); 1 if there is no busy copy or no model", 0, 1, PARTIAL),
+    Feature("copies", "c / (c + 2), c = copies of standard's model in states loading, warm, active", 0, 1, PARTIAL),
+    Feature("ready_demand", "c / (c + 4), c = ready tasks whose standard model is the same (0 if no model)", 0, 1, PARTIAL),
+    Feature("near_demand", "x / (x + 4), x = near(standard's model) (0 if no model)", 0, 1, PARTIAL),
+    Feature("victim_demand", "x / (x + 4), x = sum over copies that starting standard would evict of ready demand + near of their model", 0, 1, PARTIAL),
+    Feature("duration_lite", "contrast(est(lite), est(standard)); 0 if absent", -1, 1, HIDDEN),
+    Feature("duration_premium", "contrast(est(premium), est(standard)); 0 if absent", -1, 1, HIDDEN),
+    Feature("quality_lite", "quality(lite) - quality(standard); 0 if absent", -1, 1, HIDDEN),
+    Feature("quality_premium", "quality(premium) - quality(standard); 0 if absent", -1, 1, HIDDEN),
+    Feature("price_lite", "contrast(est * price of lite, est * price of standard); 0 if absent or both 0", -1, 1, HIDDEN),
+    Feature("price_premium", "as price_lite, for premium", -1, 1, HIDDEN),
+    Feature("attempts", "a / (a + 2), a = failed attempts of the head", 0, 1, HIDDEN),
+    Feature("overrun", "0 (slots hold running members only where hedge or cancel is enabled)", 0, 1, HIDDEN),
+    Feature("freshness", "0 (no artifact ages yet)", 0, 1, HIDDEN),
+    Feature("status", "-1 optional, 0 plain, 1 held or queued", -1, 1, HIDDEN),
+    Feature("code", "the function's code", -1, 1, HIDDEN),
+)
+POOL_FEATURES = (
+    Feature("capacity", "places / (places + 8)", 0, 1, PARTIAL),
+    Feature("free", "(places - busy) / places", 0, 1, PARTIAL),
+    Feature("loading", "c / (c + 2), c = copies in state loading", 0, 1, PARTIAL),
+    Feature("warm_idle", "c / (c + 2), c = copies in state warm", 0, 1, PARTIAL),
+    Feature("queue", "0 (no queue yet)", 0, 1, PARTIAL),
+    Feature("failures", "failure average", 0, 1, FULL),
+    Feature("utilisation", "utilisation average at now", 0, 1, FULL),
+    Feature("health", "1 - failure average", 0, 1, FULL),
+)
+GLOBAL_FEATURES = (
+    Feature("elapsed", "e / (e + LB), e = now - t0", 0, 1, HIDDEN),
+    Feature("to_deadline", "clip((deadline - now) / (deadline - t0), -1, 1); 1 without deadline", -1, 1, HIDDEN),
+    Feature("work_left", "clip(work_left / work_total, 0, 1)", 0, 1, HIDDEN),
+    Feature("critical_path_left", "cp_left / (cp_left + LB)", 0, 1, HIDDEN),
+    Feature("tasks_left", "unfinished required tasks / required tasks", 0, 1, HIDDEN),
+    Feature("open_tasks", "c / (c + 8), c = ready tasks", 0, 1, HIDDEN),
+    Feature("running", "c / (c + 8), c = calls in flight", 0, 1, HIDDEN),
+    Feature("overrun", "c / (c + 2), c = started calls with now - start > 1.5 x est + 2 x spread", 0, 1, HIDDEN),
+    Feature("money_left", "1 (no budget yet)", 0, 1, HIDDEN),
+    Feature("tokens_left", "1 (no token bucket yet)", 0, 1, HIDDEN),
+    Feature("retries_left", "1 - (largest attempts of an unfinished task) / max_attempts, at least 0; 1 if unlimited", 0, 1, HIDDEN),
+    Feature("actions_since_clock", "a / (a + 8), a = actions since the clock moved", 0, 1, HIDDEN),
+    *(Feature(f"last_{o}", f"1 if the last outcome is {o}, else 0", 0, 1, HIDDEN) for o in OUTCOMES),
+    Feature("hint_cold", "1 if the last finished call waited for a load", 0, 1, HIDDEN),
+    Feature("hint_queued", "1 if the last finished call was queued", 0, 1, HIDDEN),
+    Feature("hint_throttled", "1 if the last finished call ended with error throttled", 0, 1, HIDDEN),
+    Feature("hint_stale", "1 if the last finished call used a stale input", 0, 1, HIDDEN),
+    Feature("score_base", "sum of quality of done required sinks / number of required sinks", 0, 1, HIDDEN),
+    Feature("score_efficiency", "clip(1 - spent / upper_cost, 0, 1); 1 if upper_cost <= 0", 0, 1, PARTIAL),
+    Feature("score_stability", "max(0, 1 - warning_weight x warnings)", 0, 1, HIDDEN),
+    Feature("score_optimization", "min(1, LB / (e + max(cp_left, work_left / all places)))", 0, 1, PARTIAL),
+    Feature("warnings", "w / (w + 4)", 0, 1, HIDDEN),
+    Feature("next_event", "sq(expected time to the next event); 1 if none is expected", 0, 1, FULL),
+    Feature("first_slot_warm", "0 if starting standard of slot 0 needs no load or no model, else sq(free_in(its model)), 1 if none or no slot", 0, 1, FULL),
+    Feature("first_slot_room", "0 if slot 0's standard has a free place, else sq(time until a call of its pool is expected to end); 1 if no slot", 0, 1, FULL),
+    Feature("pools_full", "pools without a free place / pools", 0, 1, PARTIAL),
+    Feature("duration_error", "average |elapsed / est - 1|, each at most 1", 0, 1, FULL),
+    Feature("load_error", "the same for loads", 0, 1, FULL),
+    Feature("failure_error", "average |failed - predicted|", 0, 1, FULL),
+    Feature("workflows", "1 / (1 + 4) while the workflow is open, else 0", 0, 1, HIDDEN),
+    Feature("arrival_rate", "0 (no stream yet)", 0, 1, HIDDEN),
+    Feature("arrival_cv", "0 (no stream yet)", 0, 1, HIDDEN),
+    Feature("stream_open", "0 (no stream yet)", 0, 1, HIDDEN),
+    Feature("tail_tasks", "c / (c + 8), c = ready tasks that found no slot", 0, 1, HIDDEN),
+    Feature("tail_work", "w / (w + LB), w = sum of their work", 0, 1, HIDDEN),
+    Feature("tail_rank", "min(1, highest rank among them / cp_left); 0 if none or cp_left <= 0", 0, 1, HIDDEN),
+    Feature("tail_age", "sq(now - earliest ready among them); 0 if none", 0, 1, HIDDEN),
+    Feature("phase", "clip(1 - cp_left / cp_start, 0, 1); 0 if cp_start <= 0", 0, 1, HIDDEN),
+    Feature("goals_reached", "done required sinks / required sinks", 0, 1, HIDDEN),
+    Feature("tasks", "n / (n + 64), n = tasks", 0, 1, HIDDEN),
+    Feature("places", "n / (n + 8), n = all places", 0, 1, HIDDEN),
+)
+assert (len(SLOT_FEATURES), len(POOL_FEATURES), len(GLOBAL_FEATURES)) == (
+    N_SLOT_FEATURES,
+    N_POOL_FEATURES,
+    N_GLOBAL_FEATURES,
+)
+
+
+def columns() -> list[tuple[str, Feature]]:
+    """All 512 columns in order, as (full name, feature): `slot3.rank`, `pool0.free`, `elapsed`."""
+    table = [(f"slot{s}.{f.name}", f) for s in range(N_SLOTS) for f in SLOT_FEATURES]
+    table += [(f"pool{p}.{f.name}", f) for p in range(MAX_POOLS) for f in POOL_FEATURES]
+    return table + [(f.name, f) for f in GLOBAL_FEATURES]
+
+
+def table_hashes() -> dict[str, str]:
+    """sha256 of the observation, action and rules tables: a bundle runs only where all three are equal."""
+
+    def digest(value: object) -> str:
+        return hashlib.sha256(repr(value).encode()).hexdigest()
+
+    constants = (
+        PRIOR_COUNT, PRIOR_SQUARE, EWMA, UTILISATION_WINDOW, RANK_DRIFT, RANK_EVERY_MIN, RANK_EVERY_SHARE,
+        OVERRUN_FACTOR, OVERRUN_SPREADS, ZERO_TIME_PER_OPEN, ZERO_TIME_BASE, RANK_EDGES,
+    )  # fmt: skip
+    return {
+        "observation": digest([(n, tuple(f)) for n, f in columns()]),
+        "action": digest((VERBS, GLOBAL_ACTIONS, N_SLOTS)),
+        "rules": digest((EVENTS, COMMANDS, ERRORS, TASK_STATES, COPY_STATES, constants)),
+    }
+
+
+def feature_table() -> str:
+    """The feature tables of the rule book, as Markdown."""
+    blocks = []
+    for title, features in (
+        (f"Slot ({N_SLOTS} x {N_SLOT_FEATURES})", SLOT_FEATURES),
+        (f"Pool ({MAX_POOLS} x {N_POOL_FEATURES})", POOL_FEATURES),
+        (f"Global ({N_GLOBAL_FEATURES})", GLOBAL_FEATURES),
+    ):
+        lines = [f"**{title}**", "", "| # | name | value | range | seen from |", "|---|---|---|---|---|"]
+        for i, f in enumerate(features):
+            formula = f.formula.replace("|", "\\|")
+            lines.append(f"| {i} | `{f.name}` | {formula} | [{f.low:g}, {f.high:g}] | {EXPOSURES[f.exposure]} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+if __name__ == "__main__":
+    print(feature_table())
