@@ -88,6 +88,7 @@ OVERRUN_FACTOR = 1.5
 OVERRUN_SPREADS = 2.0
 ZERO_TIME_PER_OPEN = 4  # a wait is forced after 4 x open tasks + 64 actions at one time
 ZERO_TIME_BASE = 64
+SCORE_WEIGHTS = (1.0, 1.0, 2.0)  # efficiency, stability, optimization where no level sets its own
 NEVER = 2**62  # a time that does not come, microseconds
 # Half-octaves of rank / LB: bucket = how many of these edges are larger than the ratio.
 RANK_EDGES = tuple(2.0 ** (1 - k // 2) * (1.0 if k % 2 == 0 else 0.7071067811865476) for k in range(20))
@@ -114,19 +115,19 @@ SLOT_FEATURES = (
     Feature("remaining_work", "clip(work_left / work_total, 0, 1)", 0, 1, HIDDEN),
     Feature("duration", "sq(est(standard))", 0, 1, HIDDEN),
     Feature("spread", "clip(spread(standard) / est(standard), 0, 1)", 0, 1, HIDDEN),
-    Feature("delay_lite", "-1 if lite is absent or not enabled, else sq(delay(lite))", -1, 1, PARTIAL),
-    Feature("delay_standard", "sq(delay(standard))", -1, 1, PARTIAL),
+    Feature("delay_lite", "-1 if lite is not usable, else sq(delay(lite))", -1, 1, PARTIAL),
+    Feature("delay_standard", "as delay_lite, for standard", -1, 1, PARTIAL),
     Feature("delay_premium", "as delay_lite, for premium", -1, 1, PARTIAL),
     Feature("busy_copy_free", "sq(free_in(standard's model)); 1 if there is no busy copy or no model", 0, 1, PARTIAL),
     Feature("copies", "c / (c + 2), c = copies of standard's model in states loading, warm, active", 0, 1, PARTIAL),
     Feature("ready_demand", "c / (c + 4), c = ready tasks whose standard model is the same (0 if no model)", 0, 1, PARTIAL),
     Feature("near_demand", "x / (x + 4), x = near(standard's model) (0 if no model)", 0, 1, PARTIAL),
     Feature("victim_demand", "x / (x + 4), x = sum over copies that starting standard would evict of ready demand + near of their model", 0, 1, PARTIAL),
-    Feature("duration_lite", "contrast(est(lite), est(standard)); 0 if absent", -1, 1, HIDDEN),
-    Feature("duration_premium", "contrast(est(premium), est(standard)); 0 if absent", -1, 1, HIDDEN),
-    Feature("quality_lite", "quality(lite) - quality(standard); 0 if absent", -1, 1, HIDDEN),
-    Feature("quality_premium", "quality(premium) - quality(standard); 0 if absent", -1, 1, HIDDEN),
-    Feature("price_lite", "contrast(est * price of lite, est * price of standard); 0 if absent or both 0", -1, 1, HIDDEN),
+    Feature("duration_lite", "contrast(est(lite), est(standard)); 0 if not usable", -1, 1, HIDDEN),
+    Feature("duration_premium", "contrast(est(premium), est(standard)); 0 if not usable", -1, 1, HIDDEN),
+    Feature("quality_lite", "quality(lite) - quality(standard); 0 if not usable", -1, 1, HIDDEN),
+    Feature("quality_premium", "quality(premium) - quality(standard); 0 if not usable", -1, 1, HIDDEN),
+    Feature("price_lite", "contrast(est * price of lite, est * price of standard); 0 if not usable or both 0", -1, 1, HIDDEN),
     Feature("price_premium", "as price_lite, for premium", -1, 1, HIDDEN),
     Feature("attempts", "a / (a + 2), a = failed attempts of the head", 0, 1, HIDDEN),
     Feature("overrun", "0 (slots hold running members only where hedge or cancel is enabled)", 0, 1, HIDDEN),
@@ -168,13 +169,13 @@ GLOBAL_FEATURES = (
     Feature("score_optimization", "min(1, LB / (e + max(cp_left, work_left / all places)))", 0, 1, PARTIAL),
     Feature("warnings", "w / (w + 4)", 0, 1, HIDDEN),
     Feature("next_event", "sq(expected time to the next event); 1 if none is expected", 0, 1, FULL),
-    Feature("first_slot_warm", "0 if starting standard of slot 0 needs no load or no model, else sq(free_in(its model)), 1 if none or no slot", 0, 1, FULL),
+    Feature("first_slot_warm", "0 if standard of slot 0 would begin by case (a) or has no model, else sq(free_in(its model)), 1 if none or no slot", 0, 1, FULL),
     Feature("first_slot_room", "0 if slot 0's standard has a free place, else sq(time until a call of its pool is expected to end); 1 if no slot", 0, 1, FULL),
     Feature("pools_full", "pools without a free place / pools", 0, 1, PARTIAL),
     Feature("duration_error", "average |elapsed / est - 1|, each at most 1", 0, 1, FULL),
     Feature("load_error", "the same for loads", 0, 1, FULL),
     Feature("failure_error", "average |failed - predicted|", 0, 1, FULL),
-    Feature("workflows", "1 / (1 + 4) while the workflow is open, else 0", 0, 1, HIDDEN),
+    Feature("workflows", "1 / (1 + 4) while the status is running, else 0", 0, 1, HIDDEN),
     Feature("arrival_rate", "0 (no stream yet)", 0, 1, HIDDEN),
     Feature("arrival_cv", "0 (no stream yet)", 0, 1, HIDDEN),
     Feature("stream_open", "0 (no stream yet)", 0, 1, HIDDEN),

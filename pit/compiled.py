@@ -1,0 +1,117 @@
+"""How kernels are compiled and cached, and how they see records in raw memory.
+
+Numba's cache does not notice a change in an imported kernel, so its folder is named by a digest of all kernel
+sources. Kernels take addresses: a table is a run of records at an address, and a row is a reference into it.
+This module must know nothing of what the records mean.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numba.core import config as numba_config
+from numba.extending import intrinsic
+
+_HOUSE = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def cache_folder() -> Path | None:
+    """The folder for compiled kernels, named by a digest of their sources; None if no folder can be written."""
+    digest = hashlib.sha256(f"{numba.__version__} {np.__version__} {sys.version}".encode())
+    for package in ("pit", "fq_env"):
+        for source in sorted((_HOUSE / package).glob("*.py")):
+            digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    root = os.environ.get("FQ_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    for base in (Path(root) / "function-quest", Path(tempfile.gettempdir()) / f"function-quest-{os.getuid()}"):
+        folder = base / digest.hexdigest()[:16]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    return None
+
+
+def _jit(function: Callable[..., Any], cached: bool, **options: Any) -> Any:
+    before = numba_config.CACHE_DIR
+    folder = cache_folder() if cached else None
+    try:
+        numba_config.CACHE_DIR = str(folder) if folder else before
+        return numba.njit(nogil=True, error_model="numpy", cache=folder is not None, **options)(function)
+    finally:
+        numba_config.CACHE_DIR = before
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """A helper, compiled into whichever entry calls it; not cached on its own."""
+    return _jit(function, cached=False)
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """A function that Python calls: it is cached on disk with everything that it inlines."""
+    return _jit(function, cached=True)
+
+
+def parallel_entry(function: Callable[..., Any]) -> Any:
+    """As `entry`, with `numba.prange` on several threads; compiled only when it is first called."""
+    return _jit(function, cached=True, parallel=True)
+
+
+def record_at(dtype: np.dtype[Any]) -> Any:
+    """A kernel function `address -> record` of that dtype (a reference, no copy)."""
+    record = numba.from_dtype(dtype)
+
+    @intrinsic
+    def at(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pointer = context.cast(builder, args[0], signature.args[0], types.int64)
+            return builder.inttoptr(pointer, context.get_value_type(signature.return_type))
+
+        return record(address), codegen
+
+    return at
+
+
+def table(owner: np.dtype[Any], offset_field: str, row: np.dtype[Any]) -> Any:
+    """A kernel function `(owner record, index) -> row record` for a table that lies `offset_field` bytes behind its owner."""
+    row_type = numba.from_dtype(row)
+    position = owner.fields[offset_field][1]  # type: ignore[index]
+    size = row.itemsize
+
+    @intrinsic
+    def at(typingctx: Any, record: Any, index: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            i64 = context.get_value_type(types.int64)
+            base = builder.ptrtoint(args[0], i64)
+            where = builder.inttoptr(builder.add(base, i64(position)), context.get_value_type(types.int32).as_pointer())
+            offset = builder.sext(builder.load(where), i64)
+            step = builder.mul(context.cast(builder, args[1], signature.args[1], types.int64), i64(size))
+            address = builder.add(base, builder.add(offset, step))
+            return builder.inttoptr(address, context.get_value_type(signature.return_type))
+
+        return row_type(record, index), codegen
+
+    return at
+
+
+@intrinsic
+def address_of(typingctx: Any, record: Any) -> Any:
+    """The address of a record, as int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], context.get_value_type(types.int64))
+
+    return types.int64(record), codegen
+

@@ -1,0 +1,422 @@
+"""The Pit's door: act, advance, apply, decision_due, next_timer; in kernels, and as the Python class `Pit` over one of them.
+
+Whoever drives it owns the clock and carries out the commands. The rule book is `pit/README.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pit import arbitration, automation, dag_tracker, observation, pool_manager, rules, state
+from pit.compiled import entry, kernel
+from pit.errors import PitError
+from pit.layout import (
+    ACTIVE,
+    ARRIVE,
+    COOLDOWN,
+    DONE,
+    ERR_THROTTLED,
+    EXPIRED,
+    EXPOSURES,
+    FINISHED,
+    HOLD,
+    LOAD_FAILED,
+    LOADED,
+    LOADING,
+    N_ACTIONS,
+    N_OBSERVATION,
+    N_SLOTS,
+    N_VERBS,
+    NEVER,
+    OK,
+    ON,
+    OUT_BLOCKED,
+    OUT_QUEUED,
+    OUT_WAITED,
+    REJECTED,
+    SOLVED,
+    STANDARD,
+    STARTED,
+    STATUSES,
+    UNLOADED,
+    WAIT,
+    WARM,
+    ZERO_TIME_BASE,
+    ZERO_TIME_PER_OPEN,
+)
+from pit.spec import History, WorkflowSpec, build_pit
+from pit.state import call, copy, event_at, model, pit_at, task, variant
+
+
+@kernel
+def legal(s, action):
+    """Whether an action is legal now."""
+    if action == WAIT:
+        return observation.wait_legal(s)
+    if action < 0 or action >= N_SLOTS * N_VERBS or s.status != ON or s.arrived == 0:
+        return False
+    observation.refresh_slots(s)
+    g = action // N_VERBS
+    return g < s.n_slots and (s.slots[g].legal >> (action - g * N_VERBS)) & 1 == 1
+
+
+@kernel
+def first_legal(s):
+    """The first legal action, -1 if none."""
+    for a in range(WAIT + 1):
+        if legal(s, a):
+            return a
+    return -1
+
+
+@kernel
+def act(s, action):
+    """One decision of the agent; total: an illegal action has a defined outcome (rule book, section 5)."""
+    if s.status != ON or s.arrived == 0:
+        return
+    s.actions += 1
+    s.zero_actions += 1
+    blocked = False
+    if s.zero_actions > ZERO_TIME_PER_OPEN * s.n_ready + ZERO_TIME_BASE and observation.wait_legal(s):
+        action = WAIT
+    elif not legal(s, action):
+        s.warnings += 1
+        action = WAIT if observation.wait_legal(s) else first_legal(s)
+        if action < 0:
+            return
+        blocked = True
+    if action == WAIT:
+        s.waiting = 1
+        s.outcome = OUT_WAITED
+    else:
+        g = action // N_VERBS
+        verb = action - g * N_VERBS
+        slot = s.slots[g]
+        f = np.int64(task(s, slot.head).function)
+        if verb == HOLD:
+            v = variant(s, 3 * f + STANDARD)
+            arbitration.hold_slot(s, g, s.now + np.int64(model(s, v.model).load_est))
+            s.outcome = OUT_QUEUED
+        else:
+            planned = pool_manager.plan(s, 3 * f + verb)
+            automation.before_call(s, np.int64(slot.head), f, verb, planned)
+        s.slots_valid = 0
+    if blocked:
+        s.outcome = OUT_BLOCKED
+
+
+@kernel
+def next_timer(s):
+    """us of the next timer; NEVER if none."""
+    if s.status != ON or s.arrived == 0:
+        return NEVER
+    return min(arbitration.next_hold(s), s.horizon)
+
+
+@kernel
+def advance(s, t):
+    """Fires every timer up to t at its own time, then sets the clock to t (us)."""
+    when = next_timer(s)
+    while when <= t:
+        if when > s.now:
+            s.now = when
+            s.zero_actions = 0
+        s.waiting = 0
+        s.slots_valid = 0
+        arbitration.expire_holds(s)
+        if s.horizon <= s.now:
+            s.status = EXPIRED
+        when = next_timer(s)
+    if t > s.now:
+        s.now = t
+        s.zero_actions = 0
+        s.slots_valid = 0
+
+
+@kernel
+def find_call(s, number):
+    """Row of the call with this id; -1 if it is not in flight."""
+    for k in range(s.call_rows):
+        if call(s, k).id == number:
+            return k
+    return -1
+
+
+@kernel
+def apply(s, e):
+    """One event; False if it does not fit the state and is ignored."""
+    if (s.arrived == 1) == (e.kind == ARRIVE) or s.status != ON:
+        s.ignored += 1
+        return False
+    fits = False
+    if e.kind == ARRIVE:
+        s.arrived = 1
+        s.t0 = s.now
+        if s.deadline < NEVER:
+            s.deadline += s.now
+        if s.horizon < NEVER:
+            s.horizon += s.now
+        for p in range(s.n_pools):
+            s.pools[p].settled = s.now
+        dag_tracker.arrive(s)
+        fits = True
+    elif e.kind == FINISHED or e.kind == REJECTED or e.kind == STARTED:
+        k = find_call(s, e.subject) if e.subject >= 0 else -1
+        if k >= 0 and call(s, k).start >= 0:
+            fits = True
+            if e.kind == FINISHED:
+                automation.after_call(
+                    s, k, np.int64(e.error), np.int64(e.elapsed), e.quality, np.int64(e.size), np.int64(e.price), True
+                )
+            elif e.kind == REJECTED:
+                error = np.int64(e.error) if e.error != OK else ERR_THROTTLED
+                automation.after_call(s, k, error, np.int64(0), -1.0, np.int64(0), np.int64(0), True)
+            else:
+                c = call(s, k)
+                c.start = s.now
+                c.expected_end = s.now + c.est
+                dag_tracker.expect(s, c.task, c.expected_end)
+    elif 0 <= e.subject < s.n_copies:
+        c = copy(s, e.subject)
+        which = np.int64(e.subject)
+        if e.kind == LOADED and c.state == LOADING:
+            automation.loaded(s, which, np.int64(e.elapsed), np.int64(e.price))
+            fits = True
+        elif e.kind == LOAD_FAILED and c.state == LOADING:
+            automation.load_failed(s, which, np.int64(e.price))
+            fits = True
+        elif e.kind == UNLOADED and c.state == COOLDOWN:
+            pool_manager.idle_copy(s, which)
+            fits = True
+    if fits:
+        s.waiting = 0
+        s.slots_valid = 0
+    else:
+        s.ignored += 1
+    return fits
+
+
+@kernel
+def decision_due(s):
+    """Whether the driver should ask for an action: the end, or some start is legal and nobody waits."""
+    if s.status != ON:
+        return True
+    if s.arrived == 0 or s.waiting == 1:
+        return False
+    observation.refresh_slots(s)
+    return s.any_start == 1
+
+
+ACT, ADVANCE, APPLY, DUE, OBSERVE, TIMER, RULE = range(7)
+
+
+@entry
+def drive(address, operation, value, event, first, second, theta):
+    """One operation on the Pit at `address`; the single door from Python (one compile for all of them)."""
+    s = pit_at(address)
+    if operation == ACT:
+        act(s, value)
+    elif operation == ADVANCE:
+        advance(s, value)
+    elif operation == APPLY:
+        return np.int64(apply(s, event_at(event)))
+    elif operation == DUE:
+        return np.int64(decision_due(s))
+    elif operation == OBSERVE:
+        observation.encode(s, first)
+        observation.write_mask(s, second)
+    elif operation == TIMER:
+        return np.int64(next_timer(s))
+    elif operation == RULE:
+        return np.int64(rules.choose(s, value, theta, first, second))
+    return np.int64(0)
+
+
+class Event(NamedTuple):
+    """What happened outside (rule book, section 4); codes of `pit.layout`, times in us, money in micro-units."""
+
+    kind: int
+    subject: int
+    error: int = 0
+    elapsed: int = 0
+    quality: float = -1.0
+    size: int = 0
+    price: int = 0
+
+
+class Command(NamedTuple):
+    """What the Pit wants done; -1 where a field does not apply."""
+
+    kind: int
+    call: int
+    task: int
+    function: int
+    variant: int
+    pool: int
+    copy: int
+    model: int
+
+
+class Pit:
+    """One Pit in memory of its own, as Python sees it.
+
+    Args:
+        workflow: tasks and system; tasks are put in topological order.
+        exposure: `hidden`, `partial` or `full`: which columns of the observation are filled.
+        history: what earlier runs measured (durations, loads); None starts from the nominal values.
+
+    Raises:
+        PitError: the workflow or system is not valid, or the exposure is unknown.
+    """
+
+    def __init__(self, workflow: WorkflowSpec, *, exposure: str = "full", history: History | None = None) -> None:
+        if exposure not in EXPOSURES:
+            raise PitError(f"exposure {exposure!r} is unknown; choose one of {', '.join(EXPOSURES)}")
+        built = build_pit(workflow, EXPOSURES.index(exposure), history)
+        self.workflow = built.workflow
+        self.task_ids, self.function_names = built.task_ids, built.function_names
+        self.pool_names, self.model_names = built.pool_names, built.model_names
+        self._memory = built.memory
+        self._offsets, self._counts = built.offsets, built.counts
+        self._address = self._memory.ctypes.data
+        self._event = np.zeros(1, state.EVENT)
+        self._observation = np.zeros(N_OBSERVATION, np.float32)
+        self._mask = np.zeros(N_ACTIONS, np.uint8)
+        self._hot = self._memory[: state.PIT.itemsize].view(state.PIT)
+
+    def _call(self, operation: int, value: int = 0, theta: float = 0.0, first: int = 0, second: int = 0) -> int:
+        return int(drive(self._address, operation, value, self._event.ctypes.data, first, second, theta))
+
+    def act(self, action: int) -> None:
+        """One decision, 0..127."""
+        self._call(ACT, int(action))
+
+    def advance(self, t: int) -> None:
+        """The clock goes to t (us); timers up to t fire."""
+        self._call(ADVANCE, int(t))
+
+    def apply(self, event: Event | tuple[Any, ...]) -> bool:
+        """One event; False if it did not fit the state and was ignored."""
+        self._event[0] = tuple(event)
+        return bool(self._call(APPLY))
+
+    def next_timer(self) -> int:
+        """us of the next timer, `NEVER` if none."""
+        return self._call(TIMER)
+
+    def decision_due(self) -> bool:
+        """Whether an action is wanted now (or the run has ended)."""
+        return bool(self._call(DUE))
+
+    def _encode(self) -> None:
+        self._call(OBSERVE, 0, 0.0, self._observation.ctypes.data, self._mask.ctypes.data)
+
+    def observe(self) -> np.ndarray:
+        """The observation, float32 (512,)."""
+        self._encode()
+        return self._observation.copy()
+
+    def mask(self) -> np.ndarray:
+        """Legal actions, bool (128,)."""
+        self._encode()
+        return self._mask.astype(bool)
+
+    def rule(self, name: str, **params: float) -> int:
+        """The action that a rule player would take now (see `pit.rules.RULES`)."""
+        code, theta, first, second = rules.parameters(name, params)
+        return self._call(RULE, code, theta, first, second)
+
+    def commands(self) -> list[Command]:
+        """The commands since the last call, in order."""
+        n = int(self._hot["n_commands"][0])
+        rows = self._table("command_at", state.COMMAND, n)
+        self._hot["n_commands"] = 0
+        return [Command(*(int(x) for x in row)) for row in rows.tolist()]
+
+    def _table(self, name: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
+        start = self._offsets[name]
+        return self._memory[start : start + count * dtype.itemsize].view(dtype)
+
+    @property
+    def now(self) -> int:
+        """us since the run began."""
+        return int(self._hot["now"][0])
+
+    @property
+    def status(self) -> int:
+        """0 running, 1 solved, 2 failed, 3 expired."""
+        return int(self._hot["status"][0])
+
+    def task_state(self, i: int) -> int:
+        """State of task i (codes of `pit.layout.TASK_STATES`)."""
+        return int(self.tasks()["state"][i])
+
+    def tasks(self) -> np.ndarray:
+        """The task table (a live view; do not write)."""
+        return self._table("task_at", state.TASK, self._counts["tasks"])
+
+    def copies(self) -> np.ndarray:
+        """The copy table (a live view; do not write)."""
+        return self._table("copy_at", state.COPY, self._counts["copies"])
+
+    def calls(self) -> np.ndarray:
+        """The calls in flight (rows copied)."""
+        rows = self._table("call_at", state.CALL, self._counts["places"])
+        return rows[rows["id"] >= 0].copy()
+
+    def variants(self) -> np.ndarray:
+        """The variant table, row = function * 3 + variant (a live view; do not write)."""
+        return self._table("variant_at", state.VARIANT, 3 * self._counts["functions"])
+
+    def models(self) -> np.ndarray:
+        """The model table (a live view; do not write)."""
+        return self._table("model_at", state.MODEL, self._counts["models"])
+
+    def snapshot(self) -> bytes:
+        """The whole memory."""
+        return self._memory.tobytes()
+
+    def restore(self, data: bytes) -> None:
+        """Puts a snapshot of the same workflow back."""
+        if len(data) != self._memory.size:
+            raise PitError(f"the snapshot has {len(data)} bytes; this workflow's Pit has {self._memory.size}")
+        self._memory[:] = np.frombuffer(data, np.uint8)
+
+    def state_hash(self) -> str:
+        """sha256 of the memory, with what is only a cache of the rest (slots) brought up to date first."""
+        self._encode()
+        return hashlib.sha256(self.snapshot()).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers for people and reports: clock (s), status, counts, spending, and the score as the Pit estimates it."""
+        hot, tasks, copies = self._hot[0], self.tasks(), self.copies()
+        score = observation.score_parts(self.observe_full())
+        return {
+            "now_seconds": self.now / 1e6,
+            "elapsed_seconds": (self.now - int(hot["t0"])) / 1e6 if hot["arrived"] else 0.0,
+            "status": STATUSES[self.status],
+            "tasks": len(tasks),
+            "done": int((tasks["state"] == DONE).sum()),
+            "calls": int(hot["next_call"]),
+            "in_flight": int(hot["n_calls"]),
+            "spent": int(hot["spent"]) / 1e6,
+            "warnings": int(hot["warnings"]),
+            "actions": int(hot["actions"]),
+            "ignored": int(hot["ignored"]),
+            "copies_loaded": int(np.isin(copies["state"], (WARM, ACTIVE)).sum()),
+            "lb_seconds": float(hot["lb"]) / 1e6,
+            **score,
+            "solved": self.status == SOLVED,
+        }
+
+    def observe_full(self) -> np.ndarray:
+        """The observation with every column filled, whatever the exposure, float32 (512,)."""
+        kept = int(self._hot["exposure"][0])
+        self._hot["exposure"] = len(EXPOSURES) - 1
+        try:
+            return self.observe()
+        finally:
+            self._hot["exposure"] = kept

@@ -1,0 +1,471 @@
+"""Slots, mask and the encoder: what an agent sees of a Pit. Columns are declared in `pit.layout`; nothing else is read.
+
+Values are computed in float64 and written as float32 at an address. It must not change anything but caches (slots, near demand).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from pit import arbitration, dag_tracker, pool_manager, stale_manager
+from pit.compiled import kernel
+from pit.layout import (
+    FULL,
+    GLOBAL_FEATURES,
+    GLOBAL_OFFSET,
+    HOLD,
+    LITE,
+    LOADING,
+    MAX_POOLS,
+    N_ACTIONS,
+    N_OBSERVATION,
+    N_POOL_FEATURES,
+    N_SLOT_FEATURES,
+    N_SLOTS,
+    N_VARIANTS,
+    N_VERBS,
+    NEVER,
+    ON,
+    OVERRUN_FACTOR,
+    OVERRUN_SPREADS,
+    POOL_FEATURES,
+    POOL_OFFSET,
+    PREMIUM,
+    SCORE_WEIGHTS,
+    SLOT_FEATURES,
+    STANDARD,
+    WAIT,
+    WARM,
+    columns,
+)
+from pit.pool_manager import HERE, LOAD, NO
+from pit.state import call, copy, model, near, ready, task, variant
+
+# Columns of one slot, of one pool, and of the globals that an exposure below theirs does not show, as (features of class 1, of class 2).
+_SLOT_CLASS = np.array([f.exposure for f in SLOT_FEATURES])
+_POOL_CLASS = np.array([f.exposure for f in POOL_FEATURES])
+_GLOBAL_CLASS = np.array([f.exposure for f in GLOBAL_FEATURES])
+_NAMES = {f.name: i for i, f in enumerate(GLOBAL_FEATURES)}
+_LAST = _NAMES["last_none"]
+
+
+@intrinsic
+def put(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
+    """Writes a float64 as float32 number `index` behind an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        f4 = context.get_value_type(types.float32)
+        where = context.cast(builder, args[1], signature.args[1], types.int64)
+        base = context.cast(builder, args[0], signature.args[0], types.int64)
+        pointer = builder.inttoptr(builder.add(base, builder.mul(where, where.type(4))), f4.as_pointer())
+        builder.store(context.cast(builder, args[2], signature.args[2], types.float32), pointer)
+        return context.get_dummy_value()
+
+    return types.void(address, index, value), codegen
+
+
+@intrinsic
+def put_byte(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
+    """Writes an integer as byte `index` behind an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        u1 = context.get_value_type(types.uint8)
+        where = context.cast(builder, args[1], signature.args[1], types.int64)
+        base = context.cast(builder, args[0], signature.args[0], types.int64)
+        pointer = builder.inttoptr(builder.add(base, where), u1.as_pointer())
+        builder.store(context.cast(builder, args[2], signature.args[2], types.uint8), pointer)
+        return context.get_dummy_value()
+
+    return types.void(address, index, value), codegen
+
+
+@intrinsic
+def clear(typingctx: Any, address: Any, size: Any) -> Any:
+    """Sets `size` bytes behind an address to zero."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base = context.cast(builder, args[0], signature.args[0], types.int64)
+        pointer = builder.inttoptr(base, cgutils.voidptr_t)
+        cgutils.memset(builder, pointer, context.cast(builder, args[1], signature.args[1], types.int64), 0)
+        return context.get_dummy_value()
+
+    return types.void(address, size), codegen
+
+
+@kernel
+def wait_legal(s):
+    """Whether `wait` may be chosen: something is in flight, loads, or is held; or nothing else can be done at all."""
+    return s.n_calls > 0 or s.n_loading > 0 or s.n_held > 0 or s.status != ON or s.arrived == 0
+
+
+@kernel
+def refresh_slots(s):
+    """Groups the ready tasks and finds each slot's legal verbs, if anything has changed since the last time."""
+    if s.slots_valid == 1:
+        return
+    s.slots_valid = 1
+    s.any_start = 0
+    arbitration.group_ready(s)
+    for g in range(s.n_slots):
+        slot = s.slots[g]
+        t = task(s, slot.head)
+        bits = 0
+        for k in range(N_VARIANTS):
+            row = 3 * t.function + k
+            v = variant(s, row)
+            slot.mode[k] = NO
+            if v.usable == 1:
+                planned = pool_manager.plan(s, row)
+                slot.mode[k] = planned & 3
+                slot.copy[k] = (planned >> 2) - 1
+                if planned & 3 != NO and t.hold_until == 0 and pool_manager.has_place(s, row):
+                    bits |= 1 << k
+        if bits != 0:
+            s.any_start = 1
+        if bits & (1 << STANDARD) and (s.verbs >> HOLD) & 1 and slot.mode[STANDARD] != HERE:
+            v = variant(s, 3 * t.function + STANDARD)
+            free = pool_manager.free_in(s, v.pool, v.model)
+            if 0.0 <= free <= model(s, v.model).load_est:
+                bits |= 1 << HOLD
+        slot.legal = bits
+
+
+@kernel
+def write_mask(s, out):
+    """Legal actions as 128 bytes at address `out`."""
+    clear(out, N_ACTIONS)
+    if s.status == ON and s.arrived == 1:
+        refresh_slots(s)
+        for g in range(s.n_slots):
+            bits = np.int64(s.slots[g].legal)
+            for verb in range(N_VERBS):
+                put_byte(out, g * N_VERBS + verb, (bits >> verb) & 1)
+    if wait_legal(s):
+        put_byte(out, WAIT, 1)
+
+
+@kernel
+def clip(x, low, high):
+    return min(max(x, low), high)
+
+
+@kernel
+def squash(x, unit):
+    """max(x, 0) / (max(x, 0) + unit): a duration on a scale where the mean call is one half."""
+    x = max(x, 0.0)
+    return x / (x + unit)
+
+
+@kernel
+def crowd(n, half):
+    """n / (n + half) of a count or a sum."""
+    return n / (n + half)
+
+
+@kernel
+def contrast(a, b):
+    """(a - b) / (a + b), 0 if both are 0: a ratio on [-1, 1]."""
+    return (a - b) / (a + b) if a + b > 0.0 else 0.0
+
+
+@kernel
+def near_demand(s):
+    """Per model: blocked tasks whose open inputs are all running, the sooner the more."""
+    for m in range(s.n_models):
+        model(s, m).near = 0.0
+    for k in range(s.n_near):
+        t = task(s, near(s, k).task)
+        m = variant(s, 3 * t.function + STANDARD).model
+        if m >= 0:
+            model(s, m).near += s.unit / (s.unit + max(0.0, t.near_time - s.now))
+
+
+@kernel
+def victim_demand(s, v):
+    """Ready and near demand of the copies that loading variant v's model would evict."""
+    demand = 0.0
+    budget = s.pools[v.pool].budget
+    if budget < 0:
+        return demand
+    b = s.budgets[budget]
+    room = b.capacity - b.used
+    victim = -1
+    while room < model(s, v.model).size:
+        victim = stale_manager.next_victim(s, budget, victim)
+        m = model(s, copy(s, victim).model)
+        room += m.size
+        demand += m.ready + m.near
+    return demand
+
+
+@kernel
+def encode_slot(s, g, at, path, work):
+    """The 25 features of slot g at float address `at`; `path` = cp_left, `work` = share of work left."""
+    slot = s.slots[g]
+    t = task(s, slot.head)
+    first = 3 * t.function
+    v = variant(s, first + STANDARD)
+    est = t.base[STANDARD] * v.ratio
+    put(at, 0, crowd(float(slot.count), 4.0))
+    if s.order_hidden == 0 and path > 0.0:
+        put(at, 1, min(1.0, t.rank / path))
+    put(at, 2, 1.0 if s.deadline == NEVER else clip((s.deadline - s.now - t.rank) / s.lb, -1.0, 1.0))
+    put(at, 3, work)
+    put(at, 4, squash(est, s.unit))
+    put(at, 5, clip(t.base[STANDARD] * v.deviation / est, 0.0, 1.0))
+    for k in range(N_VARIANTS):
+        if variant(s, first + k).usable == 1:
+            planned = np.int64(slot.mode[k]) + 4 * (np.int64(slot.copy[k]) + 1)
+            put(at, 6 + k, squash(pool_manager.start_delay(s, first + k, planned), s.unit))
+        else:
+            put(at, 6 + k, -1.0)
+    put(at, 9, 1.0)
+    if v.model >= 0:
+        m = model(s, v.model)
+        free = pool_manager.free_in(s, v.pool, v.model)
+        if free >= 0.0:
+            put(at, 9, squash(free, s.unit))
+        put(at, 10, crowd(float(m.live), 2.0))
+        put(at, 11, crowd(float(m.ready), 4.0))
+        put(at, 12, crowd(m.near, 4.0))
+        if slot.mode[STANDARD] == LOAD:
+            put(at, 13, crowd(victim_demand(s, v), 4.0))
+    for side in range(2):
+        k = LITE if side == 0 else PREMIUM
+        o = variant(s, first + k)
+        if o.usable == 1:
+            other = t.base[k] * o.ratio
+            put(at, 14 + side, contrast(other, est))
+            put(at, 16 + side, clip(o.quality - v.quality, -1.0, 1.0))
+            put(at, 18 + side, contrast(other * o.price, est * v.price))
+    put(at, 20, crowd(float(t.attempts), 2.0))
+    status = 0.0
+    if t.hold_until > 0:
+        status = 1.0
+    elif t.required == 0:
+        status = -1.0
+    put(at, 23, status)
+    put(at, 24, clip(v.code, -1.0, 1.0))
+
+
+@kernel
+def encode_pools(s, out):
+    """The 8 features of every pool."""
+    for p in range(s.n_pools):
+        pool = s.pools[p]
+        at = out + 4 * (POOL_OFFSET + p * N_POOL_FEATURES)
+        loading = 0
+        warm = 0
+        for i in range(s.n_copies):
+            c = copy(s, i)
+            if c.pool == p:
+                if c.state == LOADING:
+                    loading += 1
+                elif c.state == WARM:
+                    warm += 1
+        put(at, 0, crowd(float(pool.places), 8.0))
+        put(at, 1, (pool.places - pool.busy) / pool.places)
+        put(at, 2, crowd(float(loading), 2.0))
+        put(at, 3, crowd(float(warm), 2.0))
+        if s.exposure == FULL:
+            put(at, 5, pool.failures)
+            put(at, 6, clip(pool_manager.utilisation(s, p), 0.0, 1.0))
+            put(at, 7, 1.0 - pool.failures)
+
+
+@kernel
+def next_event(s):
+    """us until the next event is expected; -1.0 if none is."""
+    best = -1.0
+    for k in range(s.call_rows):
+        c = call(s, k)
+        if c.id >= 0 and c.start >= 0:
+            left = max(0.0, c.expected_end - s.now)
+            if best < 0.0 or left < best:
+                best = left
+    if s.n_loading > 0:
+        for i in range(s.n_copies):
+            c = copy(s, i)
+            if c.state == LOADING:
+                left = max(0.0, c.expected_loaded - s.now)
+                if best < 0.0 or left < best:
+                    best = left
+    if s.n_held > 0:
+        left = float(arbitration.next_hold(s) - s.now)
+        if best < 0.0 or left < best:
+            best = left
+    return best
+
+
+@kernel
+def overrun_calls(s):
+    """Started calls that have run longer than 1.5 x their estimate plus two spreads."""
+    n = 0
+    for k in range(s.call_rows):
+        c = call(s, k)
+        if c.id >= 0 and c.start >= 0 and s.now - c.start > OVERRUN_FACTOR * c.est + OVERRUN_SPREADS * c.spread:
+            n += 1
+    return n
+
+
+@kernel
+def retries_left(s):
+    """1 - the largest attempts of an unfinished task / max_attempts."""
+    worst = 0
+    if s.max_attempts == 0:
+        return 1.0
+    for i in range(s.n_tasks):
+        t = task(s, i)
+        if t.state < 3 and t.attempts > worst:
+            worst = t.attempts
+    return max(0.0, 1.0 - worst / s.max_attempts)
+
+
+@kernel
+def encode_first_slot(s, at):
+    """Full exposure only: what will be warm or free next, for the first slot; the next event."""
+    soon = next_event(s)
+    put(at, 29, squash(soon, s.unit) if soon >= 0.0 else 1.0)
+    warm = 1.0
+    room = 1.0
+    if s.n_slots > 0:
+        row = 3 * task(s, s.slots[0].head).function + STANDARD
+        v = variant(s, row)
+        if s.slots[0].mode[STANDARD] == HERE:
+            warm = 0.0
+        else:
+            free = pool_manager.free_in(s, v.pool, v.model)
+            if free >= 0.0:
+                warm = squash(free, s.unit)
+        if pool_manager.has_place(s, row):
+            room = 0.0
+        else:
+            free = pool_manager.room_in(s, v.pool)
+            if free >= 0.0:
+                room = squash(free, s.unit)
+    put(at, 30, warm)
+    put(at, 31, room)
+    put(at, 33, s.duration_error)
+    put(at, 34, s.load_error)
+    put(at, 35, s.failure_error)
+
+
+@kernel
+def encode_tail(s, at, path):
+    """Ready tasks that found no slot."""
+    work = 0.0
+    rank = 0.0
+    oldest = s.now
+    for k in range(s.n_ready):
+        t = task(s, ready(s, k).task)
+        if t.slot < 0:
+            work += t.work
+            rank = max(rank, t.rank)
+            oldest = min(oldest, t.ready_time)
+    put(at, 40, crowd(float(s.n_tail), 8.0))
+    put(at, 41, crowd(work, s.lb))
+    if path > 0.0:
+        put(at, 42, min(1.0, rank / path))
+    put(at, 43, squash(float(s.now - oldest), s.unit))
+
+
+@kernel
+def encode_globals(s, at, path, work):
+    """The 48 globals at float address `at`."""
+    elapsed = float(s.now - s.t0)
+    put(at, 0, crowd(elapsed, s.lb))
+    put(at, 1, 1.0 if s.deadline == NEVER else clip((s.deadline - s.now) / (s.deadline - s.t0), -1.0, 1.0))
+    put(at, 2, work)
+    put(at, 3, crowd(path, s.lb))
+    put(at, 4, s.required_left / max(1, s.n_required))
+    put(at, 5, crowd(float(s.n_ready), 8.0))
+    put(at, 6, crowd(float(s.n_calls), 8.0))
+    put(at, 7, crowd(float(overrun_calls(s)), 2.0))
+    put(at, 8, 1.0)
+    put(at, 9, 1.0)
+    put(at, 10, retries_left(s))
+    put(at, 11, crowd(float(s.zero_actions), 8.0))
+    put(at, _LAST + s.outcome, 1.0)
+    put(at, 20, s.hint_cold)
+    put(at, 22, s.hint_throttled)
+    sinks = max(1, s.n_sinks)
+    put(at, 24, clip(s.quality_done / sinks, 0.0, 1.0))
+    put(at, 26, max(0.0, 1.0 - s.warning_weight * s.warnings))
+    put(at, 28, crowd(float(s.warnings), 4.0))
+    if s.exposure > 0:
+        efficiency = 1.0
+        if s.upper_cost > 0.0:
+            efficiency = clip(1.0 - s.spent / s.upper_cost, 0.0, 1.0)
+        put(at, 25, efficiency)
+        left = max(path, s.work_left / s.all_places)
+        put(at, 27, min(1.0, s.lb / (elapsed + left)) if elapsed + left > 0.0 else 1.0)
+        full = 0
+        for p in range(s.n_pools):
+            if s.pools[p].busy >= s.pools[p].places:
+                full += 1
+        put(at, 32, full / s.n_pools)
+    if s.exposure == FULL:
+        encode_first_slot(s, at)
+    put(at, 36, 1.0 / (1.0 + 4.0) if s.status == ON else 0.0)
+    if s.n_tail > 0:
+        encode_tail(s, at, path)
+    if s.cp_start > 0.0:
+        put(at, 44, clip(1.0 - path / s.cp_start, 0.0, 1.0))
+    put(at, 45, s.sinks_done / sinks)
+    put(at, 46, crowd(float(s.n_tasks), 64.0))
+    put(at, 47, crowd(float(s.all_places), 8.0))
+
+
+@kernel
+def encode(s, out):
+    """The observation, 512 float32 at address `out`."""
+    clear(out, 4 * N_OBSERVATION)
+    if s.arrived == 0:
+        return
+    refresh_slots(s)
+    near_demand(s)
+    path = dag_tracker.path_left(s)
+    work = clip(s.work_left / s.work_total, 0.0, 1.0)
+    for g in range(s.n_slots):
+        at = out + 4 * g * N_SLOT_FEATURES
+        encode_slot(s, g, at, path, work)
+        if s.exposure == 0:
+            clear(at + 4 * 6, 4 * 8)  # the slot's resource indicators, columns 6-13
+    if s.exposure > 0:
+        encode_pools(s, out)
+    encode_globals(s, out + 4 * GLOBAL_OFFSET, path, work)
+
+
+# The kernel writes a block only if its class is exposed; these lines hold it to the declaration.
+assert list(np.flatnonzero(_SLOT_CLASS)) == list(range(6, 14)) and _SLOT_CLASS.max() == 1
+assert list(_POOL_CLASS) == [1, 1, 1, 1, 1, 2, 2, 2]
+assert list(np.flatnonzero(_GLOBAL_CLASS == 1)) == [25, 27, 32]
+assert list(np.flatnonzero(_GLOBAL_CLASS == 2)) == [29, 30, 31, 33, 34, 35]
+
+
+def score_parts(observation: np.ndarray, weights: tuple[float, float, float] = SCORE_WEIGHTS) -> dict[str, float]:
+    """The four score parts as the Pit estimates them and their total, from a fully exposed observation (512,) float32."""
+    parts = {
+        name: float(observation[GLOBAL_OFFSET + _NAMES[f"score_{name}"]])
+        for name in ("base", "efficiency", "stability", "optimization")
+    }
+    bonus = sum(w * parts[n] for w, n in zip(weights, ("efficiency", "stability", "optimization"), strict=True))
+    return {**parts, "total": parts["base"] * (1.0 + bonus) / (1.0 + sum(weights))}
+
+
+def obs_to_dict(observation: np.ndarray) -> dict[str, Any]:
+    """An observation (512,) by names: `{"slots": [{name: value}], "pools": [...], "globals": {...}}`; empty slots and pools left out."""
+    named: dict[str, Any] = {"slots": [], "pools": [], "globals": {}}
+    values = {name: float(x) for (name, _), x in zip(columns(), observation, strict=True)}
+    for kind, count, features in (("slot", N_SLOTS, SLOT_FEATURES), ("pool", MAX_POOLS, POOL_FEATURES)):
+        for i in range(count):
+            row = {f.name: values[f"{kind}{i}.{f.name}"] for f in features}
+            if row[features[0].name] != 0.0:
+                named[kind + "s"].append(row)
+    named["globals"] = {f.name: values[f.name] for f in GLOBAL_FEATURES}
+    return named

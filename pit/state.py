@@ -1,0 +1,244 @@
+"""The Pit's memory: one hot record, followed by an arena of tables with run-time lengths.
+
+Every table is declared here once, and its accessor beside it: `task(s, i)` is row i of the tasks of the Pit `s`.
+Offsets are relative to the record, so a Pit can be copied as bytes (clone, snapshot, restore).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pit.compiled import record_at, table
+from pit.layout import MAX_POOLS, N_SLOTS
+
+
+def _record(fields: list[Any]) -> np.dtype[Any]:
+    return np.dtype(fields, align=True)
+
+
+POOL = _record(
+    [
+        ("places", "i4"),
+        ("busy", "i4"),  # places taken
+        ("budget", "i4"),  # index of the memory budget, -1 = none
+        ("failures", "f8"),  # EWMA of failed calls, 0..1
+        ("utilisation", "f8"),  # EWMA at `settled`
+        ("settled", "i8"),  # us, when utilisation was last stored
+    ]
+)
+BUDGET = _record([("capacity", "i8"), ("used", "i8"), ("evictable", "i8")])  # memory units; evictable = size of warm copies
+SLOT = _record(
+    [
+        ("head", "i4"),  # task index
+        ("count", "i4"),  # members
+        ("key", "i8"),  # what the members share
+        ("legal", "u1"),  # bit per verb
+        ("mode", "u1", (3,)),  # how each variant would begin: see pool_manager
+        ("copy", "i2", (3,)),  # on which copy
+    ]
+)
+PIT = _record(
+    [
+        ("now", "i8"),  # us
+        ("t0", "i8"),  # us, arrival
+        ("deadline", "i8"),  # us after arrival until it arrives, then absolute; NEVER = none
+        ("horizon", "i8"),
+        ("spent", "i8"),  # micro-units
+        ("unit", "f8"),  # us, the mean call at arrival
+        ("lb", "f8"),  # us, LB_est at arrival
+        ("work_total", "f8"),  # us
+        ("work_left", "f8"),  # us
+        ("cp_start", "f8"),  # us
+        ("upper_cost", "f8"),  # micro-units
+        ("quality_flow", "f8"),
+        ("warning_weight", "f8"),
+        ("quality_done", "f8"),  # sum over done required sinks
+        ("duration_error", "f8"),
+        ("load_error", "f8"),
+        ("failure_error", "f8"),
+        ("task_at", "i4"),  # offsets of the tables, bytes behind this record's start
+        ("succ_at", "i4"),
+        ("pred_at", "i4"),
+        ("ready_at", "i4"),
+        ("near_at", "i4"),
+        ("variant_at", "i4"),
+        ("model_at", "i4"),
+        ("copy_at", "i4"),
+        ("call_at", "i4"),
+        ("command_at", "i4"),
+        ("size", "i4"),  # bytes of record and tables
+        ("n_tasks", "i4"),
+        ("n_functions", "i4"),
+        ("n_models", "i4"),
+        ("n_pools", "i4"),
+        ("n_budgets", "i4"),
+        ("n_copies", "i4"),  # rows of the copy table
+        ("all_places", "i4"),
+        ("n_ready", "i4"),
+        ("n_near", "i4"),
+        ("n_held", "i4"),
+        ("n_calls", "i4"),  # in flight
+        ("call_rows", "i4"),  # rows of the call table that may be taken
+        ("n_idle", "i4"),  # idle rows of the copy table
+        ("n_loading", "i4"),
+        ("n_commands", "i4"),
+        ("next_call", "i4"),
+        ("n_required", "i4"),
+        ("required_left", "i4"),
+        ("n_sinks", "i4"),  # required sinks
+        ("sinks_done", "i4"),
+        ("finishes", "i4"),  # since ranks were computed
+        ("actions", "i4"),
+        ("zero_actions", "i4"),  # since the clock moved
+        ("warnings", "i4"),
+        ("ignored", "i4"),
+        ("max_attempts", "i4"),
+        ("n_slots", "i4"),
+        ("n_tail", "i4"),  # ready tasks without a slot
+        ("verbs", "u1"),  # bit per enabled verb
+        ("exposure", "u1"),
+        ("order_hidden", "u1"),
+        ("status", "u1"),
+        ("arrived", "u1"),
+        ("waiting", "u1"),
+        ("outcome", "u1"),
+        ("hint_cold", "u1"),
+        ("hint_throttled", "u1"),
+        ("drift", "u1"),
+        ("slots_valid", "u1"),
+        ("any_start", "u1"),  # some slot's start is legal
+        ("pools", POOL, (MAX_POOLS,)),
+        ("budgets", BUDGET, (MAX_POOLS,)),
+        ("slots", SLOT, (N_SLOTS,)),
+    ]
+)
+TASK = _record(
+    [
+        ("base", "f8", (3,)),  # us, per variant
+        ("rank", "f8"),  # us
+        ("work", "f8"),  # us
+        ("near_time", "f8"),  # us, latest expected end among calls of its inputs
+        ("ready_time", "i8"),  # us
+        ("hold_until", "i8"),  # us, 0 = not held
+        ("hint", "f8"),  # us, 0 = none
+        ("quality", "f8"),  # of its artifact
+        ("artifact_size", "i8"),
+        ("artifact_time", "i8"),  # us
+        ("succ_from", "i4"),
+        ("succ_to", "i4"),
+        ("pred_from", "i4"),
+        ("pred_to", "i4"),
+        ("function", "i2"),
+        ("open_inputs", "i2"),
+        ("running_inputs", "i2"),
+        ("attempts", "i2"),
+        ("version", "i2"),  # of its artifact
+        ("slot", "i1"),
+        ("state", "u1"),
+        ("required", "u1"),
+        ("bucket", "u1"),
+        ("near", "u1"),
+    ]
+)
+INDEX = _record([("task", "i4")])
+VARIANT = _record(
+    [
+        ("nominal", "f8"),  # us
+        ("quality", "f8"),
+        ("price", "i8"),  # micro-units per second
+        ("n", "f8"),  # observed / hinted ratios: count, sum, sum of squares
+        ("s", "f8"),
+        ("ss", "f8"),
+        ("ratio", "f8"),  # (2 + s) / (2 + n)
+        ("deviation", "f8"),  # sqrt(max(var, 0))
+        ("ranked_ratio", "f8"),  # ratio when ranks were computed
+        ("code", "f8"),
+        ("pool", "i2"),
+        ("model", "i2"),  # -1 = none
+        ("units", "i2"),
+        ("usable", "u1"),
+    ]
+)
+MODEL = _record(
+    [
+        ("size", "i8"),  # memory units
+        ("price", "i8"),  # micro-units per second of loading
+        ("nominal", "f8"),  # us
+        ("n", "f8"),
+        ("s", "f8"),
+        ("load_est", "f8"),  # us
+        ("near", "f8"),  # near-future demand, filled by the encoder
+        ("serves", "i4"),  # calls at once per copy
+        ("ready", "i4"),  # ready tasks whose standard model this is
+        ("live", "i4"),  # copies loading, warm or active
+    ]
+)
+COPY = _record(
+    [
+        ("last_used", "i8"),  # us
+        ("load_est", "f8"),  # us, made at dispatch
+        ("expected_loaded", "f8"),  # us
+        ("pool", "i2"),
+        ("model", "i2"),
+        ("budget", "i2"),
+        ("users", "i2"),
+        ("state", "u1"),
+    ]
+)
+CALL = _record(
+    [
+        ("start", "i8"),  # us; -1 = waits for its load
+        ("est", "f8"),  # us
+        ("spread", "f8"),  # us
+        ("expected_end", "f8"),  # us
+        ("id", "i4"),  # -1 = free row
+        ("task", "i4"),
+        ("function", "i2"),
+        ("variant", "i2"),
+        ("pool", "i2"),
+        ("copy", "i2"),  # -1 = no model
+        ("model", "i2"),
+        ("units", "i2"),
+        ("cold", "u1"),
+    ]
+)
+COMMAND = _record([(name, "i4") for name in ("kind", "call", "task", "function", "variant", "pool", "copy", "model")])
+EVENT = _record(
+    [("kind", "i4"), ("subject", "i4"), ("error", "i4"), ("elapsed", "i8"), ("quality", "f8"), ("size", "i8"), ("price", "i8")]
+)
+
+pit_at = record_at(PIT)
+event_at = record_at(EVENT)
+task = table(PIT, "task_at", TASK)
+successor = table(PIT, "succ_at", INDEX)
+predecessor = table(PIT, "pred_at", INDEX)
+ready = table(PIT, "ready_at", INDEX)
+near = table(PIT, "near_at", INDEX)
+variant = table(PIT, "variant_at", VARIANT)  # row = function * 3 + variant
+model = table(PIT, "model_at", MODEL)
+copy = table(PIT, "copy_at", COPY)
+call = table(PIT, "call_at", CALL)
+command = table(PIT, "command_at", COMMAND)
+
+
+def tables(tasks: int, edges: int, functions: int, models: int, copies: int, places: int) -> tuple[dict[str, int], int]:
+    """Offsets of all tables for these capacities, and the bytes of record and tables together (a multiple of 64)."""
+    rows = (
+        ("variant_at", VARIANT, 3 * functions),
+        ("model_at", MODEL, models),
+        ("copy_at", COPY, copies),
+        ("call_at", CALL, places),
+        ("ready_at", INDEX, tasks),
+        ("near_at", INDEX, tasks),
+        ("task_at", TASK, tasks),
+        ("succ_at", INDEX, edges),
+        ("pred_at", INDEX, edges),
+        ("command_at", COMMAND, places + 2 * copies + 4),
+    )
+    offsets, end = {}, PIT.itemsize
+    for name, dtype, count in rows:
+        offsets[name] = end
+        end += -(-dtype.itemsize * count // 8) * 8
+    return offsets, -(-end // 64) * 64
