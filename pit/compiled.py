@@ -19,6 +19,7 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
+from numba.core import cgutils
 from numba.core import config as numba_config
 from numba.extending import intrinsic
 
@@ -115,3 +116,16 @@ def address_of(typingctx: Any, record: Any) -> Any:
 
     return types.int64(record), codegen
 
+
+
+@intrinsic
+def copy_bytes(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
+    """Copies `size` bytes from one address to another."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, b, n = (context.cast(builder, x, t, types.int64) for x, t in zip(args, signature.args, strict=True))
+        to, fro = (builder.inttoptr(x, cgutils.voidptr_t) for x in (a, b))
+        cgutils.raw_memcpy(builder, to, fro, n, 1)
+        return context.get_dummy_value()
+
+    return types.void(target, source, size), codegen

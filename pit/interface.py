@@ -286,9 +286,15 @@ class Pit:
         self._observation = np.zeros(N_OBSERVATION, np.float32)
         self._mask = np.zeros(N_ACTIONS, np.uint8)
         self._hot = self._memory[: state.PIT.itemsize].view(state.PIT)
+        self._commands: list[Command] = []
 
     def _call(self, operation: int, value: int = 0, theta: float = 0.0, first: int = 0, second: int = 0) -> int:
-        return int(drive(self._address, operation, value, self._event.ctypes.data, first, second, theta))
+        result = int(drive(self._address, operation, value, self._event.ctypes.data, first, second, theta))
+        if n := int(self._hot["n_commands"][0]):  # the kernel's buffer holds what one operation can say: empty it each time
+            rows = self._table("command_at", state.COMMAND, n)
+            self._commands += [Command(*(int(x) for x in row)) for row in rows.tolist()]
+            self._hot["n_commands"] = 0
+        return result
 
     def act(self, action: int) -> None:
         """One decision, 0..127."""
@@ -331,10 +337,8 @@ class Pit:
 
     def commands(self) -> list[Command]:
         """The commands since the last call, in order."""
-        n = int(self._hot["n_commands"][0])
-        rows = self._table("command_at", state.COMMAND, n)
-        self._hot["n_commands"] = 0
-        return [Command(*(int(x) for x in row)) for row in rows.tolist()]
+        commands, self._commands = self._commands, []
+        return commands
 
     def _table(self, name: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
         start = self._offsets[name]
@@ -386,9 +390,17 @@ class Pit:
         self._memory[:] = np.frombuffer(data, np.uint8)
 
     def state_hash(self) -> str:
-        """sha256 of the memory, with what is only a cache of the rest (slots) brought up to date first."""
-        self._encode()
-        return hashlib.sha256(self.snapshot()).hexdigest()
+        """sha256 of the memory without what is only a cache of the rest (slots, near demand, old commands)."""
+        memory = self._memory.copy()
+        hot = memory[: state.PIT.itemsize].view(state.PIT)
+        for cache in ("slots", "slots_valid", "any_start", "n_slots", "n_tail"):
+            hot[cache] = np.zeros((), hot[cache].dtype)
+        start = self._offsets["model_at"]
+        memory[start : start + self._counts["models"] * state.MODEL.itemsize].view(state.MODEL)["near"] = 0
+        tasks = memory[self._offsets["task_at"] :][: self._counts["tasks"] * state.TASK.itemsize].view(state.TASK)
+        tasks["slot"] = 0
+        memory[self._offsets["command_at"] :] = 0
+        return hashlib.sha256(memory.tobytes()).hexdigest()
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers for people and reports: clock (s), status, counts, spending, and the score as the Pit estimates it."""

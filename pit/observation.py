@@ -99,8 +99,8 @@ def clear(typingctx: Any, address: Any, size: Any) -> Any:
 
 @kernel
 def wait_legal(s):
-    """Whether `wait` may be chosen: something is in flight, loads, or is held; or nothing else can be done at all."""
-    return s.n_calls > 0 or s.n_loading > 0 or s.n_held > 0 or s.status != ON or s.arrived == 0
+    """Whether `wait` may be chosen: something is in flight, loads, cools down or is held; or nothing else can be done at all."""
+    return s.n_calls > 0 or s.n_loading + s.n_cooling + s.n_held > 0 or s.status != ON or s.arrived == 0
 
 
 @kernel

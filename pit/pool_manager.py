@@ -130,12 +130,15 @@ def drop_copy(s, i, state):
     c.users = 0
     if state == IDLE:
         s.n_idle += 1
+    else:
+        s.n_cooling += 1
 
 
 @kernel
 def idle_copy(s, i):
     """Cooldown has ended."""
     copy(s, i).state = IDLE
+    s.n_cooling -= 1
     s.n_idle += 1
 
 

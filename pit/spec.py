@@ -275,6 +275,8 @@ def read_workflow(path: str | Path) -> WorkflowSpec:
 def order_tasks(workflow: WorkflowSpec) -> WorkflowSpec:
     """The same workflow with its tasks in topological order (stable). Raises `PitError` on a cycle or an unknown name."""
     index: dict[str, int] = {}
+    if all(t.optional for t in workflow.tasks):
+        raise PitError("tasks: all are optional; at least one must be required")
     for i, t in enumerate(workflow.tasks):
         if t.id in index:
             raise PitError(f"tasks.{i}.id {t.id!r} stands twice; give every task its own id")

@@ -83,6 +83,7 @@ PIT = _record(
         ("call_rows", "i4"),  # rows of the call table that may be taken
         ("n_idle", "i4"),  # idle rows of the copy table
         ("n_loading", "i4"),
+        ("n_cooling", "i4"),
         ("n_commands", "i4"),
         ("next_call", "i4"),
         ("n_required", "i4"),

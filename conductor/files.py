@@ -1,0 +1,55 @@
+"""Canonical JSON and files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from conductor.errors import ConductorError
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys, no white space, no NaN, ASCII, one newline at the end: equal values give equal bytes."""
+    return (json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n").encode()
+
+
+def digest(value: Any) -> str:
+    """The sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def parse_canonical(content: bytes, where: str) -> Any:
+    """Read canonical JSON. Raises ConductorError, naming `where`, for text that is not JSON or not canonical (double keys, NaN, spaces)."""
+    try:
+        value = json.loads(content)
+        same = canonical(value) == content
+    except (ValueError, RecursionError) as error:
+        raise ConductorError(f"{where}: is not canonical JSON: {error}") from error
+    if not same:
+        raise ConductorError(f"{where}: is not canonical JSON (sorted keys, no white space, one newline at the end)")
+    return value
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_once(path: Path, content: bytes) -> None:
+    """Write a file so that it appears whole and durable, or not at all; one that exists already is left as it is."""
+    if path.exists():
+        return
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(scratch, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(scratch, path)
+    sync_directory(path.parent)

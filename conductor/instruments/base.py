@@ -1,0 +1,99 @@
+"""What an instrument is: one class with one method, made and called inside a worker process.
+
+An installed package adds a kind with an entry point of the group `function_quest.instruments` (name = kind, value = the class);
+a workflow then says `instruments: {functions: {draft: {kind: NAME, ...}}}` and the other keys become the class's arguments.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+GROUP = "function_quest.instruments"
+BUILT_IN = {
+    "python": "conductor.instruments.python:PythonInstrument",
+    "command": "conductor.instruments.command:CommandInstrument",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call, as an instrument sees it."""
+
+    key: str  # idempotency key, the same in every attempt: a side effect that was done under it need not be done again
+    task: str
+    function: str
+    variant: str  # "lite", "standard" or "premium"
+    attempt: int  # 1, 2, ...
+    args: dict[str, Any]  # of the task
+    inputs: dict[str, Any]  # task id -> output, for every finished task of `after`
+    seconds: float  # time limit; an instrument may end the call itself then, a second later its worker is killed
+    folder: Path  # `files/` of the run: where files may be written
+    base: Path  # the folder of the workflow file
+    model: Any = None  # what the model's `load` returned, in this very process
+
+
+@dataclass(frozen=True)
+class Result:
+    """An output (any JSON value) with its measured quality in [0, 1]; None if nothing measured it."""
+
+    value: Any
+    quality: float | None = None
+
+
+class CallError(Exception):
+    """Ends a call with one of the Pit's errors: `error`, `timeout`, `throttled`, `precondition`, `access`, `invalid`."""
+
+    def __init__(self, text: str, kind: str = "error") -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Instrument(ABC):
+    """One way to run functions. The constructor takes the workflow's keys and raises ValueError with a sentence if they are wrong."""
+
+    @abstractmethod
+    def call(self, job: Job) -> Any:
+        """Do the work; returns a JSON value or a `Result`. An exception ends the call as failed, `CallError` with a chosen error."""
+
+
+def resolve(name: str) -> Any:
+    """`"module:function"` -> the object. Raises ValueError with a sentence if there is none."""
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        raise ValueError(f"{name!r} is not of the form module:function")
+    try:
+        module = import_module(module_name)
+    except Exception as error:  # a user's module may raise anything while it is imported
+        raise ValueError(f"module {module_name} of {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        raise ValueError(f"module {module_name} has no {attribute} (from {name!r})")
+    return getattr(module, attribute)
+
+
+def resolve_callable(name: str) -> Callable[..., Any]:
+    """As `resolve`, for something that can be called."""
+    function = resolve(name)
+    if not callable(function):
+        raise ValueError(f"{name!r} is a {type(function).__name__}, not a function")
+    return function
+
+
+def make_instrument(kind: str, options: dict[str, Any]) -> Instrument:
+    """The instrument of a kind. Raises ValueError with a sentence for an unknown kind or wrong options."""
+    if kind in BUILT_IN:
+        found = resolve(BUILT_IN[kind])
+    else:
+        entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+        if kind not in entries:
+            raise ValueError(f"kind {kind!r} is unknown; known are {', '.join(sorted({*BUILT_IN, *entries}))}")
+        found = entries[kind].load()
+    try:
+        return found(**options)
+    except TypeError as error:
+        raise ValueError(f"kind {kind!r}: {error}") from error

@@ -1,0 +1,117 @@
+"""A worker process: loads a model, makes instruments, does calls. Speaks JSON lines: requests on stdin, replies on what was stdout.
+
+It dies with the conductor: at the end of its input it kills the programs that it started, then its whole process group.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from conductor.instruments.base import CallError, Instrument, Job, Result, make_instrument, resolve_callable
+from conductor.instruments.command import kill_all
+
+MAX_TEXT = 2000  # characters of an error's text
+
+
+class Server:
+    """One process, at most one model, `threads` calls at once."""
+
+    def __init__(self, base: Path, folder: Path, threads: int) -> None:
+        self._base, self._folder = base, folder
+        self._model: Any = None
+        self._instruments: dict[str, Instrument] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(threads)
+        # Requests and replies get descriptors of their own; what a user's code prints goes to the log, what it reads is empty.
+        self._requests = os.fdopen(os.dup(0), "rb")
+        self._replies = os.fdopen(os.dup(1), "wb")
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(2, 1)
+
+    def serve(self) -> None:
+        """Read requests until the conductor closes the pipe or is gone."""
+        for line in self._requests:
+            request = json.loads(line)
+            self._pool.submit(self._answer, request)
+        kill_all()
+        os.killpg(0, signal.SIGKILL)
+
+    def _answer(self, request: dict[str, Any]) -> None:
+        begin = time.perf_counter_ns()
+        reply: dict[str, Any] = {"id": request["id"], "error": "ok", "text": "", "value": None, "quality": None}
+        try:
+            result = getattr(self, f"_do_{request['do']}")(request)
+            if isinstance(result, Result):
+                reply["quality"] = _quality(result.quality)
+                result = result.value
+            reply["value"] = result
+            line = json.dumps(reply, allow_nan=False)
+        except CallError as error:
+            line = _failure(reply, error.kind, str(error))
+        except (TypeError, ValueError, RecursionError) as error:
+            known = isinstance(reply["value"], type(None))
+            text = f"{type(error).__name__}: {error}" if known else f"the output is no JSON value: {error}"
+            line = _failure(reply, "error" if known else "invalid", text)
+            traceback.print_exc()
+        except BaseException as error:  # a user's code may raise anything, also SystemExit
+            line = _failure(reply, "error", f"{type(error).__name__}: {error}")
+            traceback.print_exc()
+        elapsed = max(1, (time.perf_counter_ns() - begin) // 1000)
+        with self._lock:
+            self._replies.write(f'{{"elapsed":{elapsed},{line[1:]}\n'.encode())
+            self._replies.flush()
+
+    def _do_check(self, request: dict[str, Any]) -> list[str]:
+        """Make every instrument and find every loader; returns the sentences of those that cannot be."""
+        faults = []
+        for name, spec in request["functions"].items():
+            try:
+                self._instrument(name, spec)
+            except ValueError as error:
+                faults.append(f"instruments.functions.{name}: {error}")
+        for name, spec in request["models"].items():
+            try:
+                resolve_callable(spec["load"])
+            except ValueError as error:
+                faults.append(f"instruments.models.{name}: {error}")
+        return faults
+
+    def _do_load(self, request: dict[str, Any]) -> None:
+        self._model = resolve_callable(request["load"])(**request["args"])
+
+    def _do_call(self, request: dict[str, Any]) -> Any:
+        job = Job(**request["job"], folder=self._folder, base=self._base, model=self._model)
+        return self._instrument(job.function, request["instrument"]).call(job)
+
+    def _instrument(self, name: str, spec: dict[str, Any]) -> Instrument:
+        with self._lock:
+            if name not in self._instruments:
+                self._instruments[name] = make_instrument(spec["kind"], spec["options"])
+            return self._instruments[name]
+
+
+def _quality(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise CallError(f"quality is {value!r}; a number in [0, 1] is needed", "invalid")
+    return float(value)
+
+
+def _failure(reply: dict[str, Any], kind: str, text: str) -> str:
+    return json.dumps({**reply, "error": kind, "text": text[:MAX_TEXT], "value": None, "quality": None})
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[1])
+    Server(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])).serve()

@@ -1,0 +1,248 @@
+"""The lifecycle of real workers: one process per copy of a model (loading, ready, gone), and plain ones for functions without a model.
+
+It carries out the Pit's commands and reports what really happened, in the order in which it happened. It knows processes and
+clocks, and nothing of tasks, journals or decisions. A copy whose process dies while the Pit holds it for loaded is loaded
+again, and its calls wait for that: the Pit stays true.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from conductor.errors import ConductorError
+from conductor.instruments.process import Worker
+from conductor.workflow import ModelPlan, Plan
+
+GRACE = 1.0  # s between a call's time limit and the end of its worker
+
+
+class Report(NamedTuple):
+    """What happened: `loaded`, `load_failed`, `unloaded` and `reload` name a copy, `finished` a call; `elapsed` in microseconds."""
+
+    kind: str
+    subject: int
+    error: str = "ok"
+    elapsed: int = 0
+    value: Any = None
+    quality: float | None = None
+    text: str = ""
+
+
+@dataclass
+class _Place:
+    """A worker and what it does: requests in flight, and for a copy its model and the calls that wait for a reload."""
+
+    worker: Worker
+    alive: bool = True
+    model: str = ""
+    copy: int = -1
+    state: str = "ready"  # "loading" (the Pit waits), "reloading" (the Pit does not know), "ready", "broken" (the reload failed)
+    load: int = -1  # request number of the load in flight
+    load_until: float = 0.0
+    begun: float = 0.0
+    calls: dict[int, tuple[int, float]] = field(default_factory=dict)  # request -> (call, killed at)
+    begins: dict[int, float] = field(default_factory=dict)  # call -> monotonic s
+    waiting: list[tuple[int, dict[str, Any], float]] = field(default_factory=list)
+
+
+class ModelManager:
+    """Workers of one run. `serves` says how many calls at once a copy of each model takes."""
+
+    def __init__(self, plan: Plan, serves: dict[str, int], base: Path, folder: Path) -> None:
+        """`base`: where modules are found; `folder`: of the run, gets `files/` (working directory of all calls) and `logs/`."""
+        self._plan, self._serves, self._base = plan, serves, base
+        self._files, self._logs = folder / "files", folder / "logs"
+        self._files.mkdir(exist_ok=True)
+        self._logs.mkdir(exist_ok=True)
+        self._selector = selectors.DefaultSelector()
+        self._copies: dict[int, _Place] = {}
+        self._plain: list[_Place] = []
+        self._reports: deque[Report] = deque()
+        self._spawned = 0
+
+    def check(self, functions: list[str], models: list[str], where: str) -> None:
+        """Make every instrument once in a worker, which then serves. Raises ConductorError with the first fault's sentence."""
+        place = self._spawn(1)
+        self._plain.append(place)
+        place.worker.send({
+            "do": "check",
+            "functions": {name: self._plan.functions[name].instrument() for name in functions},
+            "models": {name: {"load": self._plan.models[name].load} for name in models},
+        })  # fmt: skip
+        replies: list[dict[str, Any]] | None = []
+        deadline = time.monotonic() + 60
+        while replies == [] and time.monotonic() < deadline:
+            self._selector.select(1.0)
+            replies = place.worker.receive()
+        if not replies or replies[0]["error"] != "ok":
+            text = replies[0]["text"] if replies else f"a worker process ended or did not answer; see {self._logs}"
+            raise ConductorError(f"{where}: instruments cannot be checked: {text}")
+        if replies[0]["value"]:
+            raise ConductorError(f"{where}: {replies[0]['value'][0]}")
+
+    def load(self, copy: int, model: str) -> None:
+        """Start a process for a copy and load its model; `loaded` or `load_failed` follows."""
+        self._copies[copy] = self._load(copy, model, "loading")
+
+    def reload(self, copy: int, model: str, reason: str) -> None:
+        """Load a copy that the Pit holds for loaded; a `reload` report says so, calls wait until it is ready."""
+        old = self._copies.get(copy)
+        place = self._load(copy, model, "reloading")
+        if old is not None:
+            place.waiting = old.waiting
+        self._copies[copy] = place
+        self._reports.append(Report("reload", copy, text=reason, value=model))
+
+    def unload(self, copy: int) -> None:
+        """End a copy's process; its memory is free on return, and `unloaded` follows."""
+        place = self._copies.pop(copy, None)
+        if place is not None:
+            self._end(place)
+        self._reports.append(Report("unloaded", copy))
+
+    def start(self, call: int, copy: int, job: dict[str, Any]) -> None:
+        """Begin a call on its copy (-1: on a plain worker); `finished` follows. `job`: the fields of a Job that are JSON."""
+        request = {"do": "call", "job": job, "instrument": self._plan.functions[job["function"]].instrument()}
+        if copy >= 0:
+            place = self._copies[copy]
+            if place.state == "broken":
+                self.reload(copy, place.model, "the last reload failed")
+                place = self._copies[copy]
+        else:
+            place = next((p for p in self._plain if not p.calls), None) or self._spawn(1)
+            if place not in self._plain:
+                self._plain.append(place)
+        if place.state == "ready":
+            self._send(place, call, request, job["seconds"])
+        else:
+            place.waiting.append((call, request, job["seconds"]))
+
+    def poll(self, seconds: float | None) -> list[Report]:
+        """What happened since the last poll, in order; waits up to `seconds` (None: as long as it takes) if nothing has."""
+        until = None if seconds is None else time.monotonic() + seconds
+        while not self._reports:
+            now = time.monotonic()
+            if until is not None and now >= until:
+                break
+            limits = [limit for place in self._places() for limit in self._limits(place)]
+            wake = min([*limits, *([until] if until is not None else [])], default=None)
+            for key, _ in self._selector.select(None if wake is None else max(0.0, wake - now)):
+                self._receive(key.data)
+            self._expire(time.monotonic())
+        reports = list(self._reports)
+        self._reports.clear()
+        return reports
+
+    def busy(self) -> bool:
+        """Whether anything can still be reported without a new command."""
+        return bool(self._reports) or any(place.calls or place.waiting or place.load >= 0 for place in self._places())
+
+    def close(self) -> None:
+        """End every worker."""
+        for place in self._places():
+            self._end(place)
+        self._copies.clear()
+        self._plain.clear()
+        self._selector.close()
+
+    # ------------------------------------------------------------------ workers
+    def _places(self) -> list[_Place]:
+        return [*self._copies.values(), *self._plain]
+
+    def _spawn(self, threads: int) -> _Place:
+        self._spawned += 1
+        worker = Worker(self._base, self._files, self._logs / f"worker-{self._spawned}.log", threads)
+        place = _Place(worker)
+        self._selector.register(worker, selectors.EVENT_READ, place)
+        return place
+
+    def _load(self, copy: int, model: str, state: str) -> _Place:
+        plan: ModelPlan = self._plan.models[model]
+        place = self._spawn(self._serves[model])
+        place.copy, place.model, place.state = copy, model, state
+        place.begun = time.monotonic()
+        place.load_until = place.begun + plan.seconds
+        place.load = place.worker.send({"do": "load", "load": plan.load, "args": plan.args})
+        return place
+
+    def _send(self, place: _Place, call: int, request: dict[str, Any], seconds: float) -> None:
+        now = time.monotonic()
+        place.calls[place.worker.send(request)] = (call, now + seconds + GRACE)
+        place.begins[call] = now
+
+    def _end(self, place: _Place) -> int:
+        if not place.alive:
+            return 0
+        place.alive = False
+        self._selector.unregister(place.worker)
+        return place.worker.end()
+
+    # ------------------------------------------------------------------ what happens
+    def _receive(self, place: _Place) -> None:
+        if not place.alive:  # ended since the selector saw it
+            return
+        replies = place.worker.receive()
+        for reply in replies or ():
+            if reply["id"] == place.load:
+                self._load_ended(place, reply["error"], reply["text"])
+            elif reply["id"] in place.calls:
+                call, _ = place.calls.pop(reply["id"])
+                del place.begins[call]
+                self._reports.append(
+                    Report("finished", call, reply["error"], reply["elapsed"], reply["value"], reply["quality"], reply["text"])
+                )
+        if replies is None:
+            self._gone(place, "", "error")
+
+    def _load_ended(self, place: _Place, error: str, text: str) -> None:
+        place.load = -1
+        elapsed = max(1, int(1e6 * (time.monotonic() - place.begun)))
+        waiting, place.waiting = place.waiting, []
+        pit_waits = place.state == "loading"
+        if error == "ok":
+            place.state = "ready"
+            if pit_waits:
+                self._reports.append(Report("loaded", place.copy, elapsed=elapsed))
+            for call, request, seconds in waiting:
+                self._send(place, call, request, seconds)
+            return
+        place.state = "broken"
+        self._end(place)
+        if pit_waits:
+            del self._copies[place.copy]
+            self._reports.append(Report("load_failed", place.copy, error, elapsed, text=text))
+        for call, _, _ in waiting:
+            self._reports.append(Report("finished", call, "load", text=text))
+
+    def _gone(self, place: _Place, why: str, error: str, victim: int = -1) -> None:
+        """The worker ended, or is ended now for `victim`'s sake: its calls are over, a load has failed, a copy is loaded again."""
+        status = self._end(place)
+        text = why or f"the worker process ended by itself (status {status}); see {self._logs}"
+        now = time.monotonic()
+        for call, _ in place.calls.values():
+            kind = error if victim in (-1, call) else "lost"
+            self._reports.append(Report("finished", call, kind, max(1, int(1e6 * (now - place.begins[call]))), text=text))
+        place.calls.clear()
+        if place.copy < 0:
+            self._plain.remove(place)
+        elif place.load >= 0:
+            self._load_ended(place, error, text)
+        else:
+            self.reload(place.copy, place.model, text)
+
+    def _expire(self, now: float) -> None:
+        for place in self._places():
+            late = [call for call, limit in place.calls.values() if limit <= now]
+            if late:
+                self._gone(place, "the call did not end within its time limit", "timeout", late[0])
+            elif place.load >= 0 and place.load_until <= now:
+                self._gone(place, f"model {place.model} did not load within its time limit", "timeout")
+
+    @staticmethod
+    def _limits(place: _Place) -> list[float]:
+        return [limit for _, limit in place.calls.values()] + ([place.load_until] if place.load >= 0 else [])

@@ -1,0 +1,190 @@
+"""The Pit as a run sees it: names instead of codes, the calls in flight, and the fold of a journal's rows back into a Pit.
+
+Live and on resume the same methods are called in the same order, so a fold gives every observation and mask again, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import ValidationError
+
+from conductor.errors import ConductorError
+from conductor.files import digest
+from conductor.journal import Row
+from pit import layout
+from pit.errors import PitError
+from pit.interface import Command, Event, Pit
+from pit.spec import WorkflowSpec
+
+
+class Call(NamedTuple):
+    """A call that was started: indices of the Pit, the number of its attempt (1, 2, ...) and when, in microseconds."""
+
+    call: int
+    task: int
+    function: int
+    variant: int
+    copy: int
+    attempt: int
+    started: int
+
+
+def array_digest(array: np.ndarray) -> str:
+    """The sha256 of an array's bytes."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+class PitInterface:
+    """One run's Pit and the little that the conductor must know besides."""
+
+    def __init__(self, workflow: WorkflowSpec, exposure: str) -> None:
+        """Raises ConductorError for what the Pit refuses."""
+        try:
+            self.pit = Pit(workflow, exposure=exposure)
+        except PitError as error:
+            raise ConductorError(str(error)) from error
+        self.workflow = workflow
+        self.calls: dict[int, Call] = {}  # started and not finished
+        self.starts = [0] * len(workflow.tasks)  # calls of each task so far
+        self.outputs: dict[str, str] = {}  # task id -> digest of its output
+        self._commands: list[Command] = []
+        if list(self.pit.task_ids) != [task.id for task in workflow.tasks]:
+            raise ConductorError(f"workflow {workflow.name}: the tasks are not in the Pit's order")
+
+    def event(self, time: int, event: Event, output: str = "") -> bool:
+        """The clock goes to `time` and something happened; `output` is the digest of a finished call's output."""
+        self.pit.advance(time)
+        applied = self.pit.apply(event)
+        if event.kind == layout.FINISHED:
+            call = self.calls.pop(event.subject, None)
+            if applied and call is not None and event.error == layout.OK:
+                self.outputs[self.pit.task_ids[call.task]] = output
+        self._take()
+        return applied
+
+    def act(self, time: int, action: int) -> None:
+        """The clock goes to `time` and an action is taken."""
+        self.pit.advance(time)
+        self.pit.act(action)
+        self._take()
+
+    def commands(self) -> list[Command]:
+        """The commands since the last call, in order."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def _take(self) -> None:
+        for command in self.pit.commands():
+            if command.kind == layout.CMD_START:
+                self.starts[command.task] += 1
+                self.calls[command.call] = Call(
+                    command.call, command.task, command.function, command.variant, command.copy,
+                    self.starts[command.task], self.pit.now,
+                )  # fmt: skip
+            self._commands.append(command)
+
+    def intent(self, call: Call, run: str) -> dict[str, Any]:
+        """The journal's payload for the start of a call. The key is the same in every attempt."""
+        task = self.pit.task_ids[call.task]
+        return {
+            "call": call.call,
+            "task": task,
+            "function": self.pit.function_names[call.function],
+            "variant": layout.VERBS[call.variant],
+            "key": f"{run}/{task}",
+            "attempt": call.attempt,
+            "copy": call.copy,
+        }
+
+
+def event_payload(event: Event, applied: bool, output: str, text: str) -> dict[str, Any]:
+    """The journal's payload for an event."""
+    fields = event._asdict()
+    fields.update(kind=layout.EVENTS[event.kind], error=layout.ERRORS[event.error], applied=applied, output=output, text=text)
+    return fields
+
+
+def _event(data: dict[str, Any], where: str) -> Event:
+    try:
+        return Event(
+            layout.EVENTS.index(data["kind"]), int(data["subject"]), layout.ERRORS.index(data["error"]), int(data["elapsed"]),
+            float(data["quality"]), int(data["size"]), int(data["price"]),
+        )  # fmt: skip
+    except (ValueError, TypeError) as error:
+        raise ConductorError(f"{where}: is no event of this Pit: {error}") from error
+
+
+class Folded(NamedTuple):
+    """A run as its journal tells it."""
+
+    view: PitInterface
+    run: dict[str, Any]  # payload of the first row
+    time: int  # of the last row, microseconds
+    ended: bool
+    last: str  # hash of the last row
+
+
+def fold(rows: Iterable[Row], watch: Callable[[Row, PitInterface], None] | None = None) -> Folded:
+    """Rebuild a run from its journal, comparing every observation, mask, command and the end's state with what was recorded.
+
+    `watch` is called after every row with the view as it is then.
+
+    Raises:
+        ConductorError: another Pit's tables, or the first row whose replay differs from the record.
+    """
+    iterator = iter(rows)
+    first = next(iterator)
+    run = first.data
+    if run["tables"] != layout.table_hashes():
+        raise ConductorError("row 0: the run was recorded over a Pit with other tables; use the version of the conductor that wrote it")
+    if digest(run["workflow"]) != run["workflow_digest"]:
+        raise ConductorError("row 0: the workflow is not the one whose digest was recorded")
+    try:
+        view = PitInterface(WorkflowSpec.model_validate(run["workflow"]), run["exposure"])
+    except ValidationError as error:
+        raise ConductorError(f"row 0: the recorded workflow is not valid: {error.errors()[0]['msg']}") from error
+    if watch is not None:
+        watch(first, view)
+    starts: list[Command] = []
+    row = first
+    ended = False
+    for row in iterator:
+        where = f"row {row.seq} ({row.kind})"
+        if ended or row.time < view.pit.now:
+            raise ConductorError(f"{where}: stands after the end of the run, or before the row in front of it")
+        _replay(row, view, where, run["id"], starts)
+        starts += [command for command in view.commands() if command.kind == layout.CMD_START]
+        ended = row.kind == "end"
+        if watch is not None:
+            watch(row, view)
+    if starts:
+        raise ConductorError(f"row {row.seq}: the Pit started call {starts[0].call}, and no intent of it was recorded")
+    return Folded(view, run, row.time, ended, row.hash)
+
+
+def _replay(row: Row, view: PitInterface, where: str, run: str, starts: list[Command]) -> None:
+    data, pit = row.data, view.pit
+    if row.kind == "event":
+        event = _event(data, where)
+        if view.event(row.time, event, data["output"]) != data["applied"]:
+            raise ConductorError(f"{where}: the Pit {'ignores' if data['applied'] else 'takes'} it, and the record says otherwise")
+    elif row.kind == "action":
+        pit.advance(row.time)
+        if not pit.decision_due() or pit.status != layout.ON:
+            raise ConductorError(f"{where}: no decision is due in the replay")
+        for name, array in (("observation", pit.observe()), ("mask", pit.mask())):
+            if array_digest(array) != data[name]:
+                raise ConductorError(f"{where}: the {name} in the replay is not the recorded one")
+        view.act(row.time, data["action"])
+    elif row.kind == "intent":
+        if not starts or view.intent(view.calls[starts[0].call], run) != data:
+            raise ConductorError(f"{where}: the Pit did not start this call next")
+        starts.pop(0)
+    elif row.kind == "end":
+        pit.advance(row.time)
+        if layout.STATUSES[pit.status] != data["status"] or pit.state_hash() != data["state"]:
+            raise ConductorError(f"{where}: the replay ends in another state than the run did")

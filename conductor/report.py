@@ -1,0 +1,147 @@
+"""What a run did, read back from its journal: every call with its times, quality and price, and the score as the Pit estimates it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from conductor.journal import Row, journal_path, read_journal
+from conductor.pit_interface import PitInterface, fold
+from pit import layout
+
+
+@dataclass
+class CallReport:
+    """One call: seconds that it waited for its turn, for its model, and ran; `result` is `ok`, an error, or `running`."""
+
+    task: str
+    function: str
+    variant: str
+    attempt: int
+    wait: float
+    load: float
+    run: float = 0.0
+    quality: float | None = None
+    price: float = 0.0
+    result: str = "running"
+    text: str = ""
+
+
+@dataclass
+class RunReport:
+    """One run. `score` holds `base`, `efficiency`, `stability`, `optimization`, `total`; seconds and units."""
+
+    folder: str
+    run: dict[str, Any]
+    status: str = ""
+    makespan: float = 0.0
+    spent: float = 0.0
+    score: dict[str, float] = field(default_factory=dict)
+    calls: list[CallReport] = field(default_factory=list)
+    decisions: Counter[str] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)
+    outputs: dict[str, str] = field(default_factory=dict)  # of the tasks that nothing follows: id -> digest
+    tasks: int = 0
+    done: int = 0
+
+
+class _Watch:
+    """Collects calls while the journal is folded."""
+
+    def __init__(self) -> None:
+        self.calls: dict[int, CallReport] = {}
+        self._allotted: dict[int, tuple[int, int]] = {}  # call -> when it was decided and since when its task was ready, us
+        self.decisions: Counter[str] = Counter()
+        self.events: Counter[str] = Counter()
+
+    def __call__(self, row: Row, view: PitInterface) -> None:
+        data = row.data
+        if row.kind == "action":
+            self.decisions[data["by"]] += 1
+            if data["note"]:
+                self.decisions[f"policy {data['note']}"] += 1
+            ready = view.pit.tasks()["ready_time"]
+            for call in view.pit.calls():
+                self._allotted.setdefault(int(call["id"]), (row.time, int(ready[call["task"]])))
+        elif row.kind == "intent":
+            allotted, ready_at = self._allotted[data["call"]]
+            self.calls[data["call"]] = CallReport(
+                data["task"], data["function"], data["variant"], data["attempt"], (allotted - ready_at) / 1e6, (row.time - allotted) / 1e6
+            )
+        elif row.kind in ("reload", "resume"):
+            self.events[row.kind] += 1
+        elif row.kind == "event" and data["applied"]:
+            self.events[data["kind"]] += 1
+            if data["kind"] == "finished" and data["subject"] in self.calls:
+                call = self.calls[data["subject"]]
+                call.run, call.price = data["elapsed"] / 1e6, data["price"] / 1e6
+                call.result, call.text = data["error"], data["text"]
+                index = view.pit.task_ids.index(call.task)
+                call.quality = float(view.pit.tasks()["quality"][index]) if data["error"] == "ok" else None
+
+
+def report_run(place: str | os.PathLike[str]) -> RunReport:
+    """Fold a run's journal and report. Raises ConductorError if the journal is not whole or replays differently."""
+    path = journal_path(place)
+    watch = _Watch()
+    folded = fold(read_journal(path), watch)
+    summary = folded.view.pit.summary()
+    followed = {name for task in folded.view.workflow.tasks for name in task.after}
+    return RunReport(
+        folder=str(path.parent),
+        run=folded.run,
+        status=summary["status"] if folded.ended else "not ended",
+        makespan=folded.time / 1e6,
+        spent=summary["spent"],
+        score={name: summary[name] for name in ("base", "efficiency", "stability", "optimization", "total")},
+        calls=list(watch.calls.values()),
+        decisions=watch.decisions,
+        events=watch.events,
+        outputs={name: digest for name, digest in folded.view.outputs.items() if name not in followed},
+        tasks=summary["tasks"],
+        done=summary["done"],
+    )
+
+
+def print_run(report: RunReport, console: Console) -> None:
+    """The calls of a run and what they came to."""
+    table = Table("task", "function", "variant", box=box.SIMPLE_HEAD, title=report.run["id"])
+    for name in ("attempt", "wait s", "load s", "run s", "quality"):
+        table.add_column(name, justify="right")
+    table.add_column("result", overflow="fold")
+    for call in report.calls:
+        quality = "" if call.quality is None else f"{call.quality:.2f}"
+        result = call.result if call.result in ("ok", "running") else f"{call.result}: {call.text.splitlines()[0] if call.text else ''}"
+        table.add_row(
+            call.task, call.function, call.variant, str(call.attempt), f"{call.wait:.2f}", f"{call.load:.2f}", f"{call.run:.2f}",
+            quality, result[:80],
+        )  # fmt: skip
+    console.print(table)
+    counts = ", ".join(f"{count} by {name}" for name, count in report.decisions.items())
+    console.print(
+        f"{report.status}: {report.done} of {report.tasks} tasks in {report.makespan:.2f} s, cost {report.spent:.3f}; "
+        f"{report.events['loaded']} loads, {report.events['unloaded']} unloads, {report.events['reload']} reloads; decisions: {counts}"
+    )
+    console.print("score: " + ", ".join(f"{name} {value:.3f}" for name, value in report.score.items()))
+    for name, digest in report.outputs.items():
+        console.print(f"output of {name}: outputs/{digest}")
+    console.print(f"files, logs and journal: {report.folder}", soft_wrap=True)
+
+
+def print_comparison(reports: list[RunReport], console: Console) -> None:
+    """Runs of one workflow under several strategies, side by side."""
+    table = Table("strategy", "status", box=box.SIMPLE_HEAD, title="strategies, each really run")
+    for name in ("makespan s", "cost", "calls", "loads", "base", "efficiency", "stability", "optimization", "total"):
+        table.add_column(name, justify="right")
+    for report in reports:
+        table.add_row(
+            report.run["strategy"], report.status, f"{report.makespan:.2f}", f"{report.spent:.3f}", str(len(report.calls)),
+            str(report.events["loaded"]), *(f"{report.score[name]:.3f}" for name in report.score),
+        )  # fmt: skip
+    console.print(table)

@@ -1,0 +1,105 @@
+"""A workflow file as the conductor reads it: the Pit's workflow, and how each function and model is made real (`instruments:`)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from conductor.errors import ConductorError
+from conductor.files import canonical
+from pit.errors import PitError
+from pit.spec import WorkflowSpec, order_tasks, read_workflow
+
+
+class FunctionPlan(BaseModel):
+    """`{kind: python, call: "module:function", seconds: 30}`: every key besides `kind` and `seconds` is the instrument's."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+    seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)  # time limit of one call
+
+    def instrument(self) -> dict[str, Any]:
+        """What a worker needs to make it."""
+        return {"kind": self.kind, "options": dict(self.model_extra or {})}
+
+
+class ModelPlan(BaseModel):
+    """`{load: "module:function", args: {...}}`: what a worker process calls to load the model before it serves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    load: str
+    args: dict[str, Any] = {}
+    seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)  # time limit of one load
+
+
+class Plan(BaseModel):
+    """The section `instruments:` of a workflow file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    functions: dict[str, FunctionPlan] = {}
+    models: dict[str, ModelPlan] = {}
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A checked workflow: tasks in topological order, a plan for every function and model that a task may use."""
+
+    spec: WorkflowSpec
+    plan: Plan
+    base: Path  # the folder in which its modules are found
+
+
+def load_workflow(path: str | os.PathLike[str]) -> Workflow:
+    """Read and check a workflow file. Raises ConductorError with one sentence."""
+    try:
+        spec = read_workflow(path)
+    except PitError as error:
+        raise ConductorError(str(error)) from error
+    return check_workflow(spec, Path(path).absolute().parent, str(path))
+
+
+def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
+    """Order the tasks and check that everything they may use can be made real. Raises ConductorError with one sentence."""
+    try:
+        spec = order_tasks(spec)
+    except PitError as error:
+        text = str(error)
+        raise ConductorError(text if text.startswith(where) else f"{where}: {text}") from error
+    try:  # what runs is what the journal can hold: a date in `args` becomes text here, not only there
+        spec = WorkflowSpec.model_validate_json(canonical(spec.model_dump(mode="json")))
+    except ValueError as error:
+        raise ConductorError(f"{where}: holds a value that JSON cannot (tasks.*.args, instruments): {error}") from error
+    try:
+        plan = Plan.model_validate(spec.instruments or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in ("instruments", *first["loc"]))
+        raise ConductorError(f"{where}: {key}: {first['msg']}, not {first['input']!r}") from error
+    system = spec.system
+    for name in plan.functions:
+        if name not in system.functions:
+            raise ConductorError(f"{where}: instruments.functions.{name}: system.functions has no such function")
+    for name in plan.models:
+        if name not in system.models:
+            raise ConductorError(f"{where}: instruments.models.{name}: system.models has no such model")
+    for name in dict.fromkeys(task.function for task in spec.tasks):
+        if name not in plan.functions:
+            raise ConductorError(
+                f"{where}: instruments.functions.{name} is missing; say how it is called: {{kind: python, call: \"module:function\"}}"
+            )
+        function = system.functions[name]
+        for variant in (function.lite, function.standard, function.premium):
+            if variant is not None and variant.model is not None and variant.model not in plan.models:
+                raise ConductorError(
+                    f'{where}: instruments.models.{variant.model} is missing; say what loads it: {{load: "module:function"}}'
+                )
+    if not system.max_attempts and not system.horizon_seconds:
+        raise ConductorError(
+            f"{where}: system.max_attempts is 0 and there is no horizon_seconds, so a function that always fails would be "
+            "called for ever; set max_attempts (3, for example)"
+        )
+    return Workflow(spec, plan, base)

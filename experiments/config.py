@@ -1,0 +1,192 @@
+"""What can be configured about a training: the typed schema behind `configs/train.yaml`, its checks, and what follows from it.
+
+The numbers stand in the YAML, here are only their names, types and ranges. Nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from experiments.cli import unknown_key
+from experiments.errors import ExperimentError
+from fq_env.errors import FQError
+from fq_env.level import Level, load_level
+from pit.layout import EXPOSURES
+
+
+@dataclass
+class EvaluationConfig:
+    """When and on how many instances the policy is looked at."""
+
+    every: int = MISSING
+    validation: int = MISSING
+    test: int = MISSING
+    fit: int = MISSING
+
+
+@dataclass
+class StopConfig:
+    """When a training ends before its budget is spent."""
+
+    when_solved: bool = MISSING
+    patience: int = MISSING
+    progress: float = MISSING
+    mastery: float = MISSING
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases."""
+
+    mode: str = MISSING
+    project: str = MISSING
+
+
+@dataclass
+class TrainConfig:
+    """One training; every key is explained in `configs/train.yaml`."""
+
+    level: Any = MISSING
+    seed: int = MISSING
+    exposure: str | None = MISSING
+    reward: str = MISSING
+    total_timesteps: int = MISSING
+    n_envs: int = MISSING
+    n_steps: int = MISSING
+    algo: str = MISSING
+    batch_size: int = MISSING
+    n_epochs: int = MISSING
+    learning_rate: float = MISSING
+    learning_rate_end: float = MISSING
+    gamma: float = MISSING
+    gae_lambda: float = MISSING
+    ent_coef: float = MISSING
+    vf_coef: float = MISSING
+    clip_range: float = MISSING
+    max_grad_norm: float = MISSING
+    net_arch: list[int] = MISSING
+    activation: str = MISSING
+    torch_threads: int = MISSING
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    runs: str = MISSING
+    folder: str | None = MISSING
+    progress_bar: bool = MISSING
+    tensorboard: bool = MISSING
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+CHOICES = {
+    "algo": ("maskable_ppo", "ppo"),
+    "exposure": (*EXPOSURES, None),
+    "reward": ("potential", "sparse", "makespan"),
+    "activation": ("relu", "tanh"),
+    "wandb.mode": ("disabled", "offline", "online"),
+}
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "total_timesteps": (1, 1e12),
+    "n_envs": (1, 65_536),
+    "n_steps": (2, 65_536),
+    "batch_size": (2, 2**24),
+    "n_epochs": (1, 1000),
+    "learning_rate": (0.0, 1.0),
+    "learning_rate_end": (0.0, 1.0),
+    "gamma": (0.0, 1.0),
+    "gae_lambda": (0.0, 1.0),
+    "ent_coef": (0.0, 10.0),
+    "vf_coef": (0.0, 100.0),
+    "clip_range": (1e-6, 1.0),
+    "max_grad_norm": (1e-6, 1e6),
+    "torch_threads": (1, 1024),
+    "evaluation.every": (0, 1e9),
+    "evaluation.validation": (2, 65_536),
+    "evaluation.test": (2, 1_000_000),
+    "evaluation.fit": (1, 65_536),
+    "stop.patience": (1, 1e9),
+    "stop.progress": (0.0, 1.0),
+    "stop.mastery": (0.0, 10.0),
+}
+
+
+@functools.lru_cache(maxsize=8)
+def level_of(level: int | str) -> Level:
+    """The level that a command's `level=` names. Raises ExperimentError for one that does not exist or is not sound."""
+    try:
+        return load_level(level)
+    except FQError as error:
+        raise ExperimentError(f"level={level}: {error}") from None
+
+
+def _training(key: str, default: Any, *, _root_: DictConfig) -> Any:
+    """The resolver `${training:KEY,DEFAULT}`. A level that cannot be read gives the default here, its error in `finished`."""
+    try:
+        return level_of(_root_.level).training.get(key, default)
+    except ExperimentError:
+        return default
+
+
+def register() -> None:
+    """Makes the resolver known to OmegaConf and the schema to Hydra."""
+    from hydra.core.config_store import ConfigStore
+
+    OmegaConf.register_new_resolver("training", _training, replace=True)
+    ConfigStore.instance().store("train_schema", TrainConfig)
+
+
+def finished(config: DictConfig) -> TrainConfig:
+    """The resolved and checked configuration.
+
+    Raises:
+        ExperimentError: a key, choice, range or combination is wrong, named with its value and what would be right.
+    """
+    known = {f.name for f in fields(TrainConfig)}
+    for key in config:
+        if key not in known:
+            raise unknown_key(str(key), TrainConfig)
+    level = level_of(config.level)
+    for key in level.training:
+        if key not in known:
+            raise ExperimentError(f"level={config.level}: its `training` section: {unknown_key(key, TrainConfig)}")
+    cfg = OmegaConf.to_object(config)
+    assert isinstance(cfg, TrainConfig)
+    check(cfg, config)
+    return cfg
+
+
+def check(cfg: TrainConfig, config: DictConfig) -> None:
+    """Refuses what cannot be trained before anything heavy is imported."""
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(config, key)
+        if value not in choices:
+            names = ", ".join("null" if c is None else str(c) for c in choices)
+            raise ExperimentError(f"{key}={value}: must be one of {names}")
+    for key, (low, high) in RANGES.items():
+        value = OmegaConf.select(config, key)
+        if not low <= value <= high:
+            raise ExperimentError(f"{key}={value}: must lie between {low:g} and {high:g}")
+    if not 1 <= len(cfg.net_arch) <= 8 or any(not 1 <= width <= 4096 for width in cfg.net_arch):
+        raise ExperimentError(f"net_arch={cfg.net_arch}: must be one to eight widths between 1 and 4096, such as [64,64]")
+    rollout = cfg.n_envs * cfg.n_steps
+    if rollout % cfg.batch_size:
+        raise ExperimentError(
+            f"batch_size={cfg.batch_size}: must divide n_envs x n_steps = {cfg.n_envs} x {cfg.n_steps} = {rollout}; "
+            f"{_nearest_divisor(rollout, cfg.batch_size)} would"
+        )
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    divisors = [d for d in range(2, number + 1) if number % d == 0]
+    return min(divisors, key=lambda d: abs(d - wanted))
+
+
+def derived(cfg: TrainConfig) -> str:
+    """What follows from the configuration, in a line for people."""
+    rollout = cfg.n_envs * cfg.n_steps
+    rollouts = -(-cfg.total_timesteps // rollout)
+    steps = rollouts * cfg.n_epochs * (rollout // cfg.batch_size)
+    return f"{rollouts} rollouts of {rollout} frames, {steps} gradient steps on {cfg.batch_size} frames each"

@@ -1,0 +1,185 @@
+"""From a trained policy to a bundle that the conductor runs: `python -m experiments.export run=RUNDIR`.
+
+The bundle holds the policy's tower and its action head, recorded decisions that every runtime must reproduce, the
+system it was trained for, the fitted rule to fall back on, and a card for people.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import MISSING
+
+from experiments import cli, results
+from experiments.errors import ExperimentError
+from experiments.evaluate import WARM_WAIT, Logits, Referee, greedy, play_policy
+
+if TYPE_CHECKING:
+    from conductor.bundle import Bundle
+    from experiments.run_folder import Run
+    from fq_env.level import Level
+
+RECORDED_EPISODES = 64  # validation instances whose decisions are recorded for golden vectors and verification
+VERIFIED = 4000  # recorded decisions on which torch and the bundle are compared, at most
+
+
+@dataclass
+class ExportConfig:
+    """Keys of the command; explained in `configs/export.yaml`."""
+
+    run: str = MISSING
+    out: str | None = MISSING
+    golden: int = MISSING
+
+
+def tensors_of(model: Any) -> dict[str, np.ndarray]:
+    """The policy tower and the action head of an SB3 actor-critic policy, named as a bundle names them (float32)."""
+    from torch import nn
+
+    layers = [module for module in model.policy.mlp_extractor.policy_net if isinstance(module, nn.Linear)]
+    named = {f"policy.{i}": layer for i, layer in enumerate(layers)} | {"action": model.policy.action_net}
+    tensors = {}
+    for name, layer in named.items():
+        tensors[f"{name}.weight"] = layer.weight.detach().numpy().copy()
+        tensors[f"{name}.bias"] = layer.bias.detach().numpy().copy()
+    return tensors
+
+
+def record(logits: Logits, level: Level, exposure: str) -> tuple[np.ndarray, np.ndarray]:
+    """Observations (k, 512) float32 and masks (k, 128) bool of k <= `VERIFIED` decisions, spread over the policy's play."""
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    play_policy(
+        logits, level, split="validation", n=RECORDED_EPISODES, exposure=exposure,
+        watch=lambda obs, masks, actions: seen.append((obs.copy(), masks.copy())),
+    )  # fmt: skip
+    obs, masks = (np.concatenate(part) for part in zip(*seen, strict=True))
+    rows = np.linspace(0, len(obs) - 1, min(VERIFIED, len(obs))).astype(np.int64)
+    return obs[rows], masks[rows]
+
+
+def margins(logits: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """By how much the best legal logit leads the next legal one, (k,); infinite where only one action is legal."""
+    ordered = np.sort(np.where(masks, logits, -np.inf), axis=1)
+    return np.where(masks.sum(axis=1) > 1, ordered[:, -1] - ordered[:, -2], np.inf)
+
+
+def choose_golden(logits: np.ndarray, masks: np.ndarray, count: int) -> np.ndarray:
+    """Indices of up to `count` decisions clear enough to be the same on every machine; those with a choice first."""
+    from conductor.bundle import MIN_MARGIN
+
+    clear = margins(logits, masks) >= 2 * MIN_MARGIN  # torch and NumPy differ by some 1e-6
+    candidates = np.flatnonzero(clear & (masks.sum(axis=1) > 1))
+    if not candidates.size:
+        candidates = np.flatnonzero(clear)
+    if not candidates.size:
+        raise ExperimentError("no decision of this policy is clear enough for a golden vector; train it longer")
+    return candidates[np.linspace(0, candidates.size - 1, min(count, candidates.size)).astype(np.int64)]
+
+
+def export_model(
+    model: Any, run: Run, level: Level, out: Path, *, golden: int, table: list[dict[str, Any]], rule: dict[str, Any]
+) -> Bundle:
+    """Writes the bundle, loads it back and compares its decisions with torch's.
+
+    Raises:
+        ConductorError: the folder exists or cannot be written.
+        ExperimentError: no decision is clear enough, or the loaded bundle decides otherwise than torch.
+    """
+    import yaml
+
+    from conductor.bundle import MIN_MARGIN, load_bundle, write_bundle
+    from experiments.algorithms import torch_logits
+
+    logits = torch_logits(model)
+    obs, masks = record(logits, level, run.exposure)
+    values = logits(obs)
+    actions = greedy(values, masks)
+    chosen = choose_golden(values, masks, golden)
+    write_bundle(
+        out,
+        tensors=tensors_of(model),
+        network={"kind": "mlp", "layers": list(run.config["net_arch"]), "activation": run.config["activation"]},
+        golden={"obs": obs[chosen], "mask": masks[chosen].astype(np.uint8), "action": actions[chosen]},
+        system_yaml=yaml.safe_dump(level.system.model_dump(mode="json", exclude_none=True), sort_keys=False),
+        card=card(run, level, table, int(model.num_timesteps)),
+        levels=[str(run.config["level"])],
+        seeds=[int(run.config["seed"])],
+        training_hash=run.versions["configuration"],
+        git_commit=run.versions["git_commit"],
+        versions={"python": run.versions["python"], **run.versions["packages"]},
+        evaluation=[{"level": str(run.config["level"]), "split": "test", **row} for row in table],
+        exposure=run.exposure,
+        rule={"name": WARM_WAIT, "params": {key: float(value) for key, value in rule.items()}},
+    )
+    bundle = load_bundle(out)
+    clear = np.flatnonzero(margins(values, masks) >= MIN_MARGIN)
+    wrong = [int(i) for i in clear if bundle.policy.act(obs[i], masks[i]) != actions[i]]
+    if wrong:
+        raise ExperimentError(f"{out}: decides otherwise than the trained network in {len(wrong)} of {len(clear)} decisions")
+    return bundle
+
+
+def card(run: Run, level: Level, table: list[dict[str, Any]], frames: int) -> str:
+    """The model card: what it is, what it scored, where its limits are."""
+    about, config = run.versions, run.config
+    scores = results.markdown(table, level.probe) if table else "Not evaluated: the training was interrupted."
+    return f"""# Conductor for level {level.name}
+
+{level.teaching}
+
+A policy network ({config["net_arch"]}, {config["activation"]}) from 512 features of the Pit to 128 actions, trained
+with {config["algo"]} for {frames:,} frames (seed {config["seed"]}, exposure {run.exposure}, commit {about["git_commit"]}).
+
+## Held-out instances
+
+{scores}
+
+## Limits
+
+* Trained in simulation on one level: its range of workflows, pools, models and loads. Outside of it expect less.
+* It reads the exposure `{run.exposure}`; the runtime blanks the columns that it never saw.
+* The score is the game's. Where the rule `{WARM_WAIT}` is as good, prefer the rule: it can be explained.
+* It must choose among legal actions only; the mask is part of its input.
+
+## Again
+
+`{about["command"]}`
+"""
+
+
+def export(cfg: ExportConfig) -> Bundle:
+    """The command: from a run folder's checkpoint and results to a bundle."""
+    from experiments.algorithms import load_model, prepare_torch
+    from experiments.config import level_of
+    from experiments.run_folder import read_run
+
+    if cfg.golden < 1:
+        raise ExperimentError(f"golden={cfg.golden}: must be at least 1")
+    run = read_run(Path(cfg.run))
+    out = Path(cfg.out) if cfg.out is not None else run.folder / "bundle"
+    if out.exists():
+        raise ExperimentError(f"out={out}: exists already and is not overwritten; name another folder")
+    level = level_of(run.config["level"])
+    prepare_torch(1)
+    model = load_model(run.folder, run.config["algo"])
+    finished = run.folder / "results.json"
+    facts = json.loads(finished.read_text(encoding="utf-8")) if finished.is_file() else {"test": [], "rule": None}
+    rule = facts["rule"] or Referee(level, int(run.config["evaluation"]["fit"])).fitted
+    bundle = export_model(model, run, level, out, golden=cfg.golden, table=facts["test"], rule=rule)
+    print(f"bundle: {out} (sha256 of its manifest {bundle.digest[:16]})")
+    return bundle
+
+
+def main() -> None:
+    """The command line."""
+    cli.one_thread_per_process()
+    cli.guarded(lambda: export(cli.read("export", ExportConfig, sys.argv[1:], __doc__ or "")), ExportConfig)
+
+
+if __name__ == "__main__":
+    main()

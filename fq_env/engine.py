@@ -1,0 +1,338 @@
+"""The engine: n environments in one block of memory, stepped by one kernel, as NumPy buffers.
+
+Every surface (Gymnasium scalar and vector, SB3, players, evaluation) is a thin coat over this class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fq_env.errors import FQError
+from fq_env.level import Level, load_level
+from fq_env.state import (
+    AUTORESETS,
+    ENGINE,
+    EPISODE,
+    LEVEL,
+    REWARDS,
+    SPLITS,
+    WORLD,
+    world_tables,
+)
+from pit import state
+from pit.compiled import cache_folder
+from pit.layout import EXPOSURES, N_ACTIONS, N_OBSERVATION
+from pit.spec import copy_rows, fill_system
+
+_SHAPES = ("layered", "pipelines", "fork_join")
+RESET, STEP, PLAY = range(3)
+
+
+def _choice(name: str, value: str, options: tuple[str, ...]) -> int:
+    if value not in options:
+        raise FQError(f"{name} {value!r} is unknown; choose one of {', '.join(options)}")
+    return options.index(value)
+
+
+def aligned(size: int) -> np.ndarray:
+    """`size` zero bytes that begin at a cache line, uint8."""
+    raw = np.zeros(size + 64, np.uint8)
+    return raw[-raw.ctypes.data % 64 :][:size]
+
+
+class Block:
+    """Capacities of one environment's memory for a set of levels, and where its tables lie."""
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        systems = [level.system for level in levels]
+        tasks = max(level.max_tasks for level in levels)
+        self.edges = 4 * tasks
+        self.functions = max(len(s.functions) for s in systems)
+        self.models = max(len(s.models) for s in systems)
+        self.places = max(sum(self._most(level, "places", p.places, i) for i, p in enumerate(level.system.pools.values())) for level in levels)
+        self.copies = max(self._copies(level) for level in levels)
+        self.tasks = tasks
+        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places)
+        self.pit, self.pit_size = state.tables(*sizes)
+        self.world, self.world_size = world_tables(*sizes)
+        self.stride = self.pit_size + self.world_size
+
+    @staticmethod
+    def _most(level: Level, name: str, value: int, index: int) -> int:
+        drawn = getattr(level.draw, name)
+        return max(value, drawn[1]) if drawn is not None and index == 0 else value
+
+    def _copies(self, level: Level) -> int:
+        """Rows of the copy table for the largest memory that an instance can draw."""
+        system = level.system
+        memory = {k: self._most(level, "memory", v, i) for i, (k, v) in enumerate(system.memory.items())}
+        return copy_rows(system.model_copy(update={"memory": memory}))
+
+    def rows(self, memory: np.ndarray, name: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
+        """A table of one environment's memory, as a view."""
+        tables, base = (self.pit, 0) if name in self.pit else (self.world, self.pit_size)
+        start = base + tables[name]
+        return memory[start : start + count * dtype.itemsize].view(dtype)
+
+    def hot(self, memory: np.ndarray) -> np.ndarray:
+        """The Pit's hot record, (1,) `pit.state.PIT`."""
+        return memory[: state.PIT.itemsize].view(state.PIT)
+
+    def hidden(self, memory: np.ndarray) -> np.ndarray:
+        """The world's record, (1,) `fq_env.state.WORLD`."""
+        return memory[self.pit_size : self.pit_size + WORLD.itemsize].view(WORLD)
+
+    def template(self, level: Level) -> tuple[np.ndarray, int]:
+        """A Pit with the level's system before any draw, and how many of its bytes are copied at each reset."""
+        memory = aligned(self.pit_size)
+        hot = self.hot(memory)
+        for name, offset in self.pit.items():
+            hot[name] = offset
+        copies = self.rows(memory, "copy_at", state.COPY, self._copies(level))
+        variants = self.rows(memory, "variant_at", state.VARIANT, 3 * len(level.system.functions))
+        models = self.rows(memory, "model_at", state.MODEL, len(level.system.models))
+        fill_system(hot, variants, models, copies, level.system)
+        hot["size"], hot["n_tasks"] = self.pit_size, level.max_tasks
+        self.rows(memory, "call_at", state.CALL, self.places)["id"] = -1
+        return memory, self.pit["ready_at"]
+
+
+def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
+    """A level's parameters as the generator reads them, (1,) `fq_env.state.LEVEL`."""
+    row = np.zeros(1, LEVEL)
+    draw, functions = level.draw, list(level.system.functions)
+    for name in ("seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv"):
+        row[name][0] = getattr(draw, name)
+    for name in ("functions", "models", "places", "memory"):
+        row[name][0] = getattr(draw, name) or (0, 0)
+    for name in ("exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate"):
+        row[name] = getattr(draw, name)
+    row["earlier"][0, : len(draw.earlier)] = draw.earlier
+    row["n_earlier"], row["horizon"], row["max_steps"] = len(draw.earlier), level.horizon, level.max_steps
+    for name in ("efficiency", "stability", "optimization"):
+        row[f"w_{name}"] = getattr(level.score, name)
+    if level.workflow is not None:
+        row["siblings"][0], row["tasks"][0], row["width"][0] = (
+            level.workflow.siblings,
+            level.workflow.tasks,
+            level.workflow.width,
+        )
+        row["shapes"][0] = np.cumsum([level.workflow.shapes.get(s, 0.0) for s in _SHAPES])  # type: ignore[call-overload]
+    if level.order is not None:
+        row["order_hidden"], row["held"], row["distractors"][0] = 1, level.order.held, level.order.distractors
+        for name, needs in level.order.needs.items():
+            row["needs"][0, functions.index(name)] = sum(1 << functions.index(n) for n in needs)
+        row["goals"][0, : len(level.order.goals)] = [functions.index(g) for g in level.order.goals]
+        row["n_goals"] = len(level.order.goals)
+    row["number"] = level.number
+    row["key"] = int.from_bytes(hashlib.sha256(f"function-quest level {level.number} {level.name}".encode()).digest()[:8])
+    row["template"], row["template_size"] = template.ctypes.data, size
+    return row
+
+
+_kernels: list[Any] = []
+
+
+def kernels() -> list[Any]:
+    """The kernel module, imported (and, the very first time on a machine, compiled) when it is needed."""
+    if not _kernels:
+        folder = cache_folder()
+        if folder is None or not any(folder.rglob("*.nbi")):
+            print("Function Quest compiles its kernels for this machine (once, about ten seconds) ...", file=sys.stderr, flush=True)
+        from fq_env import kernel
+
+        _kernels.append(kernel)
+    return _kernels
+
+
+class Engine:
+    """n environments in one block of memory.
+
+    Args:
+        levels: a level (number, path, `Level`), or one for each environment.
+        n: environments.
+        exposure: `hidden`, `partial`, `full`; None takes the (first) level's own.
+        reward: `potential` (default), `sparse`, `makespan`, `conductor`.
+        autoreset: `same_step`, `next_step`, `disabled`.
+        split: instances that `reset()` draws: `train` (each environment has a stream of its own), `validation`, `test`
+            (environment i plays instances i, i + n, i + 2 n, ...).
+        threads: kernel threads; above 1 a parallel twin of the loop is compiled.
+        max_episode_steps: None takes the level's own step limit.
+        seed: of the train streams.
+
+    Buffers (live: every step rewrites them): `obs` (n, 512) float32, `masks` (n, 128) bool, `rewards` (n,) float64,
+    `terminated`, `truncated` (n,) bool, `final_obs`, `final_masks` (rows of environments that ended in the last step, with
+    `same_step`), `episodes` (n,) records of the last finished episode.
+
+    Raises:
+        FQError: an unknown level, split, exposure, reward or autoreset mode.
+    """
+
+    def __init__(
+        self,
+        levels: int | str | Path | Level | Sequence[int | str | Path | Level],
+        n: int,
+        *,
+        exposure: str | None = None,
+        reward: str = "potential",
+        autoreset: str = "same_step",
+        split: str = "train",
+        threads: int = 1,
+        max_episode_steps: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        several = isinstance(levels, Sequence) and not isinstance(levels, str)
+        chosen = [load_level(x) for x in (levels if several else [levels])]  # type: ignore[union-attr,list-item]
+        if n < 1 or (several and len(chosen) != n):
+            raise FQError(f"n is {n}; it must be at least 1, and {len(chosen)} if that many levels are given")
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise FQError(f"max_episode_steps is {max_episode_steps}; it must be at least 1")
+        unique = list({id(level): level for level in chosen}.values())
+        self.n, self.threads, self.levels = n, threads, chosen if several else chosen * n
+        self.block = Block(unique)
+        self._templates = [self.block.template(level) for level in unique]
+        self._levels = np.concatenate([level_record(v, *t) for v, t in zip(unique, self._templates, strict=True)])
+        self.memory = aligned(n * self.block.stride).reshape(n, self.block.stride)
+        self.obs = np.zeros((n, N_OBSERVATION), np.float32)
+        self.masks = np.zeros((n, N_ACTIONS), bool)
+        self.rewards = np.zeros(n)
+        self.terminated, self.truncated = np.zeros(n, bool), np.zeros(n, bool)
+        self.final_obs, self.final_masks = np.zeros_like(self.obs), np.zeros_like(self.masks)
+        self.episodes = np.zeros(n, EPISODE)
+        self._actions = np.zeros(n, np.int64)
+        self._reset = np.zeros(n, bool)
+        self._split, self._instance = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self.split = split
+        exposure = exposure or chosen[0].exposure
+        self._engine = np.zeros(1, ENGINE)
+        e = self._engine
+        for name, array in (
+            ("memory", self.memory), ("levels", self._levels), ("actions", self._actions), ("obs", self.obs),
+            ("masks", self.masks), ("rewards", self.rewards), ("terminated", self.terminated),
+            ("truncated", self.truncated), ("final_obs", self.final_obs), ("final_masks", self.final_masks),
+            ("episodes", self.episodes), ("reset", self._reset), ("split", self._split), ("instance", self._instance),
+        ):  # fmt: skip
+            e[name] = array.ctypes.data
+        e["n"], e["stride"], e["max_steps"] = n, self.block.stride, max_episode_steps or 0
+        e["autoreset"] = _choice("autoreset", autoreset, AUTORESETS)
+        e["reward"] = _choice("reward", reward, REWARDS)
+        e["exposure"] = _choice("exposure", exposure, EXPOSURES)
+        _choice("split", split, SPLITS)
+        self._address = e.ctypes.data
+        self._worlds = self._views(self.block.pit_size, WORLD)
+        self._hots = self._views(0, state.PIT)
+        for i, level in enumerate(self.levels):
+            row = self.memory[i]
+            self.block.hot(row)["size"] = self.block.pit_size
+            world = self.block.hidden(row)
+            for name, offset in self.block.world.items():
+                world[name] = offset
+            world["level"] = next(k for k, u in enumerate(unique) if u is level)
+        kernel = kernels()[0]
+        self._one, self._all = kernel.engine, kernel.engine
+        if threads > 1:
+            import numba
+
+            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+            self._all = kernel.engine_parallel
+        self.seed(seed)
+
+    def _views(self, start: int, dtype: np.dtype[Any]) -> np.ndarray:
+        """One record per environment, (n,) strided over the block."""
+        flat = self.memory.reshape(-1)
+        return np.ndarray((self.n,), dtype, buffer=flat.data, offset=start, strides=(self.block.stride,))
+
+    @property
+    def phi0(self) -> np.ndarray:
+        """The potential at the start of each running episode, (n,) float64."""
+        return self._worlds["phi0"].copy()
+
+    @property
+    def instance_seeds(self) -> np.ndarray:
+        """The seed of each running episode's instance, (n,) uint64."""
+        return self._worlds["instance_seed"].copy()
+
+    @property
+    def done_idx(self) -> np.ndarray:
+        """Environments whose episode ended in the last step, int64."""
+        return np.flatnonzero(self.terminated | self.truncated)
+
+    def seed(self, seed: int | None) -> None:
+        """Gives every environment a train stream of its own, used from its next reset on."""
+        if seed is not None and (not isinstance(seed, int | np.integer) or seed < 0):
+            raise FQError(f"seed is {seed!r}; it must be a whole number that is not negative")
+        streams = np.random.SeedSequence(seed).generate_state(self.n, np.uint64)
+        self._worlds["train_stream"] = streams
+        self._worlds["episode"] = 0
+
+    def seed_one(self, i: int, seed: int) -> None:
+        """A train stream for environment i alone, equal to that of a single environment with this seed."""
+        self._worlds["train_stream"][i] = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+        self._worlds["episode"][i] = 0
+
+    def reset(self, indices: Any = None, *, split: str | None = None, instances: int | Sequence[int] | None = None) -> None:
+        """Begins new episodes.
+
+        Args:
+            indices: environments to reset; None means all.
+            split: `train`, `validation` or `test`; None takes the engine's own.
+            instances: instance numbers of that split (>= 0), one for each of `indices`; None draws the next of the train
+                stream, or i for environment i in the other splits.
+        """
+        code = _choice("split", split if split is not None else self.split, SPLITS)
+        chosen = np.arange(self.n) if indices is None else np.atleast_1d(np.asarray(indices, np.int64))
+        if instances is None:
+            numbers = np.full(len(chosen), -1) if code == 0 else chosen
+        else:
+            numbers = np.atleast_1d(np.asarray(instances))
+            if numbers.shape != chosen.shape or numbers.dtype.kind not in "iu" or (numbers < 0).any():
+                raise FQError(f"instance is {instances!r}; it must be {len(chosen)} whole number(s), none negative")
+        self._reset[:] = False
+        self._reset[chosen] = True
+        self._split[chosen], self._instance[chosen] = code, numbers
+        self._run(RESET)
+        self.terminated[chosen] = self.truncated[chosen] = False
+        self.rewards[chosen] = 0.0
+
+    def _run(self, operation: int) -> int:
+        return int(self._all(self._address, operation))
+
+    def step(self, actions: np.ndarray) -> int:
+        """Every environment takes its action, (n,) integers; returns how many episodes ended."""
+        self._actions[:] = actions
+        return int(self._all(self._address, STEP))
+
+    def step_one(self, action: int) -> int:
+        """`step` of an engine with n = 1, without an array."""
+        self._actions[0] = action
+        return int(self._one(self._address, STEP))
+
+    def play(self, rule: int, theta: float = 0.0, preferred: int = 1, indices: Any = None) -> None:
+        """The running episodes are played to their end by a rule of `pit.rules` (-1: random legal actions)."""
+        self._engine["rule"], self._engine["theta"], self._engine["preferred"] = rule, theta, preferred
+        self._reset[:] = indices is None
+        if indices is not None:
+            self._reset[indices] = True
+        self._run(PLAY)
+
+    def clone(self, i: int) -> bytes:
+        """The whole memory of environment i."""
+        return self.memory[i].tobytes()
+
+    def restore(self, i: int, data: bytes) -> None:
+        """Puts a clone back (into an engine of the same levels); observation and mask follow with the next step."""
+        if len(data) != self.block.stride:
+            raise FQError(f"the clone has {len(data)} bytes; an environment of this engine has {self.block.stride}")
+        self.memory[i] = np.frombuffer(data, np.uint8)
+
+    def pit_view(self, i: int) -> dict[str, Any]:
+        """Environment i in readable form: clock (s), status, pools, copies, tasks, calls. Built in Python, slow."""
+        from fq_env.view import pit_view
+
+        return pit_view(self, i)

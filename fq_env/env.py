@@ -1,0 +1,242 @@
+"""One environment for Gymnasium: the vector kernel with n = 1, and nothing of its own.
+
+It turns one action into one kernel call and copies what comes back; it knows no rule of the game, and
+the surfaces for many environments (`vector.py`, `sb3.py`) share its readers of options and episodes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from fq_env.engine import Engine
+from fq_env.errors import FQError
+from fq_env.render import render_text
+from pit import layout
+
+if TYPE_CHECKING:
+    from fq_env.level import Level
+
+SPLITS = ("train", "validation", "test")
+RENDER_MODES = ("ansi",)
+
+
+def observation_space() -> spaces.Box:
+    """The observation of every level under every exposure: (512,) float32 in [-1, 1]."""
+    return spaces.Box(-1.0, 1.0, (layout.N_OBSERVATION,), np.float32)
+
+
+def action_space() -> spaces.Discrete:
+    """The actions of every level: 16 slots x 7 verbs, then 16 global actions."""
+    return spaces.Discrete(layout.N_ACTIONS)
+
+
+def check_render_mode(render_mode: str | None) -> str | None:
+    """`render_mode` itself; FQError if it is none of `RENDER_MODES` nor None."""
+    if render_mode is not None and render_mode not in RENDER_MODES:
+        raise FQError(f"render_mode is {render_mode!r}; it must be 'ansi' (text) or None")
+    return render_mode
+
+
+def read_options(options: Mapping[str, Any] | None) -> tuple[str | None, Any]:
+    """`(split, instance)` of `reset`'s options; `(None, None)` continues the train stream.
+
+    Raises FQError for an unknown key or split, for a split without an instance, and for an instance that is no integer >= 0
+    (a vector environment also takes a sequence of such integers, one per environment that is reset).
+    """
+    if not options:
+        return None, None
+    for key in options:
+        if key not in ("split", "instance"):
+            near = difflib.get_close_matches(str(key), ("split", "instance"), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise FQError(f"reset options hold the unknown key {key!r}; the keys are 'split' and 'instance'{hint}")
+    split, instance = options.get("split", "train"), options.get("instance")
+    if split not in SPLITS:
+        raise FQError(f"reset options ask for split {split!r}; it must be one of {', '.join(SPLITS)}")
+    if instance is None:
+        raise FQError(f"reset options name split {split!r} without an instance; add for example 'instance': 0")
+    numbers = np.asarray(instance)
+    if numbers.dtype.kind not in "iu" or numbers.ndim > 1 or (numbers < 0).any():
+        raise FQError(f"reset options ask for instance {instance!r}; it must be an integer >= 0")
+    return split, instance
+
+
+def obs_to_dict(obs: np.ndarray) -> dict[str, Any]:
+    """An observation (512,) by name: `{"slot0": {"rank": 0.5, ...}, ..., "pool0": {...}, ..., "global": {"elapsed": ...}}`.
+
+    Values are Python floats; names, formulas and ranges stand in `pit/layout.py`. Raises FQError for another shape.
+    """
+    values = np.asarray(obs)
+    if values.shape != (layout.N_OBSERVATION,):
+        raise FQError(
+            f"obs_to_dict was given shape {values.shape}; it takes one observation of shape ({layout.N_OBSERVATION},)"
+        )
+    blocks: dict[str, Any] = {}
+    for (block, name), value in zip(_column_names(), values.tolist(), strict=True):
+        blocks.setdefault(block, {})[name] = value
+    return blocks
+
+
+@cache
+def _column_names() -> tuple[tuple[str, str], ...]:
+    pairs = (name.rpartition(".") for name, _ in layout.columns())
+    return tuple((block or "global", name) for block, _, name in pairs)
+
+
+class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
+    """
+    ## Description
+    A workflow of tasks has to be run. Each task is a call of a function, which runs in a pool of places and may need a
+    model that takes time to load and memory to keep. Each step is one decision: start the head of a slot (a group of
+    interchangeable open tasks) in one of its variants, hold it back, or wait. Everything else - allocating, loading,
+    evicting, storing, tracking, releasing - is done by the Pit (`pit/README.md` is the rule book). Only waiting takes
+    simulated time: after an action the clock runs to the next moment at which a start is possible.
+
+    ## Action Space
+    `Discrete(128)`: `slot * 7 + verb` for 16 slots, then 16 global actions.
+
+    | Num | Action | Legal when |
+    |-----|--------|------------|
+    | slot * 7 + 0, 1, 2 | start the slot's head as `lite`, `standard`, `premium` | it can begin or load now |
+    | slot * 7 + 4 | `hold` the slot until a busy warm copy of its model gets free | such a copy is expected soon |
+    | 112 | `wait` for the next event | something is in flight, loads or is held |
+    | others | reserved | never (masked) |
+
+    The mask is in `info["action_mask"]` and `action_masks()`: bool (128,), never empty. An illegal action becomes `wait`
+    (or the first legal action) and costs a warning.
+
+    ## Observation Space
+    `Box(-1, 1, (512,), float32)`: ratios to the instance's own estimated lower bound, no identities, so that one policy
+    reads any system.
+
+    | Index | Block | Features |
+    |-------|-------|----------|
+    | 0-399 | 16 slots x 25 | members, rank, slack, estimates, start delays, model supply and demand, quality, price |
+    | 400-463 | 8 pools x 8 | capacity, free, loading, warm, failures, utilisation, health |
+    | 464-511 | 48 globals | clock, work left, last outcome, score parts so far, expected next events |
+
+    `obs_to_dict(obs)` names every value; formulas, ranges and exposure classes stand in `pit/layout.py`. `exposure` hides
+    classes of features (they read 0) and never changes layout, mask or dynamics.
+
+    ## Rewards
+    With `reward="potential"` each step pays the change of the best total score still reachable, so the return of an
+    episode is `total - phi0` <= 0 (both in `info`); use no discount. `"sparse"` pays at the end only, `"makespan"` pays
+    `-(time passed + change of the lower bound left) / lower bound`, `"conductor"` success x (1 - latency) x
+    quality at the end.
+
+    ## Starting State
+    Each reset draws a new workflow and new physics. `reset(seed=s)` starts the stream of train instances `s`,
+    `reset()` continues it. `options={"split": "train" | "validation" | "test", "instance": i}` loads one named instance
+    exactly. `info` holds `instance_seed` (int), `phi0` (float) and `action_mask`.
+
+    ## Episode End
+    * terminated: all required tasks are done, the workflow can no longer succeed, or its horizon has passed;
+    * truncated: the step limit, set so that first-in-first-out never meets it (`max_episode_steps` overrides it).
+
+    `info` of the last step holds the score and its parts (`total`, `base`, `efficiency`, `stability`, `optimization`),
+    `is_success`, `phi0`, `reward_sum`, `makespan` and `lb` (s), `steps`, and counts (`calls`, `cold_starts`, `loads`,
+    `wrong_calls`, `warnings`, `waits`, `holds`, ...).
+
+    ## Arguments
+    ```python
+    import fq_env, gymnasium
+    env = gymnasium.make("FunctionQuest/Level-11-v0", exposure="full", reward="potential", render_mode="ansi")
+    ```
+    * `level`: number, path of a level file, or `Level`; the ids set it.
+    * `exposure`: `"hidden"`, `"partial"`, `"full"`, or None for the level's own.
+    * `reward`: `"potential"`, `"sparse"`, `"makespan"`, `"conductor"`.
+    * `max_episode_steps`: int or None for the level's own limit. (`gymnasium.make` keeps this keyword for its own
+      `TimeLimit`, which truncates alike but cannot add the score to `info`: ask `env.unwrapped.score()`.)
+    * `render_mode`: `"ansi"` (text) or None.
+
+    ## Version History
+    * v0: initial version.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 4}  # noqa: RUF012 (Gymnasium declares it so)
+
+    def __init__(
+        self,
+        level: int | str | Level = 1,
+        exposure: str | None = None,
+        reward: str = "potential",
+        render_mode: str | None = None,
+        max_episode_steps: int | None = None,
+    ) -> None:
+        self.render_mode = check_render_mode(render_mode)
+        self.observation_space = observation_space()
+        self.action_space = action_space()
+        self._engine = Engine(
+            level, 1, exposure=exposure, reward=reward, autoreset="disabled", max_episode_steps=max_episode_steps
+        )
+        self._ended = True
+        self._action = np.zeros(1, np.int64)
+        self._obs, self._mask, self._rewards = self._engine.obs[0], self._engine.masks[0], self._engine.rewards
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts an episode: the next train instance, or the one that `options` name.
+
+        Returns the observation (512,) float32 and `{"instance_seed": int, "phi0": float, "action_mask": bool (128,)}`.
+        Raises FQError for options that name no instance.
+        """
+        split, instance = read_options(options)
+        super().reset(seed=seed)
+        engine = self._engine
+        if seed is not None:
+            engine.seed(seed)
+        engine.reset(split=split, instances=instance)
+        self._ended = False
+        info = {
+            "instance_seed": engine.instance_seeds[0],
+            "phi0": float(engine.phi0[0]),
+            "action_mask": self._mask.copy(),
+        }
+        return self._obs.copy(), info
+
+    def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One decision; see the class for what comes back. Raises ResetNeeded once the episode is over."""
+        if self._ended:
+            raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
+        self._action[0] = action
+        engine = self._engine
+        if engine.step(self._action):
+            self._ended = True
+            info = self.score()
+            info["action_mask"] = self._mask.copy()
+            return self._obs.copy(), float(self._rewards[0]), bool(engine.terminated[0]), bool(engine.truncated[0]), info
+        return self._obs.copy(), float(self._rewards[0]), False, False, {"action_mask": self._mask.copy()}
+
+    def action_masks(self) -> np.ndarray:
+        """The legal actions now: a new bool array (128,), never all False."""
+        return self._mask.copy()
+
+    def score(self) -> dict[str, Any]:
+        """The score of the running or just finished episode, as in the last step's `info`."""
+        return episode_info(self._engine.episodes[0])
+
+    def view(self) -> dict[str, Any]:
+        """The readable state behind the observation, for people and rendering; see `Engine.pit_view`."""
+        return self._engine.pit_view(0)
+
+    def obs_to_dict(self, obs: np.ndarray) -> dict[str, Any]:
+        """An observation (512,) by name; see `fq_env.env.obs_to_dict`."""
+        return obs_to_dict(obs)
+
+    def render(self) -> str | None:
+        """The state as text, or None without `render_mode="ansi"`."""
+        return render_text(self.view()) if self.render_mode else None
+
+
+def episode_info(episode: np.void) -> dict[str, Any]:
+    """One row of `Engine.episodes` as a dictionary of plain numbers, with `is_success`."""
+    info: dict[str, Any] = dict(zip(episode.dtype.names or (), episode.item(), strict=True))
+    info["instance_seed"] = episode["instance_seed"]  # uint64, as Gymnasium's vectors would overflow on a Python int
+    info["is_success"] = info["status"] == layout.SOLVED
+    return info

@@ -1,0 +1,238 @@
+"""Instances: the workflow and the physics that one seed draws, written straight into a Pit and its world.
+
+The Pit gets what a production system would know (hints, catalogue figures, earlier observations); the world keeps the
+truth. The order of draws is part of the level's version: changing it changes every instance.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import uint64
+
+from fq_env.randomness import bits, integer, pick, to_noise, uniform
+from fq_env.state import edge, goal, load_truth, truth
+from pit.compiled import kernel
+from pit.layout import N_VARIANTS, STANDARD
+from pit.state import model, predecessor, successor, task, variant
+
+LAYERED, PIPELINES, FORK_JOIN = range(3)
+_ONE = np.uint64(1)
+
+
+@kernel
+def sigma_of(cv):
+    """sigma of a log-normal factor with this coefficient of variation."""
+    return math.sqrt(math.log(1.0 + cv * cv))
+
+
+@kernel
+def draw_physics(s, w, L):
+    """Places, memory, models, durations, loads, noise; returns how many functions are used."""
+    if L.places[0] > 0:
+        s.all_places -= s.pools[0].places
+        s.pools[0].places = integer(w, L.places[0], L.places[1])
+        s.all_places += s.pools[0].places
+    if L.memory[0] > 0:
+        s.budgets[0].capacity = integer(w, L.memory[0], L.memory[1])
+    functions = np.int64(s.n_functions)
+    if L.functions[0] > 0:
+        functions = integer(w, L.functions[0], L.functions[1])
+    models = 0
+    if L.models[0] > 0:
+        models = integer(w, L.models[0], L.models[1])
+    w.noise = sigma_of(uniform(w, L.noise_cv[0], L.noise_cv[1]))
+    belief = sigma_of(L.belief_cv)
+    earlier = float(L.earlier[pick(w, L.n_earlier)])
+    for f in range(functions):
+        standard = variant(s, 3 * f + STANDARD)
+        factor = uniform(w, L.seconds[0], L.seconds[1])
+        gap = uniform(w, L.quality_gap[0], L.quality_gap[1])
+        if models > 0:
+            standard.model = f if f < models else pick(w, models)
+        nominal = standard.nominal
+        best = 0.0
+        for k in range(N_VARIANTS):
+            v = variant(s, 3 * f + k)
+            if v.usable == 0:
+                continue
+            t = truth(w, 3 * f + k)
+            t.mean = nominal * factor
+            if k != STANDARD:
+                t.mean = v.nominal * factor * uniform(w, L.variant_seconds[0], L.variant_seconds[1])
+                v.quality = min(1.0, max(0.0, standard.quality + (v.quality - standard.quality) * gap))
+            best = max(best, v.quality)
+            v.nominal = float(max(1, np.int64(t.mean * to_noise(bits(w), belief))))
+            learn(w, v, t.mean / v.nominal, earlier)
+        truth(w, 3 * f + STANDARD).best = best
+    scale = uniform(w, L.load_seconds[0], L.load_seconds[1])
+    exclusive = uniform(w, 0.0, 1.0) < L.exclusive
+    for i in range(s.n_models):
+        m = model(s, i)
+        t = load_truth(w, i)
+        t.mean = m.nominal * scale * uniform(w, L.model_load[0], L.model_load[1])
+        t.count = 0
+        m.nominal = float(max(1, np.int64(t.mean * to_noise(bits(w), belief))))
+        m.n = earlier
+        m.s = earlier * (t.mean / m.nominal)
+        m.load_est = m.nominal * ((2.0 + m.s) / (2.0 + m.n))
+        if exclusive:
+            m.serves = 1
+    return functions
+
+
+@kernel
+def learn(w, v, ratio, earlier):
+    """Writes `earlier` observations of a variant whose true observed/hinted ratio is `ratio`: mean and squares with their errors."""
+    v.n = earlier
+    if earlier > 0.0:
+        mean = ratio * to_noise(bits(w), w.noise / math.sqrt(earlier))
+        v.s = earlier * mean
+        v.ss = earlier * mean * mean * (1.0 + w.noise * w.noise)
+
+
+@kernel
+def add_task(s, w, L, i, f, hint_sigma):
+    """Task i calls function f: its true factor and the hint that its author gave."""
+    t = task(s, i)
+    t.function = f
+    t.required = 1
+    g = goal(w, i)
+    g.factor = to_noise(bits(w), sigma_of(L.task_cv))
+    if L.order_hidden == 0:
+        mean = truth(w, 3 * f + STANDARD).mean * g.factor
+        t.hint = float(max(1, np.int64(mean * to_noise(bits(w), hint_sigma))))
+
+
+@kernel
+def draw_graph(s, w, L, functions):
+    """Layers of tasks: random (layered), items x stages (pipelines), or one and many in turn (fork_join)."""
+    n = integer(w, L.tasks[0], L.tasks[1])
+    width = integer(w, L.width[0], L.width[1])
+    siblings = uniform(w, L.siblings[0], L.siblings[1])
+    hint_sigma = sigma_of(uniform(w, L.hint_cv[0], L.hint_cv[1]))
+    x = uniform(w, 0.0, L.shapes[2])
+    shape = LAYERED
+    if x >= L.shapes[1]:
+        shape = FORK_JOIN
+    elif x >= L.shapes[0]:
+        shape = PIPELINES
+    s.n_tasks = n
+    made = 0
+    before = 0  # first task of the layer before
+    edges = 0
+    layer = 0
+    while made < n:
+        here = made
+        size = width
+        if shape == LAYERED:
+            size = integer(w, 1, width)
+        elif shape == FORK_JOIN:
+            size = 1 if layer % 2 == 0 else integer(w, 2, width)
+        size = min(size, n - made)
+        common = pick(w, functions)
+        for j in range(size):
+            f = common
+            if uniform(w, 0.0, 1.0) >= siblings:
+                f = pick(w, functions)
+            add_task(s, w, L, made, f, hint_sigma)
+            if layer > 0:
+                last = here - before
+                if shape == FORK_JOIN:
+                    for i in range(before, here):
+                        edges = add_edge(s, w, i, made, edges)
+                elif shape == PIPELINES:
+                    if j < last:
+                        edges = add_edge(s, w, before + j, made, edges)
+                else:
+                    a = pick(w, last)
+                    edges = add_edge(s, w, before + a, made, edges)
+                    b = pick(w, last)
+                    if b != a and uniform(w, 0.0, 1.0) < 0.5:
+                        edges = add_edge(s, w, before + b, made, edges)
+            made += 1
+        if layer > 0 and shape == LAYERED:
+            for i in range(before, here):
+                if task(s, i).succ_to == 0:
+                    edges = add_edge(s, w, i, here + pick(w, size), edges)
+        before = here
+        layer += 1
+    link(s, w, edges)
+
+
+@kernel
+def add_edge(s, w, source, target, edges):
+    """One hard edge; counts it at both ends."""
+    e = edge(w, edges)
+    e.source = source
+    e.target = target
+    task(s, source).succ_to += 1
+    task(s, target).pred_to += 1
+    return edges + 1
+
+
+@kernel
+def link(s, w, edges):
+    """Turns the edge list into successor and predecessor tables (counts stand in `succ_to`, `pred_to`)."""
+    out = 0
+    inn = 0
+    for i in range(s.n_tasks):
+        t = task(s, i)
+        t.succ_from = out
+        out += t.succ_to
+        t.succ_to = t.succ_from
+        t.pred_from = inn
+        inn += t.pred_to
+        t.pred_to = t.pred_from
+    for k in range(edges):
+        e = edge(w, k)
+        a = task(s, e.source)
+        successor(s, a.succ_to).task = e.target
+        a.succ_to += 1
+        b = task(s, e.target)
+        predecessor(s, b.pred_to).task = e.source
+        b.pred_to += 1
+
+
+@kernel
+def draw_order(s, w, L):
+    """Hidden order: a goal and all it needs, less what is held; distractors; all in random order and without edges."""
+    n_functions = np.int64(s.n_functions)
+    closure = _ONE << uint64(L.goals[pick(w, L.n_goals)])
+    for _ in range(n_functions):
+        for f in range(n_functions):
+            if closure & (_ONE << uint64(f)):
+                closure |= L.needs[f]
+    held = uint64(0)
+    if uniform(w, 0.0, 1.0) < L.held:
+        for f in range(n_functions):
+            if closure & (_ONE << uint64(f)) and L.needs[f] == uint64(0):
+                held = _ONE << uint64(f)
+                break
+    w.have = held
+    present = closure & ~held
+    distractors = integer(w, L.distractors[0], L.distractors[1])
+    others = 0
+    for f in range(n_functions):
+        if not closure & (_ONE << uint64(f)):
+            others += 1
+    for f in range(n_functions):  # selection sampling: each set of that size is equally likely
+        if not closure & (_ONE << uint64(f)):
+            if uniform(w, 0.0, 1.0) * others < distractors:
+                present |= _ONE << uint64(f)
+                distractors -= 1
+            others -= 1
+    n = 0
+    for f in range(n_functions):
+        if present & (_ONE << uint64(f)):
+            j = pick(w, n + 1)  # inside-out shuffle
+            if j != n:
+                task(s, n).function = task(s, j).function
+            task(s, j).function = f
+            n += 1
+    s.n_tasks = n
+    for i in range(n):
+        add_task(s, w, L, i, np.int64(task(s, i).function), 0.0)
+        if not closure & (_ONE << uint64(task(s, i).function)):
+            task(s, i).required = 0

@@ -1,0 +1,292 @@
+"""The engine's kernel: reset, step, whole episodes under a rule, for one environment or many.
+
+One entry serves n = 1 and n = many; only the parallel twin of the same loop is compiled apart, when it is asked for.
+"""
+
+from __future__ import annotations
+
+
+import numba
+import numpy as np
+from numba import uint64
+
+from fq_env.generation import draw_graph, draw_order, draw_physics
+from fq_env.randomness import DURATIONS, FAILURES, LOADS, PLAYER, WORKFLOW, mix
+from fq_env.scoring import bounds, deliverable, potential, score
+from fq_env.state import (
+    EPISODE,
+    LEVEL,
+    byte_at,
+    engine_at,
+    episode_at,
+    float_at,
+    integer_at,
+    level_at,
+    world_at,
+)
+from fq_env.world import run
+from pit.compiled import address_of, copy_bytes, entry, kernel, parallel_entry
+from pit.interface import act, apply
+from pit.layout import ARRIVE, HOLD, N_ACTIONS, N_OBSERVATION, N_VERBS, ON, SOLVED, WAIT
+
+from pit.observation import encode, refresh_slots, wait_legal, write_mask
+from pit.rules import choose
+from pit.state import pit_at, task
+
+RESET, STEP, PLAY = range(3)
+POTENTIAL, SPARSE, MAKESPAN, CONDUCTOR = range(4)
+DISABLED, NEXT_STEP, SAME_STEP = range(3)
+RANDOM = -1
+_OBS_BYTES = 4 * N_OBSERVATION
+_LEVEL_BYTES, _EPISODE_BYTES = LEVEL.itemsize, EPISODE.itemsize
+
+
+@kernel
+def begin(s, w, L, exposure):
+    """A new instance, named by the world's instance seed: physics, workflow, bounds; up to the first decision."""
+    world = address_of(w) - address_of(s)
+    copy_bytes(address_of(s), L.template, L.template_size)
+    s.size = world
+    s.exposure = exposure
+    w.drawn = uint64(0)
+    w.stream = mix(w.instance_seed, WORKFLOW)
+    w.durations = mix(w.instance_seed, DURATIONS)
+    w.failures = mix(w.instance_seed, FAILURES)
+    w.loads = mix(w.instance_seed, LOADS)
+    w.player = mix(w.instance_seed, PLAYER)
+    for i in range(s.n_tasks):  # the template counts the most tasks that the level can have
+        clean(s, i)
+    functions = draw_physics(s, w, L)
+    if L.order_hidden == 1:
+        draw_order(s, w, L)
+    else:
+        draw_graph(s, w, L, functions)
+    bounds(s, w)
+    s.horizon = np.int64(L.horizon * w.lb)
+    w.event.kind = ARRIVE
+    w.event.subject = 0
+    apply(s, w.event)
+    deliverable(s, w, 0)
+    w.steps = 0
+    w.calls = 0
+    w.cold_starts = 0
+    w.load_count = 0
+    w.wrong_calls = 0
+    w.waits = 0
+    w.holds = 0
+    w.pending = 0
+    w.reward_sum = 0.0
+    run(s, w, L)
+    w.phi = potential(s, w, L)
+    w.phi0 = w.phi
+
+
+@kernel
+def clean(s, i):
+    """Clears what an earlier episode left in task i."""
+    t = task(s, i)
+    t.near_time = 0.0
+    t.hold_until = 0
+    t.hint = 0.0
+    t.quality = 0.0
+    t.succ_from = 0
+    t.succ_to = 0
+    t.pred_from = 0
+    t.pred_to = 0
+    t.running_inputs = 0
+    t.attempts = 0
+    t.version = 0
+    t.near = 0
+
+
+@kernel
+def name_next(w, L, split, n):
+    """The next instance of this environment: a train stream of its own, or every n-th named instance of a split."""
+    if split == 0:
+        w.instance = w.episode
+        w.episode += 1
+        w.instance_seed = mix(mix(w.train_stream, 0), w.instance)
+    else:
+        w.instance += n
+        w.instance_seed = mix(mix(L.key, split), w.instance)
+
+
+@kernel
+def decide(s, w, L, action, kind):
+    """One action and all that follows; the reward."""
+    before = s.now
+    left = w.left
+    w.steps += 1
+    if action == WAIT:
+        w.waits += 1
+    elif 0 <= action < WAIT and action % N_VERBS == HOLD:
+        w.holds += 1
+    act(s, action)
+    run(s, w, L)
+    phi = potential(s, w, L)
+    r = phi - w.phi
+    w.phi = phi
+    if kind == SPARSE:
+        r = phi if s.status != ON else 0.0
+    elif kind == MAKESPAN:
+        r = -(float(s.now - before) + w.left - left) / w.lb
+    elif kind == CONDUCTOR:
+        elapsed = float(s.now - s.t0)
+        r = (1.0 - elapsed / (elapsed + w.lb)) * w.base if s.status == SOLVED else 0.0
+    w.reward_sum += r
+    return r
+
+
+@kernel
+def report(s, w, L, out):
+    """The result of the episode so far."""
+    score(s, w, L, out)
+    out.phi0 = w.phi0
+    out.reward_sum = w.reward_sum
+    out.lb = w.lb / 1e6
+    out.cost = s.spent / 1e6
+    out.steps = w.steps
+    out.calls = w.calls
+    out.cold_starts = w.cold_starts
+    out.loads = w.load_count
+    out.wrong_calls = w.wrong_calls
+    out.warnings = s.warnings
+    out.waits = w.waits
+    out.holds = w.holds
+    out.instance_seed = w.instance_seed
+    out.split = w.split
+    out.instance = w.instance
+    out.level = w.level
+    out.status = s.status
+
+
+@kernel
+def reset_one(e, i):
+    """Environment i begins the instance that `split` and `instance` name (instance < 0: the next of its train stream)."""
+    base = e.memory + i * e.stride
+    s = pit_at(base)
+    w = world_at(base + s.size)
+    L = level_at(e.levels + w.level * _LEVEL_BYTES)
+    w.split = integer_at(e.split + 8 * i).x
+    asked = integer_at(e.instance + 8 * i).x
+    if asked < 0:
+        name_next(w, L, 0, e.n)
+    else:
+        w.instance = asked
+        w.instance_seed = mix(mix(L.key, w.split), asked)
+    begin(s, w, L, e.exposure)
+    show(e, i, s)
+
+
+@kernel
+def show(e, i, s):
+    """Observation and mask of environment i into the engine's buffers."""
+    encode(s, e.obs + i * _OBS_BYTES)
+    write_mask(s, e.masks + i * N_ACTIONS)
+
+
+@kernel
+def step_one(e, i):
+    """Environment i takes its action; observation, mask, reward, flags; autoreset."""
+    base = e.memory + i * e.stride
+    s = pit_at(base)
+    w = world_at(base + s.size)
+    L = level_at(e.levels + w.level * _LEVEL_BYTES)
+    reward = 0.0
+    terminated = 0
+    truncated = 0
+    if w.pending == 1:
+        if e.autoreset == NEXT_STEP:
+            name_next(w, L, w.split, e.n)
+            begin(s, w, L, e.exposure)
+            show(e, i, s)
+    else:
+        reward = decide(s, w, L, integer_at(e.actions + 8 * i).x, e.reward)
+        if s.status != ON:
+            terminated = 1
+        else:
+            limit = e.max_steps if e.max_steps > 0 else L.max_steps
+            truncated = 1 if w.steps >= limit else 0
+        if terminated == 1 or truncated == 1:
+            report(s, w, L, episode_at(e.episodes + i * _EPISODE_BYTES))
+            w.pending = 1
+            if e.autoreset == SAME_STEP:
+                encode(s, e.final_obs + i * _OBS_BYTES)
+                write_mask(s, e.final_masks + i * N_ACTIONS)
+                name_next(w, L, w.split, e.n)
+                begin(s, w, L, e.exposure)
+        show(e, i, s)
+    float_at(e.rewards + 8 * i).x = reward
+    byte_at(e.terminated + i).x = terminated
+    byte_at(e.truncated + i).x = truncated
+
+
+@kernel
+def pick_random(s, w):
+    """A legal action, each equally likely."""
+    refresh_slots(s)
+    count = 1 if wait_legal(s) else 0
+    for g in range(s.n_slots):
+        for verb in range(N_VERBS):
+            count += (s.slots[g].legal >> verb) & 1
+    w.player = mix(w.player, 1)
+    k = np.int64(((w.player >> uint64(32)) * uint64(count)) >> uint64(32))
+    for g in range(s.n_slots):
+        for verb in range(N_VERBS):
+            if (s.slots[g].legal >> verb) & 1:
+                if k == 0:
+                    return g * N_VERBS + verb
+                k -= 1
+    return WAIT
+
+
+@kernel
+def play_one(e, i):
+    """Environment i plays its episode to the end under the engine's rule."""
+    base = e.memory + i * e.stride
+    s = pit_at(base)
+    w = world_at(base + s.size)
+    L = level_at(e.levels + w.level * _LEVEL_BYTES)
+    limit = e.max_steps if e.max_steps > 0 else L.max_steps
+    while s.status == ON and w.steps < limit:
+        action = pick_random(s, w) if e.rule == RANDOM else choose(s, e.rule, e.theta, e.preferred, 0)
+        decide(s, w, L, action, e.reward)
+    report(s, w, L, episode_at(e.episodes + i * _EPISODE_BYTES))
+    show(e, i, s)
+
+
+@kernel
+def serve(e, operation, i):
+    """One operation on environment i."""
+    if operation == STEP:
+        step_one(e, i)
+    elif byte_at(e.reset + i).x == 1:
+        if operation == RESET:
+            reset_one(e, i)
+        else:
+            play_one(e, i)
+
+
+@entry
+def engine(address, operation):
+    """One operation on all environments of the engine record at `address`; the number that ended (STEP)."""
+    e = engine_at(address)
+    ended = 0
+    for i in range(e.n):
+        serve(e, operation, i)
+        if operation == STEP:
+            ended += byte_at(e.terminated + i).x | byte_at(e.truncated + i).x
+    return ended
+
+
+@parallel_entry
+def engine_parallel(address, operation):
+    """`engine` on several threads; the same bits."""
+    e = engine_at(address)
+    for i in numba.prange(e.n):
+        serve(engine_at(address), operation, i)
+    ended = 0
+    if operation == STEP:
+        for i in range(e.n):
+            ended += byte_at(e.terminated + i).x | byte_at(e.truncated + i).x
+    return ended

@@ -1,0 +1,64 @@
+"""One environment as text, from `Engine.pit_view`: clock, score so far, pools, calls in flight, what can be started.
+
+It reads the view and nothing else; times are seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHOWN_TASKS = 24  # rows of the task table; large workflows are summed up by state
+
+
+def seconds(value: float) -> str:
+    """A time as people read it: `0.42 s`, `17.3 s`, `412 s`."""
+    return f"{value:.2f} s" if value < 10 else f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
+
+
+def render_text(view: dict[str, Any]) -> str:
+    """The state of one environment as a block of text without a final newline."""
+    lines = [clock_line(view), score_line(view["score"]), *(pool_line(pool) for pool in view["pools"])]
+    for call in view["calls"]:
+        ends = "waits for its model, done" if call["start"] is None else "done"
+        left = max(0.0, call["expected_end"] - view["now"])
+        lines.append(f"call    {call['function']} ({call['variant']}): {ends} in about {seconds(left)}")
+    lines += [slot_line(slot) for slot in view["slots"]]
+    return "\n".join(lines + task_lines(view["tasks"]))
+
+
+def clock_line(view: dict[str, Any]) -> str:
+    """Clock, deadline, status, last outcome."""
+    deadline = "" if view["deadline"] is None else f" of {seconds(view['deadline'])}"
+    return f"clock   {seconds(view['now'])}{deadline} | {view['status']} | last outcome: {view['outcome'].replace('_', ' ')}"
+
+
+def score_line(score: dict[str, float]) -> str:
+    """The score so far and its parts."""
+    parts = ", ".join(f"{name} {score[name]:.3f}" for name in ("base", "efficiency", "stability", "optimization"))
+    return f"score   {score['total']:.3f} ({parts}) | warnings {score['warnings']:.0f}"
+
+
+def pool_line(pool: dict[str, Any]) -> str:
+    """One pool: places, and the copies that are not idle."""
+    copies = ", ".join(f"{c['model']} {c['state']}" for c in pool["copies"] if c["state"] != "idle")
+    return f"pool    {pool['name']}: {pool['busy']} of {pool['places']} places busy | {copies or 'nothing loaded'}"
+
+
+def slot_line(slot: dict[str, Any]) -> str:
+    """One slot: its number, what its head is, how many members it has."""
+    members = "" if slot["members"] == 1 else f" x{slot['members']}"
+    held = " (held)" if slot["held"] else ""
+    return f"slot {slot['slot']:<2} {slot['function']}{members}{held}, about {seconds(slot['duration'])}"
+
+
+def task_lines(tasks: list[dict[str, Any]]) -> list[str]:
+    """The task table, or counts by state where it would be long."""
+    if len(tasks) > SHOWN_TASKS:
+        states = [task["state"] for task in tasks]
+        counts = ", ".join(f"{states.count(state)} {state.replace('_', ' ')}" for state in dict.fromkeys(states))
+        return [f"tasks   {counts}"]
+    return [
+        f"task    {t['id']} {t['function']}: {t['state'].replace('_', ' ')}"
+        + (f", {t['attempts']} failed" if t["attempts"] else "")
+        for t in tasks
+    ]

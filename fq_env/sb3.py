@@ -1,0 +1,153 @@
+"""Many environments for stable-baselines3: its `VecEnv` contract over the kernel, with no Python per environment.
+
+This is the only module of the game that imports stable-baselines3.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+
+from fq_env.engine import Engine
+from fq_env.env import action_space, observation_space, read_options
+from fq_env.errors import FQError
+from pit import layout
+
+if TYPE_CHECKING:
+    from fq_env.level import Level
+
+
+class FunctionQuestVecEnv(VecEnv):
+    """`n_envs` environments that reset within the step that ends them, as stable-baselines3 expects.
+
+    Arguments are those of `FunctionQuestVectorEnv`; `seed` starts the train streams. Observations (n, 512) float32,
+    rewards (n,) float32 and dones (n,) bool are new arrays each step. `infos` is the same list of empty dictionaries,
+    except where an episode ended: there a new one holds `episode` (return, length, seconds, as `Monitor` writes them),
+    `score` (the fields of `Engine.episodes`), `is_success`, `TimeLimit.truncated`, and, where truncated only,
+    `terminal_observation`.
+    """
+
+    def __init__(
+        self,
+        level: int | str | Level | Sequence[int | str | Level] = 1,
+        n_envs: int = 1,
+        seed: int | None = None,
+        exposure: str | None = None,
+        reward: str = "potential",
+        max_episode_steps: int | None = None,
+        threads: int = 1,
+    ) -> None:
+        self._engine = Engine(
+            level,
+            n_envs,
+            exposure=exposure,
+            reward=reward,
+            autoreset="same_step",
+            threads=threads,
+            max_episode_steps=max_episode_steps,
+            seed=seed,
+        )
+        self.render_mode = None
+        self._actions = np.zeros(n_envs, np.int64)
+        self._empty: list[dict[str, Any]] = [{} for _ in range(n_envs)]
+        self._fields = self._engine.episodes.dtype.names or ()
+        self._begin = time.time()
+        super().__init__(n_envs, observation_space(), action_space())
+
+    def reset(self) -> np.ndarray:
+        """Starts new episodes everywhere, after what `seed` and `set_options` asked for; observations (n, 512) float32."""
+        engine = self._engine
+        for i, (split, instance) in enumerate(map(read_options, self._options)):
+            if split is not None:
+                engine.reset(indices=np.array([i]), split=split, instances=instance)
+        streamed = np.array([i for i, options in enumerate(self._options) if not options])
+        if streamed.size:
+            engine.reset(indices=streamed)
+        self._reset_options()
+        self.reset_infos = [
+            {"instance_seed": instance_seed, "phi0": phi0}
+            for instance_seed, phi0 in zip(engine.instance_seeds.tolist(), engine.phi0.tolist(), strict=True)
+        ]
+        return engine.obs.copy()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Notes the actions (n,) of the next `step_wait`."""
+        self._actions = np.ascontiguousarray(actions, dtype=np.int64)
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """One decision in each environment: observations, rewards, dones, infos (see the class)."""
+        engine = self._engine
+        n_ended = engine.step(self._actions)
+        infos = self._empty
+        if n_ended:
+            infos = infos.copy()
+            self._fill(infos, engine.done_idx[:n_ended])
+        return engine.obs.copy(), engine.rewards.astype(np.float32), engine.terminated | engine.truncated, infos
+
+    def _fill(self, infos: list[dict[str, Any]], ended: np.ndarray) -> None:
+        seconds = round(time.time() - self._begin, 6)
+        truncated = self._engine.truncated
+        for i, row in zip(ended.tolist(), self._engine.episodes[ended].tolist(), strict=True):
+            score = dict(zip(self._fields, row, strict=True))
+            cut = bool(truncated[i])
+            infos[i] = {
+                "episode": {"r": score["reward_sum"], "l": score["steps"], "t": seconds},
+                "score": score,
+                "is_success": score["status"] == layout.SOLVED,
+                "TimeLimit.truncated": cut,
+            }
+            if cut:
+                infos[i]["terminal_observation"] = self._engine.final_obs[i].copy()
+
+    def action_masks(self) -> np.ndarray:
+        """The legal actions now: a new bool array (n, 128), no row all False."""
+        return self._engine.masks.copy()
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """New train streams at the next reset, one per environment, all derived from `seed` (None: from fresh entropy)."""
+        self._engine.seed(seed)
+        return [seed] * self.num_envs
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
+        """The attribute of this adapter, once per environment; AttributeError if there is none."""
+        return [getattr(self, attr_name)] * len(self._indices(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
+        """Refused: the environments share one block of memory and have no attributes of their own."""
+        raise FQError(f"attribute {attr_name!r} cannot be set on single environments; give it when the environments are made")
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: int | Iterable[int] | None = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """`action_masks` is the one method: without indices a list of **one** array (n, 128), which sb3-contrib's
+        `np.stack` turns into all masks in one go; with indices one array (128,) for each."""
+        if method_name != "action_masks":
+            raise AttributeError(f"the environments have no method {method_name!r}; they have 'action_masks'")
+        masks = self.action_masks()
+        return [masks] if indices is None else [masks[i] for i in self._indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: int | Iterable[int] | None = None) -> list[bool]:
+        """True for `Monitor` alone, because infos hold `episode` as it would write it."""
+        return [wrapper_class is Monitor] * len(self._indices(indices))
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """No environment draws images."""
+        return [None] * self.num_envs
+
+    def _indices(self, indices: int | Iterable[int] | None) -> list[int]:
+        return list(self._get_indices(indices))
+
+
+def make_sb3_env(
+    level: int | str | Level | Sequence[int | str | Level] = 11, n_envs: int = 256, seed: int | None = 0, **kwargs: Any
+) -> FunctionQuestVecEnv:
+    """`n_envs` environments of a level for stable-baselines3, with train streams from `seed`; see `FunctionQuestVecEnv`."""
+    return FunctionQuestVecEnv(level, n_envs, seed, **kwargs)

@@ -1,0 +1,181 @@
+"""Score and reward under true parameters (rule page, section 4): bounds, potential, total.
+
+The potential is the best total still reachable; the reward is its change (potential-based shaping: Ng, Harada, Russell, ICML 1999).
+"""
+
+from __future__ import annotations
+
+from fq_env.state import goal, load_truth, truth
+from pit.compiled import kernel
+from pit.layout import DONE, GIVEN_UP, N_VARIANTS, ON, SOLVED, STANDARD
+from pit.state import call, model, predecessor, ready, successor, task, variant
+
+
+@kernel
+def bounds(s, w):
+    """Per task the least time, rank and cost; LB (us), least and sequential-cold cost (micro-units), all under true means."""
+    path = 0.0
+    load = -1.0
+    load_cost = -1.0
+    w.cost_low = 0.0
+    w.cost_high = 0.0
+    w.work_left = 0.0
+    for i in range(s.n_tasks - 1, -1, -1):
+        t = task(s, i)
+        g = goal(w, i)
+        g.least = -1.0
+        g.cost = -1.0
+        light = -1.0
+        light_cost = -1.0
+        for k in range(N_VARIANTS):
+            row = 3 * t.function + k
+            v = variant(s, row)
+            if v.usable == 0:
+                continue
+            mean = truth(w, row).mean * g.factor
+            cost = mean * v.price / 1e6
+            if g.least < 0.0 or mean < g.least:
+                g.least = mean
+            if g.cost < 0.0 or cost < g.cost:
+                g.cost = cost
+            y = 0.0
+            z = 0.0
+            if v.model >= 0:
+                y = load_truth(w, v.model).mean
+                z = y * model(s, v.model).price / 1e6
+            if light < 0.0 or y < light:
+                light = y
+            if light_cost < 0.0 or z < light_cost:
+                light_cost = z
+            if k == STANDARD and t.required == 1:
+                w.cost_high += cost + z
+        best = 0.0
+        for e in range(t.succ_from, t.succ_to):
+            best = max(best, goal(w, successor(s, e).task).rank)
+        g.rank = 0.0
+        if t.required == 1 or best > 0.0:
+            g.rank = g.least + best
+        path = max(path, g.rank)
+        if t.required == 1:
+            w.cost_low += g.cost
+            w.work_left += g.least
+            if load < 0.0 or light < load:
+                load = light
+            if load_cost < 0.0 or light_cost < load_cost:
+                load_cost = light_cost
+    w.cost_left = w.cost_low
+    w.load_cost = max(load_cost, 0.0)
+    w.cost_low += w.load_cost
+    w.lb = max(path, w.work_left / s.all_places) + max(load, 0.0)
+
+
+@kernel
+def deliverable(s, w, first):
+    """The best quality still reachable of every task from `first` on, and its mean over required sinks (`w.base`)."""
+    total = 0.0
+    sinks = 0
+    for i in range(s.n_tasks):
+        t = task(s, i)
+        g = goal(w, i)
+        if i >= first:
+            if t.state == DONE or t.state == GIVEN_UP:
+                g.best = t.quality
+            else:
+                n = t.pred_to - t.pred_from
+                mean = 1.0
+                if n > 0:
+                    mean = 0.0
+                    for e in range(t.pred_from, t.pred_to):
+                        mean += goal(w, predecessor(s, e).task).best
+                    mean /= n
+                g.best = truth(w, 3 * t.function + STANDARD).best * (1.0 - s.quality_flow + s.quality_flow * mean)
+        if t.required == 1 and t.succ_to == t.succ_from:
+            total += g.best
+            sinks += 1
+    w.base = total / max(1, sinks)
+
+
+@kernel
+def task_ended(s, w, i):
+    """Task i is done or given up: what is left shrinks, and quality may have been lost."""
+    t = task(s, i)
+    g = goal(w, i)
+    if t.required == 1:
+        w.cost_left -= g.cost
+        w.work_left -= g.least
+    if t.quality != g.best:
+        deliverable(s, w, i)
+
+
+@kernel
+def time_left(s, w):
+    """us that the rest needs at least: the true critical path, or the least work over all places."""
+    path = 0.0
+    running = 0.0
+    for k in range(s.n_ready):
+        path = max(path, goal(w, ready(s, k).task).rank)
+    for k in range(s.call_rows):
+        c = call(s, k)
+        if c.id >= 0:
+            g = goal(w, c.task)
+            run = 0.0
+            if c.start >= 0:
+                run = min(float(s.now - c.start), g.least)
+            path = max(path, g.rank - run)
+            if task(s, c.task).required == 1:
+                running += run
+    return max(path, (w.work_left - running) / s.all_places)
+
+
+@kernel
+def efficiency(s, w, left):
+    """Resources used between the lower bound and the sequential-cold upper bound, `left` micro-units being still due."""
+    if w.cost_high <= w.cost_low:
+        return 1.0
+    return min(1.0, max(0.0, (w.cost_high - s.spent - left) / (w.cost_high - w.cost_low)))
+
+
+@kernel
+def stability(s):
+    return max(0.0, 1.0 - s.warning_weight * s.warnings)
+
+
+@kernel
+def weighted(L, base, e, t, o):
+    """base (1 + we e + ws s + wo o) / (1 + we + ws + wo)."""
+    bonus = L.w_efficiency * e + L.w_stability * t + L.w_optimization * o
+    return base * (1.0 + bonus) / (1.0 + L.w_efficiency + L.w_stability + L.w_optimization)
+
+
+@kernel
+def potential(s, w, L):
+    """The best total still reachable; keeps `w.left` for the makespan reward."""
+    if s.status != ON and s.status != SOLVED:
+        w.left = 0.0
+        return 0.0
+    w.left = time_left(s, w) if s.status == ON else 0.0
+    elapsed = float(s.now - s.t0)
+    o = 1.0
+    if elapsed + w.left > 0.0:
+        o = min(1.0, w.lb / (elapsed + w.left))
+    left = w.cost_left + w.load_cost if s.status == ON else 0.0
+    return weighted(L, w.base, efficiency(s, w, left), stability(s), o)
+
+
+@kernel
+def score(s, w, L, out):
+    """Writes the four parts and the total of an ended episode, from what was delivered (not from the potential)."""
+    delivered = 0.0
+    sinks = 0
+    for i in range(s.n_tasks):
+        t = task(s, i)
+        if t.required == 1 and t.succ_to == t.succ_from:
+            delivered += t.quality
+            sinks += 1
+    makespan = float(s.now - s.t0)
+    out.base = delivered / max(1, sinks) if s.status == SOLVED else 0.0
+    out.efficiency = efficiency(s, w, 0.0)
+    out.stability = stability(s)
+    out.optimization = min(1.0, w.lb / makespan) if makespan > 0.0 else 1.0
+    out.total = weighted(L, out.base, out.efficiency, out.stability, out.optimization)
+    out.makespan = makespan / 1e6

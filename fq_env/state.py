@@ -1,0 +1,149 @@
+"""Records of the game's kernels: a level's parameters, the hidden world behind one Pit, an episode's result, an engine.
+
+One environment is one block of memory: a Pit (`pit.state`), and at `pit.size` bytes behind it its world with tables of
+its own. The Pit never reads the world.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pit.compiled import record_at, table
+from pit.state import EVENT
+
+REWARDS = ("potential", "sparse", "makespan", "conductor")
+AUTORESETS = ("disabled", "next_step", "same_step")
+SPLITS = ("train", "validation", "test")
+
+
+def _record(fields: list[Any]) -> np.dtype[Any]:
+    return np.dtype(fields, align=True)
+
+
+_RANGES = ("seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "siblings")
+_WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "distractors")
+LEVEL = _record(
+    [(name, "f8", (2,)) for name in _RANGES]
+    + [(name, "i8", (2,)) for name in _WHOLES]
+    + [(name, "f8") for name in ("exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "held", "horizon")]
+    + [(name, "f8") for name in ("w_efficiency", "w_stability", "w_optimization")]
+    + [
+        ("shapes", "f8", (3,)),  # cumulated weights: layered, pipelines, fork_join
+        ("earlier", "i8", (8,)),
+        ("n_earlier", "i8"),
+        ("needs", "u8", (16,)),  # bit mask of functions, per function
+        ("goals", "i8", (8,)),
+        ("n_goals", "i8"),
+        ("order_hidden", "i8"),
+        ("max_steps", "i8"),
+        ("number", "i8"),
+        ("key", "u8"),  # seed of the level's named instances
+        ("template", "i8"),  # address of a Pit with the level's system, before any draw
+        ("template_size", "i8"),  # bytes of it that are copied into an environment
+    ]
+)
+WORLD = _record(
+    [
+        ("instance_seed", "u8"),
+        ("stream", "u8"),  # generation
+        ("drawn", "u8"),
+        ("durations", "u8"),  # seeds of the other streams
+        ("failures", "u8"),
+        ("loads", "u8"),
+        ("player", "u8"),
+        ("train_stream", "u8"),  # of this environment; survives resets
+        ("episode", "i8"),  # train instances drawn so far
+        ("instance", "i8"),
+        ("split", "i8"),
+        ("level", "i8"),  # index into the engine's levels
+        ("have", "u8"),  # hidden order: functions whose outcome is held
+        ("noise", "f8"),  # sigma of durations
+        ("lb", "f8"),  # us, under true means
+        ("cost_low", "f8"),  # micro-units
+        ("cost_high", "f8"),
+        ("cost_left", "f8"),  # least cost of what is required and not done
+        ("load_cost", "f8"),  # micro-units, the load that cannot be avoided; 0 once one is paid
+        ("work_left", "f8"),  # us, least work of what is required and not done
+        ("base", "f8"),  # quality still deliverable
+        ("phi", "f8"),
+        ("phi0", "f8"),
+        ("left", "f8"),  # us, lower bound of what is left (reward=makespan)
+        ("reward_sum", "f8"),
+        ("steps", "i8"),
+        ("calls", "i8"),
+        ("cold_starts", "i8"),
+        ("load_count", "i8"),
+        ("wrong_calls", "i8"),
+        ("waits", "i8"),
+        ("holds", "i8"),
+        ("pending", "i8"),  # next_step: the episode has ended, the next step resets
+        ("event", EVENT),
+        ("truth_at", "i4"),
+        ("goal_at", "i4"),
+        ("due_at", "i4"),
+        ("load_due_at", "i4"),
+        ("load_truth_at", "i4"),
+        ("edge_at", "i4"),
+    ]
+)
+TRUTH = _record([("mean", "f8"), ("best", "f8")])  # per variant row: us; best quality of the function (standard's row)
+GOAL = _record(
+    [
+        ("factor", "f8"),  # of the task's true mean over its function's
+        ("least", "f8"),  # us, true mean of the fastest usable variant
+        ("rank", "f8"),  # us, upward rank of `least`
+        ("cost", "f8"),  # micro-units, least
+        ("best", "f8"),  # quality of the output: reached, or still reachable
+    ]
+)
+DUE = _record([("when", "i8"), ("elapsed", "i8"), ("error", "i8")])
+LOAD_TRUTH = _record([("mean", "f8"), ("count", "i8")])
+EDGE = _record([("source", "i4"), ("target", "i4")])
+EPISODE = _record(
+    [(name, "f8") for name in ("total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum")]
+    + [(name, "f8") for name in ("makespan", "lb", "cost")]
+    + [(name, "i8") for name in ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds")]
+    + [("instance_seed", "u8"), ("split", "i8"), ("instance", "i8"), ("level", "i8"), ("status", "i8")]
+)
+ADDRESSES = (
+    "memory", "levels", "actions", "obs", "masks", "rewards", "terminated", "truncated",
+    "final_obs", "final_masks", "episodes", "reset", "split", "instance",
+)  # fmt: skip
+ENGINE = _record(
+    [(name, "i8") for name in ADDRESSES]
+    + [(name, "i8") for name in ("n", "stride", "autoreset", "reward", "max_steps", "rule", "preferred", "exposure")]
+    + [("theta", "f8")]
+)
+
+engine_at = record_at(ENGINE)
+level_at = record_at(LEVEL)
+world_at = record_at(WORLD)
+episode_at = record_at(EPISODE)
+integer_at = record_at(_record([("x", "i8")]))
+float_at = record_at(_record([("x", "f8")]))
+byte_at = record_at(_record([("x", "u1")]))
+truth = table(WORLD, "truth_at", TRUTH)
+goal = table(WORLD, "goal_at", GOAL)
+due = table(WORLD, "due_at", DUE)
+load_due = table(WORLD, "load_due_at", DUE)
+load_truth = table(WORLD, "load_truth_at", LOAD_TRUTH)
+edge = table(WORLD, "edge_at", EDGE)
+
+
+def world_tables(tasks: int, edges: int, functions: int, models: int, copies: int, places: int) -> tuple[dict[str, int], int]:
+    """Offsets of the world's tables behind its record, and the bytes of both (a multiple of 64)."""
+    rows = (
+        ("truth_at", TRUTH, 3 * functions),
+        ("load_truth_at", LOAD_TRUTH, models),
+        ("due_at", DUE, places),
+        ("load_due_at", DUE, copies),
+        ("goal_at", GOAL, tasks),
+        ("edge_at", EDGE, edges),
+    )
+    offsets, end = {}, WORLD.itemsize
+    for name, dtype, count in rows:
+        offsets[name] = end
+        end += -(-dtype.itemsize * count // 8) * 8
+    return offsets, -(-end // 64) * 64

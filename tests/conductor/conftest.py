@@ -1,0 +1,32 @@
+"""A small workflow and a bundle of random weights, written for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conductor.bundle import Bundle, write_bundle
+from tests.conductor.helpers import MODULE, bundle_parts
+
+
+@pytest.fixture
+def write_workflow(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
+    """Writes a workflow beside the module of its functions; returns the file."""
+
+    def write(workflow: dict[str, Any]) -> Path:
+        (tmp_path / "work.py").write_text(MODULE)
+        path = tmp_path / "workflow.yaml"
+        path.write_text(yaml.safe_dump(workflow, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """A bundle of random weights."""
+    return write_bundle(tmp_path / "bundle", **bundle_parts())

@@ -1,0 +1,173 @@
+"""A bundle comes back as it was written, and every way of not being one has its own sentence."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from conductor import bundle as module
+from conductor.bundle import Bundle, load_bundle, write_bundle
+from conductor.errors import ConductorError
+from conductor.files import canonical
+from tests.conductor.helpers import bundle_parts, random_tensors
+
+
+def reseal(folder: Path, **changes: Any) -> None:
+    """Make sizes and hashes fit again after a change, as an attacker would; `changes` are keys of the manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in manifest["files"]:
+        content = (folder / name).read_bytes()
+        manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (folder / "manifest.json").write_bytes(canonical({**manifest, **changes}))
+
+
+def tensors_replaced(folder: Path, **tensors: np.ndarray) -> None:
+    (folder / "policy.safetensors").write_bytes(save({**random_tensors(), **tensors}))
+    reseal(folder)
+
+
+def test_round_trip(bundle: Bundle) -> None:
+    again = load_bundle(bundle.path)
+    assert again.digest == bundle.digest == hashlib.sha256((bundle.path / "manifest.json").read_bytes()).hexdigest()
+    assert again.manifest.seeds == [2**63] and again.manifest.levels == ["11"] and again.manifest.rule.name == "critical_path"
+    parts = bundle_parts()
+    for obs, mask, action in zip(*(parts["golden"][k] for k in ("obs", "mask", "action")), strict=True):
+        assert again.policy.act(obs, mask) == action
+
+
+def test_forward_pass_is_the_network_that_the_tensors_say(bundle: Bundle) -> None:
+    t = {name: array.astype(np.float64) for name, array in random_tensors().items()}
+    obs = np.random.default_rng(5).random(512, dtype=np.float32)
+    hidden = np.tanh(t["policy.1.weight"] @ np.tanh(t["policy.0.weight"] @ obs + t["policy.0.bias"]) + t["policy.1.bias"])
+    expected = t["action.weight"] @ hidden + t["action.bias"]
+    np.testing.assert_allclose(bundle.policy.logits(obs), expected, rtol=1e-4, atol=1e-5)
+
+
+REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no folder", lambda f: f.rename(f.with_name("away")), "there is no bundle"),
+    ("no manifest", lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
+    ("not JSON", lambda f: (f / "manifest.json").write_text("{"), "not canonical JSON"),
+    ("spaces", lambda f: (f / "manifest.json").write_text(json.dumps(json.loads((f / "manifest.json").read_text()))), "canonical"),
+    ("nested", lambda f: (f / "manifest.json").write_text("[" * 100_000), "not canonical JSON"),
+    ("unknown key", lambda f: reseal(f, more=1), "more: Extra inputs are not permitted"),
+    ("format", lambda f: reseal(f, format="fq.policy/2"), "format"),
+    ("kind", lambda f: reseal(f, network={"kind": "lstm", "layers": [16, 8], "activation": "tanh"}), "network.kind"),
+    ("rule", lambda f: reseal(f, rule={"name": "magic", "params": {}}), "rule 'magic' is unknown"),
+    ("missing file", lambda f: (f / "card.md").unlink(), "card.md: is missing"),
+    ("extra file", lambda f: (f / "extra.bin").write_bytes(b"x"), "extra.bin: is a file too many"),
+    ("folder inside", lambda f: (f / "more").mkdir(), "is not a plain file"),
+    ("link", lambda f: ((f / "card.md").unlink(), (f / "card.md").symlink_to("/dev/zero")), "is not a plain file"),
+    ("grown", lambda f: (f / "card.md").write_text("# Random weights\n\n"), "bytes where the manifest says"),
+    ("changed", lambda f: (f / "card.md").write_text("# Random w3ights\n"), "its sha256 is not the one"),
+    ("not safetensors", lambda f: ((f / "policy.safetensors").write_bytes(b"x" * 100), reseal(f)), "is not a safetensors file"),
+    ("extra tensor", lambda f: tensors_replaced(f, more=np.zeros(3, np.float32)), "tensor more does not belong"),
+    ("dtype", lambda f: tensors_replaced(f, **{"action.bias": np.zeros(128, np.int64)}), "float32 (128,) is needed"),
+    ("half", lambda f: tensors_replaced(f, **{"action.bias": np.zeros(128, np.float16)}), "has dtype F16"),
+    ("shape", lambda f: tensors_replaced(f, **{"action.bias": np.zeros(127, np.float32)}), "float32 (128,) is needed"),
+    (
+        "swapped",
+        lambda f: tensors_replaced(f, **{"policy.0.bias": np.zeros(8, np.float32), "policy.1.bias": np.zeros(16, np.float32)}),
+        "tensor policy.0.bias is float32 (8,)",
+    ),
+    ("NaN", lambda f: tensors_replaced(f, **{"action.bias": np.full(128, np.nan, np.float32)}), "not finite"),
+    ("another network", lambda f: tensors_replaced(f, **random_tensors(9)), "this is another network"),
+    ("tables", lambda f: reseal(f, tables={"observation": "0", "action": "0", "rules": "0"}), "table it was trained over"),
+    ("no golden", lambda f: ((f / "golden.safetensors").write_bytes(save({})), reseal(f)), "obs, mask and action"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS])
+def test_refusals(bundle: Bundle, change: Callable[[Path], object], words: str) -> None:
+    change(bundle.path)
+    with pytest.raises(ConductorError) as caught:
+        load_bundle(bundle.path)
+    assert words in str(caught.value)
+
+
+def test_every_flipped_byte_is_noticed(bundle: Bundle) -> None:
+    rng = np.random.default_rng(3)
+    for path in sorted(bundle.path.iterdir()):
+        content = path.read_bytes()
+        for _ in range(20):
+            changed = bytearray(content)
+            changed[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+            path.write_bytes(changed)
+            try:  # a flip inside a free text of the manifest gives another, whole manifest: its digest tells
+                assert path.name == "manifest.json" and load_bundle(bundle.path).digest != bundle.digest
+            except ConductorError:
+                pass
+        path.write_bytes(content)
+    assert load_bundle(bundle.path).digest == bundle.digest
+
+
+def test_size_caps(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    with pytest.raises(ConductorError, match="larger than 1000 bytes"):
+        load_bundle(bundle.path)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "MAX_TENSORS", 3)
+    with pytest.raises(ConductorError, match="at most 3 are read"):
+        load_bundle(bundle.path)
+
+
+def test_write_refuses_and_leaves_nothing(tmp_path: Path) -> None:
+    for change, words in (
+        ({"golden": {**bundle_parts()["golden"], "action": bundle_parts()["golden"]["action"][::-1].copy()}}, "another network"),
+        ({"tensors": {**random_tensors(), "action.bias": np.full(128, np.inf, np.float32)}}, "not finite"),
+        ({"tensors": {n: a.astype(np.float64) for n, a in random_tensors().items()}}, "has dtype F64"),
+        ({"evaluation": [{"mean": float("nan")}]}, "cannot be written as a bundle"),
+        ({"exposure": "some"}, "exposure"),
+    ):
+        with pytest.raises(ConductorError, match=words):
+            write_bundle(tmp_path / "new", **{**bundle_parts(), **change})
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_overwriting_must_be_asked_for(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ConductorError, match="exists already"):
+        write_bundle(bundle.path, **bundle_parts(1))
+    assert load_bundle(bundle.path).digest == bundle.digest
+    other = write_bundle(bundle.path, **bundle_parts(1), overwrite=True)
+    assert load_bundle(bundle.path).digest == other.digest != bundle.digest
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConductorError, match="cannot be written"):
+        write_bundle(tmp_path / "file" / "bundle", **bundle_parts())
+
+
+def test_conductor_runs_where_the_learners_libraries_cannot_be_imported(bundle: Bundle, tmp_path: Path, root: Path) -> None:
+    """In a process in which torch, stable-baselines3 and gymnasium cannot be imported, the conductor loads a bundle and decides."""
+    code = f"""
+import sys
+for name in ("torch", "stable_baselines3", "sb3_contrib", "gymnasium", "hydra"):
+    sys.modules[name] = None
+import numpy as np
+import conductor.__main__, conductor.instruments.worker
+from conductor.bundle import load_bundle
+print(load_bundle({str(bundle.path)!r}).policy.act(np.zeros(512, np.float32), np.ones(128, bool)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert 0 <= int(done.stdout) < 128
+
+
+def test_nothing_in_the_conductor_unpickles(root: Path) -> None:
+    for file in (root / "conductor").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            assert not {"pickle", "cloudpickle", "marshal", "shelve", "multiprocessing"} & {*names, module}, file
+            assert not (isinstance(node, ast.Name) and node.id in ("eval", "exec")), file

@@ -1,0 +1,105 @@
+"""A user's mistake ends in one sentence and exit code 2, before anything heavy is imported or anything is written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import benchmark, evaluate, export, train
+
+LIGHT = "import sys; sys.modules['torch'] = sys.modules['stable_baselines3'] = None; "
+START = LIGHT + "import experiments.train as t; sys.argv = ['train', *sys.argv[1:]]; t.main()"
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: object, *arguments: str) -> str:
+    """Runs a command's `main`; its one sentence."""
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command.main()  # type: ignore[attr-defined]
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("argument", "parts"),
+    [
+        ("learning_rat=1", ("learning_rat", "learning_rate")),
+        ("evaluation.evry=1", ("evaluation.evry", "evaluation.every")),
+        ("+nonsense_key=1", ("nonsense_key",)),
+        ("level=abc", ("abc",)),
+        ("level=99", ("99",)),
+        ("n_envs=abc", ("n_envs", "abc")),
+        ("n_envs=0", ("n_envs=0", "between 1")),
+        ("batch_size=1000", ("batch_size=1000", "8192", "1024")),
+        ("net_arch=[]", ("net_arch",)),
+        ("algo=dqn", ("algo=dqn", "maskable_ppo")),
+        ("exposure=some", ("exposure=some", "partial")),
+        ("reward=points", ("reward=points", "sparse")),
+        ("wandb.mode=on", ("wandb.mode", "offline")),
+        ("seed=-1", ("seed=-1",)),
+        ("level", ("level",)),
+        ("folder=/proc/no/such", ("folder=/proc/no/such",)),
+    ],
+)
+def test_train_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, argument: str, parts: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sentence = refused(monkeypatch, capsys, train, argument)
+    for part in parts:
+        assert part in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_run_folder_is_not_overwritten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "not overwritten" in refused(monkeypatch, capsys, train, "level=1", "folder=mine")
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "part"),
+    [
+        (evaluate, (), "run=RUNDIR or bundle=DIR"),
+        (evaluate, ("run=nowhere",), "run=nowhere"),
+        (evaluate, ("run=nowhere", "splitt=test"), "did you mean `split`"),
+        (evaluate, ("run=nowhere", "split=exam"), "split=exam"),
+        (export, (), "run"),
+        (export, ("run=nowhere",), "run=nowhere"),
+        (export, ("nowhere",), "key=value"),
+        (benchmark, ("speed",), "what=speed"),
+        (benchmark, ("env", "rounds=0"), "rounds=0"),
+        (benchmark, ("env", "rounds=x"), "rounds"),
+    ],
+)
+def test_other_commands_refuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: object, arguments: tuple[str, ...], part: str
+) -> None:
+    assert part in refused(monkeypatch, capsys, command, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out"),
+    [
+        (("learning_rat=1",), 2, ""),
+        (("--cfg", "job", "level=1"), 0, "learning_rate: ${training:learning_rate,1e-3}"),
+        (("--help",), 0, "# of PPO's probability ratio"),
+    ],
+)
+def test_answers_without_the_learners_libraries(root: Path, arguments: tuple[str, ...], code: int, out: str) -> None:
+    done = subprocess.run(
+        (sys.executable, "-c", START, *arguments), cwd=root, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert out in done.stdout
+    assert "Traceback" not in done.stderr

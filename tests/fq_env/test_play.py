@@ -1,0 +1,49 @@
+"""A person at the terminal, here a pipe: choices, hints, mistakes, the end, and leaving early."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from fq_env import play
+from fq_env.errors import FQError
+
+
+def terminal(lines: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fq_env.play", *words]
+    return subprocess.run(command, input=lines, capture_output=True, text=True, timeout=300)
+
+
+def test_a_pipe_plays_level_1_to_its_end():
+    done = terminal("h\nnonsense\ns\n" + "1\n2\n3\n" * 300, "level=1", "split=validation", "instance=3")
+    assert done.returncode == 0 and done.stderr == ""
+    assert "Instance 3 of split validation" in done.stdout and "'nonsense' is no choice" in done.stdout
+    for words in ("clock", "yielded nothing", "total", "critical path rule", "best possible"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize("lines", ["", "1\n", "q\n"])
+def test_leaving_early_is_clean(lines):
+    done = terminal(lines, "level=1", "seed=0")
+    assert done.returncode == 0 and done.stderr == "" and "total" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [("level=99", "99"), ("levle=1", "level="), ("level", "level"), ("split=tset", "tset"), ("instance=-1", "-1"),
+     ("exposure=all", "all"), ("level=no/such.yaml", "no/such.yaml")],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_and_exit_code_2(word, words):
+    done = terminal("", word)
+    assert done.returncode == 2 and done.stdout == ""
+    assert words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_seed_names_an_instance():
+    assert play.read_arguments(["seed=5"]) == play.read_arguments(["seed=5"])
+    assert play.read_arguments(["seed=5"])["instance"] != play.read_arguments(["seed=6"])["instance"]
+    assert play.read_arguments(["level=11", "instance=7"])["instance"] == 7
+    with pytest.raises(FQError, match="seed=x"):
+        play.read_arguments(["seed=x"])

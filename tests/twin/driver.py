@@ -1,0 +1,248 @@
+"""Random small systems, workflows and worlds that drive two Pits in lockstep and compare all that can be seen of them.
+
+A world answers the commands of the first Pit as an executor might: late, twice, in vain, out of turn, several things at
+one time. Everything is drawn from `random.Random(seed)`, so a failure is named by its seed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from typing import Any
+
+import numpy as np
+
+import pit.layout as L
+from pit.spec import History
+
+Workflow = dict[str, Any]
+Operation = tuple[str, Any]
+TICK = 50_000  # µs; most durations are whole ticks, so that many events fall on one time
+
+
+def random_variant(rng: random.Random, pools: dict[str, Any], models: dict[str, Any]) -> dict[str, Any]:
+    pool = rng.choice(list(pools))
+    places, budget = pools[pool]["places"], pools[pool]["memory"]
+    model = rng.choice(list(models)) if rng.random() < (0.8 if budget else 0.3) else None
+    return {
+        "pool": pool, "model": model, "seconds": rng.choice((0.1, 0.35, 1.0, 2.0, rng.uniform(0.05, 5.0))),
+        "quality": rng.choice((1.0, rng.uniform(0.1, 1.0))), "price": rng.choice((0.0, rng.uniform(0.0, 0.01))),
+        "units": 2 if places > 1 and rng.random() < 0.2 else 1,
+    }  # fmt: skip
+
+
+def random_workflow(rng: random.Random) -> Workflow:
+    """A workflow as a person writes it, every key present, tasks in topological order."""
+    budgets = {f"memory{b}": rng.randint(4, 12) for b in range(rng.randint(1, 2))}
+    pools: dict[str, Any] = {
+        f"pool{p}": {"places": rng.randint(1, 6), "memory": rng.choice(list(budgets)) if rng.random() < 0.85 else None}
+        for p in range(rng.randint(1, 3))
+    }
+    models = {
+        f"model{m}": {"size": rng.choice((0, 1, 2, 3, 4, 4)), "serves": rng.choice((1, 1, 2, rng.randint(1, 8))),
+                      "load_seconds": rng.choice((0.0, 0.5, 1.5, rng.uniform(0.1, 6.0))),
+                      "price": rng.choice((0.0, rng.uniform(0.0, 0.01)))}
+        for m in range(rng.randint(1, 5))
+    }  # fmt: skip
+    wide = rng.random() < 0.3  # many functions at once: groups are widened and a tail arises
+    functions: dict[str, Any] = {}
+    for f in range(rng.randint(12, 24) if wide else rng.randint(1, 6)):
+        variants: dict[str, Any] = {"standard": random_variant(rng, pools, models)}
+        for name in ("lite", "premium"):
+            variants[name] = random_variant(rng, pools, models) if rng.random() < 0.5 else None
+        functions[f"function{f}"] = {"code": rng.uniform(-1.0, 1.0), **variants}
+    verbs = ["standard", *(verb for verb in ("lite", "premium", "hold", "hold") if rng.random() < 0.8)]
+    n = rng.randint(20, 60) if wide else rng.choice((1, rng.randint(2, 12), rng.randint(10, 40)))
+    reach, density = rng.randint(1, 12), rng.choice((0.01, 0.03) if wide else (0.05, 0.2, 0.5))
+    tasks: list[dict[str, Any]] = [
+        {"id": f"task{i}", "function": rng.choice(list(functions)), "args": {}, "optional": i > 0 and rng.random() < 0.15,
+         "after": [f"task{j}" for j in range(max(0, i - reach), i) if rng.random() < density],
+         "seconds": rng.choice((None, rng.choice((0.2, 1.0)), rng.uniform(0.05, 4.0)))}
+        for i in range(n)
+    ]  # fmt: skip
+    tasks[-1]["optional"] = False
+    system = {
+        "memory": budgets, "pools": pools, "models": models, "functions": functions, "verbs": list(dict.fromkeys(verbs)),
+        "order_hidden": rng.random() < 0.2, "quality_flow": rng.choice((0.0, 0.5, rng.random())),
+        "max_attempts": rng.choice((0, 0, 3, 8)), "warning_weight": rng.choice((0.05, 0.2)),
+        "deadline_seconds": rng.choice((None, rng.uniform(1.0, 60.0))),
+        "horizon_seconds": rng.choice((None, None, rng.uniform(5.0, 120.0))),
+    }  # fmt: skip
+    return {"name": "random", "system": system, "tasks": tasks}
+
+
+def random_history(rng: random.Random, workflow: Workflow) -> History | None:
+    """What earlier runs might have measured; None as often as not."""
+    if rng.random() < 0.5:
+        return None
+    durations: dict[tuple[str, str], tuple[float, float, float]] = {}
+    for f, function in workflow["system"]["functions"].items():
+        for name in L.VERBS[: L.N_VARIANTS]:
+            if function[name] and rng.random() < 0.7:
+                ratios = [rng.uniform(0.3, 2.5) for _ in range(rng.randint(1, 5))]
+                durations[f, name] = (len(ratios), sum(ratios), sum(x * x for x in ratios))
+    loads = {m: (2.0, rng.uniform(0.5, 5.0)) for m in workflow["system"]["models"] if rng.random() < 0.5}
+    return History(durations, loads)
+
+
+class World:
+    """An executor without manners: it turns commands into events to come."""
+
+    def __init__(self, rng: random.Random, workflow: Workflow):
+        self.rng, self.count = rng, 0
+        self.queue: list[tuple] = []
+        self.failing = rng.choice((0.0, 0.05, 0.3))
+        self.spoiled = rng.choice((0.0, 0.05))  # share of events out of turn
+        self.forgets_unloads = rng.random() < 0.2
+        self.pace = rng.choice((0.3, 1.0, 1.0, 3.0))
+        system = workflow["system"]
+        self.loads = [model["load_seconds"] for model in system["models"].values()]
+        self.seconds = [f["standard"]["seconds"] for f in system["functions"].values()]
+        self.past: list[tuple] = []
+        self.nagging = 0  # illegal actions to come, one after another, until a wait is forced
+        self.put(rng.choice((0, 0, 1_000, 700_000)), (L.ARRIVE, 0, 0, 0, -1.0, 0, 0))
+
+    def put(self, time: int, event: tuple) -> None:
+        self.count += 1
+        order = (event[0], event[1]) if self.rng.random() < 0.8 else (99, self.count)
+        heapq.heappush(self.queue, (time, order, self.count, event))
+
+    def duration(self, seconds: float) -> int:
+        micros = seconds * 1e6 * self.pace * self.rng.choice((0.5, 1.0, 1.0, self.rng.uniform(0.2, 3.0)))
+        if self.rng.random() < 0.02:
+            return 0
+        return max(1, round(micros / TICK)) * TICK if self.rng.random() < 0.8 else round(micros)
+
+    def obey(self, now: int, command: tuple) -> None:
+        kind, call, _, function, _, _, copy, model = command
+        rng = self.rng
+        price = rng.choice((0, rng.randint(0, 20_000)))
+        if kind == L.CMD_START:
+            begun = now
+            if rng.random() < 0.15:
+                begun += rng.choice((0, TICK, self.duration(0.3)))
+                self.put(begun, (L.STARTED, call, 0, 0, -1.0, 0, 0))
+            if rng.random() < self.failing / 3:
+                self.put(begun + rng.choice((0, TICK)), (L.REJECTED, call, rng.choice((0, 3, 5)), 0, -1.0, 0, 0))
+                return
+            elapsed = self.duration(self.seconds[function])
+            error = rng.randint(1, 9) if rng.random() < self.failing else L.OK
+            quality = rng.choice((-1.0, -1.0, 0.0, rng.random()))
+            self.put(begun + elapsed, (L.FINISHED, call, error, elapsed, quality, rng.randint(0, 9), price))
+        elif kind == L.CMD_LOAD:
+            elapsed = self.duration(self.loads[model])
+            failed = rng.random() < self.failing / 2
+            self.put(now + elapsed, (L.LOAD_FAILED if failed else L.LOADED, copy, 0, elapsed, -1.0, 0, price))
+        elif kind == L.CMD_UNLOAD and not self.forgets_unloads:
+            self.put(now + rng.choice((0, 1_000, TICK, self.duration(1.0))), (L.UNLOADED, copy, 0, 0, -1.0, 0, 0))
+
+    def stray(self) -> tuple:
+        """An event that may or may not fit: an old one again, or one with a random subject."""
+        rng = self.rng
+        if self.past and rng.random() < 0.4:
+            return rng.choice(self.past)
+        kind = rng.choice((*range(len(L.EVENTS)), L.STARTED, L.FINISHED, L.REJECTED))
+        subject = rng.choice((0, rng.randint(0, 3), rng.randint(0, 40), self.count, -1))
+        return (kind, subject, rng.choice((0, 0, 1, 4)), rng.choice((0, 100_000)), -1.0, 1, 5)
+
+
+def random_operation(rng: random.Random, world: World, pit: Any) -> Operation:
+    """What happens next: an action, an advance, or an event that is due now."""
+    if world.nagging or rng.random() < 0.0003:
+        world.nagging = (world.nagging or 150) - 1
+        return "act", rng.choice((L.N_ACTIONS - 1, 5))
+    if rng.random() < world.spoiled:
+        return "apply", world.stray()
+    if rng.random() < 0.01:
+        return "advance", pit.now + rng.choice((-5, 0, 1, TICK, 12_345))
+    if pit.decision_due() or rng.random() < 0.08:
+        if pit.status != L.ON or rng.random() < 0.05:
+            return "act", rng.randint(-2, L.N_ACTIONS + 2)
+        legal = [a for a, yes in enumerate(pit.mask()) if yes]
+        starts = [a for a in legal if a != L.WAIT]
+        holds = [a for a in starts if a % L.N_VERBS == L.HOLD]
+        if not legal:
+            return "act", 0
+        if holds and rng.random() < 0.5:
+            return "act", rng.choice(holds)
+        return "act", rng.choice(starts) if starts and rng.random() < 0.85 else rng.choice(legal)
+    due = min(world.queue[0][0] if world.queue else L.NEVER, pit.next_timer())
+    if due == L.NEVER:
+        return "act", L.WAIT if rng.random() < 0.9 else 0
+    if due > pit.now or not world.queue or world.queue[0][0] > pit.now:
+        return "advance", rng.randint(pit.now, due) if rng.random() < 0.1 else max(due, pit.now)
+    event = heapq.heappop(world.queue)[-1]
+    world.past.append(event)
+    return "apply", event
+
+
+def do(pit: Any, operation: Operation) -> Any:
+    name, value = operation
+    return getattr(pit, name)(value)
+
+
+def look(pit: Any) -> dict[str, Any]:
+    """All that is compared after every operation."""
+    return {
+        "now": int(pit.now), "status": int(pit.status), "next_timer": int(pit.next_timer()), "due": bool(pit.decision_due()),
+        "commands": [tuple(int(x) for x in command) for command in pit.commands()],
+        "mask": [a for a, yes in enumerate(pit.mask()) if yes], "observation": np.asarray(pit.observe(), np.float32),
+    }  # fmt: skip
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    found = [f"{key}: {a[key]} != {b[key]}" for key in a if key != "observation" and a[key] != b[key]]
+    x, y = a["observation"], b["observation"]
+    if x.tobytes() != y.tobytes():
+        unequal = np.flatnonzero(x.view(np.uint32) != y.view(np.uint32))
+        names = [name for name, _ in L.columns()]
+        found += [f"{names[k]}: {x[k]!r} != {y[k]!r}" for k in unequal]
+    return found
+
+
+def conserve(twin: Any) -> None:
+    """Units, memory and users add up; nothing exceeds its capacity; something is always legal."""
+    busy, used, users = [0] * len(twin.pools), [0] * len(twin.capacity), [0] * len(twin.copies)
+    for call in twin.calls.values():
+        busy[call["pool"]] += call["units"]
+        if call["copy"] is not None:
+            users[call["copy"]] += 1
+    assert busy == [pool["busy"] for pool in twin.pools]
+    assert all(pool["busy"] <= pool["places"] for pool in twin.pools)
+    for c, copy in enumerate(twin.copies):
+        if copy["state"] in (L.LOADING, L.WARM, L.ACTIVE):
+            if (budget := twin.pools[copy["pool"]]["budget"]) is not None:
+                used[budget] += twin.models[copy["model"]]["size"]
+        assert copy["users"] == users[c] <= twin.models[copy["model"]]["conc"]
+        assert copy["state"] == L.LOADING or (copy["state"] == L.ACTIVE) == (users[c] > 0)
+    assert used == twin.used and all(x <= limit for x, limit in zip(used, twin.capacity, strict=True))
+    assert any(twin.mask())
+    row = twin.observe()
+    assert all(f.low <= x <= f.high for (_, f), x in zip(L.columns(), row, strict=True))
+
+
+def drive(a: Any, b: Any, seed: int, steps: int, workflow: Workflow, check: Any = None) -> list[Operation]:
+    """Drive two Pits of one workflow through one random history, in lockstep.
+
+    Returns the operations. `check(a)` is called after each. AssertionError at the first difference.
+    """
+    rng = random.Random(seed * 2 + 1)
+    world, operations, ended = World(rng, workflow), [], 0
+    for _ in range(steps):
+        operation = random_operation(rng, world, a)
+        operations.append(operation)
+        results = do(a, operation), do(b, operation)
+        seen, other = look(a), look(b)
+        found = differences(seen, other)
+        if operation[0] == "apply" and bool(results[0]) != bool(results[1]):
+            found.insert(0, f"applied: {results[0]} != {results[1]}")
+        tale = "\n".join(map(str, operations[-12:]))
+        assert not found, f"seed {seed}, operation {len(operations)}:\n{tale}\n" + "\n".join(found[:20])
+        if check:
+            check(a)
+        for command in seen["commands"]:
+            world.obey(a.now, command)
+        ended += seen["status"] != L.ON
+        if ended > 20:
+            break
+    return operations

@@ -1,0 +1,190 @@
+"""Sections 2 and 3 of the rule book in plain Python: what a run is given, what it remembers, what it estimates."""
+
+from __future__ import annotations
+
+import copy as copying
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import pit.layout as L
+from pit.spec import History, copy_rows, order_tasks
+
+VARIANT_NAMES = L.VERBS[: L.N_VARIANTS]
+Table = dict[str, Any]
+
+
+def micro(x: float) -> int:
+    """Seconds to microseconds, price to micro-units."""
+    return round(x * 1e6)
+
+
+class TwinEstimates:
+    """One run of one workflow, by the rule book.
+
+    `system` and `tasks` are plain data with indices, microseconds and micro-units; `plain()` makes them from a workflow
+    as people write it. `seen` maps (f, v) to (count, sum, sum of squares), `loads_seen` maps m to (count, sum).
+    """
+
+    def __init__(self, system: Table, tasks: Sequence[Table], exposure: str, seen: Mapping, loads_seen: Mapping):
+        self.system, self.exposure = system, L.EXPOSURES.index(exposure)
+        self.functions, self.models, self.capacity = system["functions"], system["models"], system["budgets"]
+        self.seen, self.loads_seen = dict(seen), dict(loads_seen)
+        self.tasks: list[Table] = [
+            dict(task, successors=[], state=L.BLOCKED, open=len(task["after"]), running=0, near=0.0, ready=0, hold=None,
+                 attempts=0, quality=0.0, size=0, version=0, created=0, work=0.0, rank=0.0, bucket=0)
+            for task in tasks
+        ]  # fmt: skip
+        for i, task in enumerate(self.tasks):
+            for j in task["after"]:
+                self.tasks[j]["successors"].append(i)
+        self.required = [i for i, task in enumerate(self.tasks) if not task["optional"]]
+        self.sinks = [i for i in self.required if not self.tasks[i]["successors"]]
+        self.pools: list[Table] = [dict(p, busy=0, use=0.0, settled=0, failures=0.0) for p in system["pools"]]
+        self.used = [0] * len(self.capacity)
+        idle = {"state": L.IDLE, "pool": -1, "model": -1, "users": 0, "last_used": 0}
+        self.copies: list[Table] = [dict(idle) for _ in range(system["rows"])]
+        self.calls: dict[int, Table] = {}  # in flight, by id
+        self.now = self.t0 = self.spent = self.warnings = self.actions = self.actions_here = self.ignored = 0
+        self.arrived, self.waiting, self.status, self.outcome = False, False, L.ON, L.OUT_NONE
+        self.next_call = self.finishes = 0
+        self.hint_cold = self.hint_throttled = 0
+        self.duration_error = self.load_error = self.failure_error = 0.0
+        self.drifted, self.mark = False, [0.0] * len(self.functions)
+        self.work_left = self.work_total = self.unit = self.lb = self.cp_start = self.upper_cost = 0.0
+        self.out: list[tuple[int, ...]] = []
+
+    @classmethod
+    def plain(cls, workflow: Table, exposure: str = "full", history: History | None = None, rows: int = 64) -> Self:
+        """From a workflow as a person writes it (names, seconds, prices), tasks already in topological order."""
+        s = workflow["system"]
+        budgets, pools, models = list(s["memory"]), list(s["pools"]), list(s["models"])
+        functions, ids = list(s["functions"]), [t["id"] for t in workflow["tasks"]]
+
+        def variant(v: Table | None) -> Table | None:
+            return v and {
+                "pool": pools.index(v["pool"]), "model": None if v["model"] is None else models.index(v["model"]),
+                "units": v["units"], "nominal": micro(v["seconds"]), "quality": v["quality"], "price": micro(v["price"]),
+            }  # fmt: skip
+
+        system = {
+            "rows": rows,
+            "budgets": list(s["memory"].values()),
+            "pools": [
+                {"places": p["places"], "budget": None if p["memory"] is None else budgets.index(p["memory"])}
+                for p in s["pools"].values()
+            ],
+            "models": [
+                {"size": m["size"], "conc": m["serves"], "load": micro(m["load_seconds"]), "price": micro(m["price"])}
+                for m in s["models"].values()
+            ],
+            "functions": [
+                {"code": f["code"], "variants": [variant(f.get(name)) for name in VARIANT_NAMES]}
+                for f in s["functions"].values()
+            ],
+            "verbs": set(s["verbs"]),
+            "deadline": micro(s["deadline_seconds"] or 0),
+            "horizon": micro(s["horizon_seconds"] or 0),
+        } | {key: s[key] for key in ("order_hidden", "quality_flow", "max_attempts", "warning_weight")}
+        tasks = [
+            {"function": functions.index(t["function"]), "hint": micro(t["seconds"] or 0), "optional": t["optional"],
+             "after": [ids.index(name) for name in t["after"]]}
+            for t in workflow["tasks"]
+        ]  # fmt: skip
+        past = history or History({}, {})
+        seen = {
+            (f, v): past.durations.get((function, name), (0, 0.0, 0.0))
+            for f, function in enumerate(functions)
+            for v, name in enumerate(VARIANT_NAMES)
+        }
+        loads_seen = {m: past.loads.get(model, (0, 0.0)) for m, model in enumerate(models)}
+        return cls(system, tasks, exposure, seen, loads_seen)
+
+    @classmethod
+    def from_workflow(cls, spec: Any, exposure: str = "full", history: History | None = None) -> Self:
+        """From a `pit.spec.WorkflowSpec`, its tasks put in the topological order that the Pit uses."""
+        return cls.plain(order_tasks(spec).model_dump(), exposure, history, copy_rows(spec.system))
+
+    # ------------------------------------------------------------------ section 3: estimates
+    def variant(self, i: int, v: int) -> Table:
+        return self.functions[self.tasks[i]["function"]]["variants"][v]
+
+    def usable(self, i: int) -> list[int]:
+        return [v for v in range(3) if self.variant(i, v) and VARIANT_NAMES[v] in self.system["verbs"]]
+
+    def base(self, i: int, v: int) -> float:
+        nominal, hint = float(self.variant(i, v)["nominal"]), float(self.tasks[i]["hint"])
+        return nominal if hint == 0 else hint * nominal / float(self.variant(i, L.STANDARD)["nominal"])
+
+    def ratio(self, f: int, v: int) -> float:
+        n, s, _ = self.seen[f, v]
+        return (2.0 + s) / (2.0 + n)
+
+    def est(self, i: int, v: int) -> float:
+        return self.base(i, v) * self.ratio(self.tasks[i]["function"], v)
+
+    def spread(self, i: int, v: int) -> float:
+        f = self.tasks[i]["function"]
+        n, _, ss = self.seen[f, v]
+        var = (2.0 * (1.0 + 1.0 / 16.0) + ss) / (2.0 + n) - self.ratio(f, v) * self.ratio(f, v)
+        return self.base(i, v) * math.sqrt(max(var, 0.0))
+
+    def load_est(self, m: int) -> float:
+        n, s = self.loads_seen[m]
+        return self.models[m]["load"] * ((2.0 + s) / (2.0 + n))
+
+    def variant_load(self, variant: Table) -> float:
+        return 0.0 if variant["model"] is None else self.load_est(variant["model"])
+
+    def upward(self, work: Sequence[float]) -> list[float]:
+        rank = [0.0] * len(work)
+        for i in reversed(range(len(work))):
+            rank[i] = work[i] + max((rank[j] for j in self.tasks[i]["successors"]), default=0.0)
+        return rank
+
+    def compute_ranks(self) -> None:
+        ranks = self.upward([self.est(i, L.STANDARD) for i in range(len(self.tasks))])
+        self.work_left = 0.0
+        for i, task in enumerate(self.tasks):
+            task["work"], task["rank"] = self.est(i, L.STANDARD), 0.0 if self.system["order_hidden"] else ranks[i]
+            if task["state"] not in (L.DONE, L.GIVEN_UP):
+                self.work_left += task["work"]
+        self.mark = [self.ratio(f, L.STANDARD) for f in range(len(self.functions))]
+        self.drifted, self.finishes = False, 0
+
+    def compute_buckets(self) -> None:
+        for task in self.tasks:
+            task["bucket"] = sum(edge > task["rank"] / self.lb for edge in L.RANK_EDGES)
+
+    def lower_bound(self) -> float:
+        cp = max(self.upward([min(self.est(i, v) for v in self.usable(i)) for i in range(len(self.tasks))]))
+        areas = []
+        for p, pool in enumerate(self.pools):
+            area = 0.0
+            for i in self.required:
+                if all(self.variant(i, v)["pool"] == p for v in self.usable(i)):
+                    area += min(self.est(i, v) * self.variant(i, v)["units"] for v in self.usable(i))
+            areas.append(area / pool["places"])
+        loads = (min(self.variant_load(self.variant(i, v)) for v in self.usable(i)) for i in self.required)
+        return max(cp, *areas) + min(loads, default=0.0)
+
+    def ready_tasks(self) -> list[int]:
+        return [i for i, task in enumerate(self.tasks) if task["state"] == L.READY]
+
+    def cp_left(self) -> float:
+        values = [self.tasks[i]["rank"] for i in self.ready_tasks()]
+        for call in self.calls.values():
+            task = self.tasks[call["task"]]
+            done = 0.0 if call["start"] is None else min(float(self.now - call["start"]), task["work"])
+            values.append(task["rank"] - done)
+        return max([0.0, *values])
+
+    def utilisation(self, p: int) -> float:
+        pool = self.pools[p]
+        d = self.now - pool["settled"]
+        return pool["use"] + (pool["busy"] / pool["places"] - pool["use"]) * (d / (d + L.UTILISATION_WINDOW * self.unit))
+
+    def state(self) -> Table:
+        """Everything that the run remembers, as nested plain values."""
+        fixed = ("system", "functions", "models", "capacity", "required", "sinks", "exposure")
+        return copying.deepcopy({key: value for key, value in vars(self).items() if key not in fixed})
