@@ -12,10 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from conductor.bundle import Bundle, load_bundle
 from conductor.decision_maker import STRATEGIES
 from conductor.errors import ConductorError
-from conductor.journal import journal_path, read_journal
+from conductor.journal import journal_path
 from conductor.orchestrator import RunResult, begin, resume
-from conductor.pit_interface import fold
-from conductor.report import print_comparison, print_run, report_run
+from conductor.report import print_comparison, print_run, report_run, verify_run
 from conductor.workflow import Workflow, load_workflow
 
 _STYLES = {"failed": "red", "load_failed": "red", "finished": "green", "load": "cyan", "loaded": "cyan", "resume": "yellow"}
@@ -41,7 +40,9 @@ class Display:
     def __call__(self, kind: str, time: int, text: str) -> None:
         """An observer of `conductor.orchestrator`."""
         style = _STYLES.get(kind, "")
-        self._console.print(f"{time / 1e6:8.2f} s  {kind:<11} {text}", style=style, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(
+            f"{time / 1e6:8.2f} s  {kind:<11} {text}", style=style, markup=False, highlight=False, soft_wrap=True
+        )
         if kind == "finished":
             self._progress.advance(self._bar)
 
@@ -62,15 +63,19 @@ def _parser() -> argparse.ArgumentParser:
         help="who decides: the bundle's policy (the default where a bundle is given), the critical-path rule (the default "
         "otherwise), or one call at a time",
     )
-    run.add_argument("--runs", metavar="DIR", default="runs", help="where the folder of the run is made (default: %(default)s)")
-    run.add_argument("--compare", action="store_true", help="really run it under every strategy, one after the other, and compare")
+    run.add_argument(
+        "--runs", metavar="DIR", default="runs", help="where the folder of the run is made (default: %(default)s)"
+    )
+    run.add_argument(
+        "--compare", action="store_true", help="really run it under every strategy, one after the other, and compare"
+    )
     go_on = commands.add_parser("resume", help="go on with a run whose conductor died or was interrupted")
     go_on.add_argument("run", metavar="RUN", help="the folder of the run, or its journal")
     show = commands.add_parser("show", help="print what a run did, from its journal")
     show.add_argument("run", metavar="RUN", help="the folder of the run, or its journal")
     journal = commands.add_parser("journal", help="look after a journal")
     verify = journal.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser(
-        "verify", help="check the hash chain, and replay every observation, mask and call through the Pit"
+        "verify", help="check the hash chain and every output, and replay each observation, mask and call"
     )
     verify.add_argument("run", metavar="RUN", help="the folder of the run, or its journal")
     return parser
@@ -115,9 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "show":
             print_run(report_run(arguments.run), console)
             return 0
-        folded = fold(read_journal(arguments.run))
+        folded = verify_run(arguments.run)
         status = "ended" if folded.ended else "not ended; `resume` goes on with it"
-        console.print(f"{journal_path(arguments.run)}: whole and replayed bit for bit, {status}; last hash {folded.last}", soft_wrap=True)
+        console.print(
+            f"{journal_path(arguments.run)}: whole and replayed bit for bit, {status}; last hash {folded.last}", soft_wrap=True
+        )
         return 0
     except ConductorError as error:
         print(f"conductor: {error}", file=sys.stderr)

@@ -112,18 +112,18 @@ def write_bundle(
         directory: the folder to make. An existing one is refused unless `overwrite`.
         tensors: float32 arrays: `policy.0.weight` (layers[0], 512), `policy.0.bias` (layers[0],), `policy.1.weight`
             (layers[1], layers[0]), ..., `action.weight` (128, layers[-1]), `action.bias` (128,). Weights are (out, in) as in
-            `torch.nn.Linear`, so a state dict's arrays fit as they are. An activation follows every `policy.*` layer, none `action`.
+            `torch.nn.Linear`, so the arrays of a state dict fit as they are. An activation follows every `policy.*` layer.
         network: `{"kind": "mlp", "layers": [256, 256], "activation": "tanh"}` (or `"relu"`).
-        golden: `obs` float32 (k, 512), `mask` uint8 or bool (k, 128), `action` int64 (k,), k >= 1: what the trained network did
-            (masked argmax). Choose observations whose best legal logit is ahead of the next by at least `MIN_MARGIN`.
+        golden: `obs` float32 (k, 512), `mask` uint8 or bool (k, 128), `action` int64 (k,), k >= 1: what the trained network
+            did (masked argmax). Choose observations whose best legal logit is ahead of the next by at least `MIN_MARGIN`.
         system_yaml: the functions and pools it was trained for, as YAML text of a `SystemSpec`.
         card: the model card, Markdown.
-        levels: the levels it was trained on. seeds: training seeds. training_hash: sha256 of the resolved training configuration.
+        levels: the levels it was trained on. seeds: of the training. training_hash: sha256 of its resolved configuration.
         git_commit: commit of the training code. versions: package -> version.
         evaluation: rows of the evaluation table: flat, of strings, numbers, booleans and None, no NaN
             (`{"level": 11, "split": "test", "player": "policy", "mean": 0.71, "low": 0.70, "high": 0.72}`).
         exposure: the exposure of its observations: `hidden`, `partial` or `full`; the runtime blanks the same columns.
-        rule: `{"name": "critical_path_warm_wait", "params": {...}}`, the fall-back with fitted numbers; `critical_path` if None.
+        rule: `{"name": "critical_path_warm_wait", "params": {...}}`, the fitted fall-back; `critical_path` if None.
         overwrite: replace an existing bundle.
 
     Returns:
@@ -195,9 +195,9 @@ def write_bundle(
 def load_bundle(directory: str | os.PathLike[str]) -> Bundle:
     """Open a bundle, checking everything that it claims.
 
-    In this order, each with its own sentence: sizes; the manifest parses, is canonical and knows no other keys; files as listed,
-    none missing, none too many; tensors named, shaped and typed as the network says; all finite; the tables of this Pit; golden
-    vectors reproduce.
+    In this order, each with its own sentence: sizes; the manifest parses, is canonical and knows no other keys; files as
+    listed, none missing, none too many; tensors named, shaped and typed as the network says; all finite; the tables of this
+    Pit; golden vectors reproduce.
 
     Raises:
         ConductorError: whatever does not hold.
@@ -219,7 +219,9 @@ def _load(path: Path, margin: float) -> Bundle:
         _check_tensor(path / "policy.safetensors", name, tensors[name], "float32", shape)
     for name, array in tensors.items():
         if not np.isfinite(array).all():
-            raise ConductorError(f"{path}/policy.safetensors: tensor {name} holds a number that is not finite; export it again")
+            raise ConductorError(
+                f"{path}/policy.safetensors: tensor {name} holds a number that is not finite; export it again"
+            )
     for name, digest in layout.table_hashes().items():
         if manifest.tables.get(name) != digest:
             raise ConductorError(
@@ -331,10 +333,12 @@ def _check_golden(where: Path, content: bytes, policy: Policy, margin: float) ->
             raise ConductorError(f"{where}: vector {i} allows no action")
         got = policy.act(golden["obs"][i], mask)
         if got != action:
-            raise ConductorError(f"{where}: vector {i} gives action {got} where {action} was recorded; this is another network")
+            raise ConductorError(
+                f"{where}: vector {i} gives action {got} where {action} was recorded; this is another network"
+            )
         if margin and mask.sum() > 1:
             second, best = np.sort(policy.logits(golden["obs"][i])[mask])[-2:]
             if not best - second >= margin:
                 raise ConductorError(
-                    f"{where}: in vector {i} the best logit leads by {best - second:.2g} only; choose one with {margin:g} or more"
+                    f"{where}: in vector {i} the best logit leads by {best - second:.2g}; choose one with {margin:g} or more"
                 )

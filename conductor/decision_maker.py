@@ -1,4 +1,4 @@
-"""Who decides: the policy of a bundle, a rule player, or one call at a time; with a rule player behind the policy when it cannot."""
+"""Who decides: the policy of a bundle with a rule player behind it, a rule player alone, or one call at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STRATEGIES = ("adaptive", "critical_path", "sequential")
 
 
 class Decision(NamedTuple):
-    """An action (0..127), who chose it (`policy`, `rule` or `sequential`) and why it was not the policy (`""` if it was to be so)."""
+    """An action (0..127), who chose it (`policy`, `rule`, `sequential`) and why not the policy (`""` if as planned)."""
 
     action: int
     by: str
@@ -25,10 +25,10 @@ class Decision(NamedTuple):
 
 
 class DecisionMaker:
-    """Chooses actions by one strategy. `counts` says how often who decided, and why a policy did not (`late`, `not finite`)."""
+    """Chooses actions by one strategy. `counts`: how often who decided, and why a policy did not (`late`, `not finite`)."""
 
     def __init__(self, strategy: str, policy: Policy | None, rule: RuleSpec | None, seconds: float = 0.25) -> None:
-        """`rule`: the fall-back; `critical_path` if None. `seconds`: a policy that takes longer is late, and the rule decides."""
+        """`rule`: the fall-back; `critical_path` if None. `seconds`: a policy that takes longer is late."""
         self._strategy, self._policy, self._seconds = strategy, policy, seconds
         self._rule = rule if rule is not None else RuleSpec()
         self.counts: Counter[str] = Counter()

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class ConductorError(Exception):
-    """One sentence that names the file, the key, the value and what would be right; the command line prints it and exits with 2."""
+    """One sentence that names file, key, value and what would be right; the command line prints it and exits with 2."""

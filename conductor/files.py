@@ -22,7 +22,7 @@ def digest(value: Any) -> str:
 
 
 def parse_canonical(content: bytes, where: str) -> Any:
-    """Read canonical JSON. Raises ConductorError, naming `where`, for text that is not JSON or not canonical (double keys, NaN, spaces)."""
+    """Read canonical JSON. Raises ConductorError, naming `where`, for anything else (double keys, NaN, spaces)."""
     try:
         value = json.loads(content)
         same = canonical(value) == content

@@ -32,7 +32,8 @@ KINDS = {
 }
 _GENESIS = "0" * 64
 _TABLE = """
-CREATE TABLE rows (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, time INTEGER NOT NULL, payload TEXT NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE rows
+    (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, time INTEGER NOT NULL, payload TEXT NOT NULL, hash TEXT NOT NULL);
 CREATE TRIGGER no_update BEFORE UPDATE ON rows BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 CREATE TRIGGER no_delete BEFORE DELETE ON rows BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 """
@@ -74,7 +75,7 @@ def read_journal(place: str | os.PathLike[str]) -> Iterator[Row]:
             yield from _verified(connection, path)
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise ConductorError(f"{path}: cannot be read as a journal: {error}") from error
 
 
@@ -89,7 +90,9 @@ def _verified(connection: sqlite3.Connection, path: Path) -> Iterator[Row]:
             raise ConductorError(f"{where}: holds values of other types than a journal's")
         seq, kind, time, payload, row_hash = raw
         if seq != number or row_hash != _chain(previous, seq, kind, time, payload):
-            raise ConductorError(f"{where}: the hash chain is broken here; this row or one before it was changed or taken away")
+            raise ConductorError(
+                f"{where}: the hash chain is broken here; this row or one before it was changed or taken away"
+            )
         if kind not in KINDS:
             raise ConductorError(f"{where}: kind {kind!r} is unknown to this conductor; known are {', '.join(KINDS)}")
         if (kind == "run") != (seq == 0):
@@ -115,6 +118,7 @@ class Journal:
         self.folder = folder
         self.path = folder / FILE
         self._pending: list[Row] = []
+        self._connection: sqlite3.Connection | None = None
         self._next, self._hash = 0, _GENESIS
         try:
             if new:
@@ -129,7 +133,9 @@ class Journal:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self._lock)
-            raise ConductorError(f"{self.path}: another conductor is writing this journal; wait for it or end it first") from error
+            raise ConductorError(
+                f"{self.path}: another conductor is writing this journal; wait for it or end it first"
+            ) from error
         try:
             self._open(new)
         except sqlite3.Error as error:
@@ -143,7 +149,7 @@ class Journal:
         if new and self.path.exists():
             raise ConductorError(f"{self.path}: exists already; `resume` goes on with it")
         (self.folder / "outputs").mkdir(exist_ok=True)
-        self._connection: sqlite3.Connection | None = sqlite3.connect(self.path, isolation_level=None)
+        self._connection = sqlite3.connect(self.path, isolation_level=None)
         self._connection.execute("PRAGMA synchronous=FULL")
         if new:
             self._connection.execute("PRAGMA journal_mode=WAL")
@@ -189,7 +195,9 @@ class Journal:
         try:
             write_once(self.folder / "outputs" / name, content)
         except OSError as error:
-            raise ConductorError(f"{self.folder}/outputs: cannot be written ({error.strerror}); make room and resume") from error
+            raise ConductorError(
+                f"{self.folder}/outputs: cannot be written ({error.strerror}); make room and resume"
+            ) from error
         return name, len(content)
 
     def output(self, name: str) -> Any:
@@ -198,8 +206,8 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the file and the lock; rows not committed are forgotten."""
-        if getattr(self, "_connection", None) is not None:
-            self._connection.close()  # type: ignore[union-attr]
+        if self._connection is not None:
+            self._connection.close()
             self._connection = None
         if self._lock >= 0:
             os.close(self._lock)

@@ -1,4 +1,4 @@
-"""The lifecycle of real workers: one process per copy of a model (loading, ready, gone), and plain ones for functions without a model.
+"""The lifecycle of real workers: one process per copy of a model, and plain ones for functions without a model.
 
 It carries out the Pit's commands and reports what really happened, in the order in which it happened. It knows processes and
 clocks, and nothing of tasks, journals or decisions. A copy whose process dies while the Pit holds it for loaded is loaded
@@ -18,11 +18,12 @@ from conductor.errors import ConductorError
 from conductor.instruments.process import Worker
 from conductor.workflow import ModelPlan, Plan
 
+CHECK_SECONDS = 300.0  # importing a user's modules may take its time
 GRACE = 1.0  # s between a call's time limit and the end of its worker
 
 
 class Report(NamedTuple):
-    """What happened: `loaded`, `load_failed`, `unloaded` and `reload` name a copy, `finished` a call; `elapsed` in microseconds."""
+    """What happened: `loaded`, `load_failed`, `unloaded`, `reload` name a copy, `finished` a call; `elapsed` in us."""
 
     kind: str
     subject: int
@@ -41,7 +42,9 @@ class _Place:
     alive: bool = True
     model: str = ""
     copy: int = -1
-    state: str = "ready"  # "loading" (the Pit waits), "reloading" (the Pit does not know), "ready", "broken" (the reload failed)
+    state: str = (
+        "ready"  # "loading" (the Pit waits), "reloading" (the Pit does not know), "ready", "broken" (the reload failed)
+    )
     load: int = -1  # request number of the load in flight
     load_until: float = 0.0
     begun: float = 0.0
@@ -54,7 +57,7 @@ class ModelManager:
     """Workers of one run. `serves` says how many calls at once a copy of each model takes."""
 
     def __init__(self, plan: Plan, serves: dict[str, int], base: Path, folder: Path) -> None:
-        """`base`: where modules are found; `folder`: of the run, gets `files/` (working directory of all calls) and `logs/`."""
+        """`base`: where modules are found; `folder`: of the run, gets `files/` (where all calls work) and `logs/`."""
         self._plan, self._serves, self._base = plan, serves, base
         self._files, self._logs = folder / "files", folder / "logs"
         self._files.mkdir(exist_ok=True)
@@ -75,7 +78,7 @@ class ModelManager:
             "models": {name: {"load": self._plan.models[name].load} for name in models},
         })  # fmt: skip
         replies: list[dict[str, Any]] | None = []
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + CHECK_SECONDS
         while replies == [] and time.monotonic() < deadline:
             self._selector.select(1.0)
             replies = place.worker.receive()
@@ -220,7 +223,7 @@ class ModelManager:
             self._reports.append(Report("finished", call, "load", text=text))
 
     def _gone(self, place: _Place, why: str, error: str, victim: int = -1) -> None:
-        """The worker ended, or is ended now for `victim`'s sake: its calls are over, a load has failed, a copy is loaded again."""
+        """The worker ended, or is ended now because of `victim`: its calls are over, a load failed, a copy is loaded again."""
         status = self._end(place)
         text = why or f"the worker process ended by itself (status {status}); see {self._logs}"
         now = time.monotonic()

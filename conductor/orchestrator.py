@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from conductor.bundle import Bundle, load_bundle
 from conductor.decision_maker import STRATEGIES, DecisionMaker
 from conductor.errors import ConductorError
-from conductor.files import canonical, digest
+from conductor.files import digest
 from conductor.journal import Journal, journal_path, read_journal
 from conductor.model_manager import ModelManager, Report
 from conductor.pit_interface import PitInterface, array_digest, event_payload, fold
@@ -66,7 +66,9 @@ def begin(
     if strategy not in STRATEGIES:
         raise ConductorError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
     if strategy == "adaptive" and bundle is None:
-        raise ConductorError("strategy adaptive needs a bundle (`--bundle DIR`); without one choose critical_path or sequential")
+        raise ConductorError(
+            "strategy adaptive needs a bundle (`--bundle DIR`); without one choose critical_path or sequential"
+        )
     exposure = bundle.manifest.exposure if bundle is not None and strategy == "adaptive" else "full"
     view = PitInterface(workflow.spec, exposure)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -87,7 +89,6 @@ def begin(
             "exposure": exposure,
             "tables": layout.table_hashes(),
         }
-        canonical(run)
         orchestrator = Orchestrator(workflow, view, journal, run, bundle, observer, 0)
         orchestrator.check()
     except BaseException:
@@ -96,13 +97,16 @@ def begin(
         raise
     journal.add("run", 0, run)
     orchestrator.note(Event(layout.ARRIVE, 0), 0)
+    if observer is not None:
+        observer("begin", 0, str(folder))
     return orchestrator.run()
 
 
 def resume(place: str | os.PathLike[str], observer: Observer | None = None) -> RunResult:
     """Go on with a run after its conductor died: the journal is verified and folded, lost calls are called again.
 
-    The clock goes on from the last recorded moment. Copies that were loaded are loaded again before they serve.
+    The clock goes on from the last recorded moment. Copies that were loaded are loaded again before they serve. A lost call
+    ends with the error `lost`, which counts towards its task's `max_attempts`.
 
     Raises:
         ConductorError: no journal, a journal that is not whole, one that another conductor writes, or a run that has ended.
@@ -155,7 +159,7 @@ class Orchestrator:
         self._kill_at = os.environ.get("FQ_KILL_AT", "")
 
     def check(self) -> None:
-        """Make every instrument that a task may need once, in a worker. Raises ConductorError for the first that cannot be made."""
+        """Make every instrument that a task may need once. Raises ConductorError for the first that cannot be made."""
         try:
             functions = list(dict.fromkeys(task.function for task in self._workflow.spec.tasks))
             self._manager.check(functions, list(self._workflow.plan.models), self._workflow.spec.name)
@@ -187,7 +191,7 @@ class Orchestrator:
         self._commands += self._view.commands()
 
     def recover(self, at: int) -> None:
-        """What a restart must settle first: calls whose workers died, copies whose processes are gone, unloads that never ended."""
+        """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended."""
         lost = list(self._view.calls.values())
         self._journal.add("resume", at, {"lost": [call.call for call in lost]})
         self._observe("resume", at, f"{len(lost)} calls were under way and begin again")
@@ -238,6 +242,7 @@ class Orchestrator:
             return
         error = report.error if report.error in layout.ERRORS else "error"
         output, size, text = "", 0, report.text
+        brief = text.strip().split("\n")[0]
         if report.kind == "finished" and error == "ok":
             output, size = self._journal.store(report.value)
         event = Event(
@@ -252,9 +257,11 @@ class Orchestrator:
         call = self._view.calls.get(report.subject)
         if report.kind == "finished" and call is not None:
             words = f"{self._pit.task_ids[call.task]} after {report.elapsed / 1e6:.2f} s"
-            self._observe("finished" if error == "ok" else "failed", now, words if error == "ok" else f"{words}: {error}: {text}")
+            self._observe(
+                "finished" if error == "ok" else "failed", now, words if error == "ok" else f"{words}: {error}: {brief}"
+            )
         elif report.kind != "finished":
-            self._observe(report.kind, now, f"copy {report.subject}" + (f": {text}" if text else ""))
+            self._observe(report.kind, now, f"copy {report.subject}" + (f": {brief}" if brief else ""))
         self.note(event, now, output, text)
 
     def _price(self, report: Report) -> int:
@@ -288,7 +295,9 @@ class Orchestrator:
             call = self._view.calls[command.call]
             intent = self._view.intent(call, self._run["id"])
             place = f", copy {call.copy}" if call.copy >= 0 else ""
-            self._observe("start", now, f"{intent['task']} ({intent['function']}, {intent['variant']}, attempt {call.attempt}{place})")
+            self._observe(
+                "start", now, f"{intent['task']} ({intent['function']}, {intent['variant']}, attempt {call.attempt}{place})"
+            )
             self._manager.start(command.call, command.copy, self._job(intent, call.task))
         elif command.kind == layout.CMD_LOAD:
             model = self._pit.model_names[command.model]
@@ -313,18 +322,18 @@ class Orchestrator:
         }
 
     def _patience(self) -> float | None:
-        """Seconds until the Pit's next timer; None if only an event can come. Raises ConductorError if nothing can come at all."""
+        """Seconds until the Pit's next timer; None if only an event can come. Raises ConductorError if nothing can."""
         timer = self._pit.next_timer()
         if timer < layout.NEVER:
             return max(0.0, (timer - self._now()) / 1e6)
         if not self._manager.busy():
             raise ConductorError(
-                f"{self._journal.folder}: no task can start and nothing runs; check system.pools, memory and verbs of the workflow"
+                f"{self._journal.folder}: no task can start and nothing runs; check system.pools, memory and verbs"
             )
         return None
 
     def _point(self, name: str, reached: bool) -> None:
-        """Crash tests: `FQ_KILL_AT=after_intent:2` ends this process, as `kill -9` would, when it gets there for the second time."""
+        """Crash tests: `FQ_KILL_AT=after_intent:2` ends this process like `kill -9` when it gets there for the second time."""
         if reached and self._kill_at:
             self._points[name] += 1
             if self._kill_at == f"{name}:{self._points[name]}":

@@ -1,6 +1,6 @@
 """The Pit as a run sees it: names instead of codes, the calls in flight, and the fold of a journal's rows back into a Pit.
 
-Live and on resume the same methods are called in the same order, so a fold gives every observation and mask again, bit for bit.
+Live and on resume the same methods are called in the same order: a fold gives every observation and mask again, bit for bit.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def fold(rows: Iterable[Row], watch: Callable[[Row, PitInterface], None] | None 
     first = next(iterator)
     run = first.data
     if run["tables"] != layout.table_hashes():
-        raise ConductorError("row 0: the run was recorded over a Pit with other tables; use the version of the conductor that wrote it")
+        raise ConductorError(
+            "row 0: the run was recorded over a Pit with other tables; use the version of the conductor that wrote it"
+        )
     if digest(run["workflow"]) != run["workflow_digest"]:
         raise ConductorError("row 0: the workflow is not the one whose digest was recorded")
     try:
@@ -171,7 +173,9 @@ def _replay(row: Row, view: PitInterface, where: str, run: str, starts: list[Com
     if row.kind == "event":
         event = _event(data, where)
         if view.event(row.time, event, data["output"]) != data["applied"]:
-            raise ConductorError(f"{where}: the Pit {'ignores' if data['applied'] else 'takes'} it, and the record says otherwise")
+            raise ConductorError(
+                f"{where}: the Pit {'ignores' if data['applied'] else 'takes'} it, and the record says otherwise"
+            )
     elif row.kind == "action":
         pit.advance(row.time)
         if not pit.decision_due() or pit.status != layout.ON:

@@ -50,7 +50,7 @@ class Policy:
         return hidden
 
     def act(self, obs: np.ndarray, mask: np.ndarray) -> int:
-        """The legal action (mask (128,) bool) with the largest logit; the smallest index of equals. -1 if a legal logit is not finite."""
+        """The legal action (mask (128,) bool) with the largest logit, the first of equals; -1 if one is not finite."""
         self._masked.fill(-np.inf)
         np.copyto(self._masked, self.logits(obs), where=mask)
         action = int(self._masked.argmax())

@@ -1,4 +1,4 @@
-"""What a run did, read back from its journal: every call with its times, quality and price, and the score as the Pit estimates it."""
+"""What a run did, from its journal: every call with its times, quality and price, and the score as the Pit estimates it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from conductor.journal import Row, journal_path, read_journal
-from conductor.pit_interface import PitInterface, fold
-from pit import layout
+from conductor.journal import Row, journal_path, read_journal, read_output
+from conductor.pit_interface import Folded, PitInterface, fold
 
 
 @dataclass
@@ -72,7 +72,12 @@ class _Watch:
         elif row.kind == "intent":
             allotted, ready_at = self._allotted[data["call"]]
             self.calls[data["call"]] = CallReport(
-                data["task"], data["function"], data["variant"], data["attempt"], (allotted - ready_at) / 1e6, (row.time - allotted) / 1e6
+                data["task"],
+                data["function"],
+                data["variant"],
+                data["attempt"],
+                (allotted - ready_at) / 1e6,
+                (row.time - allotted) / 1e6,
             )
         elif row.kind in ("reload", "resume"):
             self.events[row.kind] += 1
@@ -109,6 +114,17 @@ def report_run(place: str | os.PathLike[str]) -> RunReport:
     )
 
 
+def verify_run(place: str | os.PathLike[str]) -> Folded:
+    """Check a run's hash chain and every output, and replay it through the Pit. Raises ConductorError for what does not hold."""
+    path = journal_path(place)
+
+    def check(row: Row, view: PitInterface) -> None:
+        if row.kind == "event" and row.data["output"]:
+            read_output(path.parent, row.data["output"])
+
+    return fold(read_journal(path), check)
+
+
 def print_run(report: RunReport, console: Console) -> None:
     """The calls of a run and what they came to."""
     table = Table("task", "function", "variant", box=box.SIMPLE_HEAD, title=report.run["id"])
@@ -117,21 +133,26 @@ def print_run(report: RunReport, console: Console) -> None:
     table.add_column("result", overflow="fold")
     for call in report.calls:
         quality = "" if call.quality is None else f"{call.quality:.2f}"
-        result = call.result if call.result in ("ok", "running") else f"{call.result}: {call.text.splitlines()[0] if call.text else ''}"
+        result = (
+            call.result
+            if call.result in ("ok", "running")
+            else f"{call.result}: {call.text.splitlines()[0] if call.text else ''}"
+        )
         table.add_row(
-            call.task, call.function, call.variant, str(call.attempt), f"{call.wait:.2f}", f"{call.load:.2f}", f"{call.run:.2f}",
-            quality, result[:80],
+            call.task, call.function, call.variant, str(call.attempt), f"{call.wait:.2f}", f"{call.load:.2f}",
+            f"{call.run:.2f}", quality, escape(result[:80]),
         )  # fmt: skip
     console.print(table)
     counts = ", ".join(f"{count} by {name}" for name, count in report.decisions.items())
     console.print(
         f"{report.status}: {report.done} of {report.tasks} tasks in {report.makespan:.2f} s, cost {report.spent:.3f}; "
-        f"{report.events['loaded']} loads, {report.events['unloaded']} unloads, {report.events['reload']} reloads; decisions: {counts}"
+        f"{report.events['loaded']} loads, {report.events['unloaded']} unloads, {report.events['reload']} reloads; "
+        f"decisions: {counts}"
     )
     console.print("score: " + ", ".join(f"{name} {value:.3f}" for name, value in report.score.items()))
     for name, digest in report.outputs.items():
-        console.print(f"output of {name}: outputs/{digest}")
-    console.print(f"files, logs and journal: {report.folder}", soft_wrap=True)
+        console.print(f"output of {name}: outputs/{digest}", markup=False)
+    console.print(f"files, logs and journal: {report.folder}", soft_wrap=True, markup=False)
 
 
 def print_comparison(reports: list[RunReport], console: Console) -> None:

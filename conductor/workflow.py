@@ -1,8 +1,7 @@
-"""A workflow file as the conductor reads it: the Pit's workflow, and how each function and model is made real (`instruments:`)."""
+"""A workflow file as the conductor reads it: the Pit's workflow, and what makes functions and models real (`instruments:`)."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ class Workflow:
     base: Path  # the folder in which its modules are found
 
 
-def load_workflow(path: str | os.PathLike[str]) -> Workflow:
+def load_workflow(path: str | Path) -> Workflow:
     """Read and check a workflow file. Raises ConductorError with one sentence."""
     try:
         spec = read_workflow(path)
@@ -69,10 +68,10 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
     except PitError as error:
         text = str(error)
         raise ConductorError(text if text.startswith(where) else f"{where}: {text}") from error
-    try:  # what runs is what the journal can hold: a date in `args` becomes text here, not only there
-        spec = WorkflowSpec.model_validate_json(canonical(spec.model_dump(mode="json")))
-    except ValueError as error:
-        raise ConductorError(f"{where}: holds a value that JSON cannot (tasks.*.args, instruments): {error}") from error
+    try:  # what runs is what the journal can hold
+        spec = WorkflowSpec.model_validate_json(canonical(spec.model_dump()))
+    except (ValueError, TypeError) as error:
+        raise ConductorError(f"{where}: holds a value that JSON cannot (in tasks.*.args or instruments): {error}") from error
     try:
         plan = Plan.model_validate(spec.instruments or {})
     except ValidationError as error:
@@ -89,7 +88,7 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
     for name in dict.fromkeys(task.function for task in spec.tasks):
         if name not in plan.functions:
             raise ConductorError(
-                f"{where}: instruments.functions.{name} is missing; say how it is called: {{kind: python, call: \"module:function\"}}"
+                f'{where}: instruments.functions.{name} is missing; for example {{kind: python, call: "module:function"}}'
             )
         function = system.functions[name]
         for variant in (function.lite, function.standard, function.premium):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
@@ -99,6 +99,7 @@ def start_wandb(cfg: TrainConfig, folder: Path, config: dict[str, Any]) -> Any:
         name=folder.name,
         group=folder.parent.name,
         config=config,
+        settings=wandb.Settings(silent=True),
     )
 
 
@@ -244,13 +245,11 @@ class Overseer(BaseCallback):
 
 
 def make_progress(visible: bool) -> Progress:
-    """The bar: frames, frames per second, scores, time spent and left. Invisible without a terminal."""
+    """The bar: share of the budget, frames per second, recent scores, time left. Invisible without a terminal."""
     progress = Progress(
-        TextColumn("{task.completed:>11,.0f} frames"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[fps]}/s  score {task.fields[score]}  validation {task.fields[validation]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("{task.percentage:>3.0f} %"),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[fps]} frames/s  score {task.fields[score]}  validation {task.fields[validation]}"),
         TimeRemainingColumn(),
         disable=not visible,
     )

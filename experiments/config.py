@@ -15,6 +15,7 @@ from experiments.cli import unknown_key
 from experiments.errors import ExperimentError
 from fq_env.errors import FQError
 from fq_env.level import Level, load_level
+from fq_env.state import REWARDS
 from pit.layout import EXPOSURES
 
 
@@ -83,7 +84,7 @@ class TrainConfig:
 CHOICES = {
     "algo": ("maskable_ppo", "ppo"),
     "exposure": (*EXPOSURES, None),
-    "reward": ("potential", "sparse", "makespan"),
+    "reward": REWARDS,
     "activation": ("relu", "tanh"),
     "wandb.mode": ("disabled", "offline", "online"),
 }

@@ -54,7 +54,7 @@ def play_policy(
     for start in range(first, first + n, CHUNK):
         size = min(CHUNK, first + n - start)
         engine = Engine(level, size, exposure=exposure, autoreset="disabled")
-        engine.reset(split=split, instances=np.arange(start, start + size))
+        engine.reset(split=split, instances=range(start, start + size))
         actions = np.zeros(size, np.int64)
         live = np.arange(size)
         while live.size:

@@ -128,7 +128,7 @@ def card(run: Run, level: Level, table: list[dict[str, Any]], frames: int) -> st
     """The model card: what it is, what it scored, where its limits are."""
     about, config = run.versions, run.config
     scores = results.markdown(table, level.probe) if table else "Not evaluated: the training was interrupted."
-    return f"""# Conductor for level {level.name}
+    return f"""# Conductor for level {level.number}, {level.name}
 
 {level.teaching}
 

@@ -140,7 +140,7 @@ def report(folder: Path, cfg: TrainConfig, about: dict[str, Any], table: list[di
     level = facts["level"]
     rate = facts["frames"] / max(facts["seconds"], 1e-9)
     packages = ", ".join(f"{name} {about['packages'][name]}" for name in ("numba", "torch") if name in about["packages"])
-    text = f"""# Level {level.name}: {cfg.algo}, seed {cfg.seed}
+    text = f"""# Level {level.number}, {level.name}: {cfg.algo}, seed {cfg.seed}
 
 {level.teaching}
 

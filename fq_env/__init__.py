@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gymnasium
 
-from fq_env.level import LEVELS
+from fq_env.level_files import LEVELS
 
 
 def env_id(level: int) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -18,12 +17,13 @@ from gymnasium import spaces
 from fq_env.engine import Engine
 from fq_env.errors import FQError
 from fq_env.render import render_text
+from fq_env.state import SPLITS
 from pit import layout
+from pit.observation import obs_to_dict
 
 if TYPE_CHECKING:
     from fq_env.level import Level
 
-SPLITS = ("train", "validation", "test")
 RENDER_MODES = ("ansi",)
 
 
@@ -66,28 +66,6 @@ def read_options(options: Mapping[str, Any] | None) -> tuple[str | None, Any]:
     if numbers.dtype.kind not in "iu" or numbers.ndim > 1 or (numbers < 0).any():
         raise FQError(f"reset options ask for instance {instance!r}; it must be an integer >= 0")
     return split, instance
-
-
-def obs_to_dict(obs: np.ndarray) -> dict[str, Any]:
-    """An observation (512,) by name: `{"slot0": {"rank": 0.5, ...}, ..., "pool0": {...}, ..., "global": {"elapsed": ...}}`.
-
-    Values are Python floats; names, formulas and ranges stand in `pit/layout.py`. Raises FQError for another shape.
-    """
-    values = np.asarray(obs)
-    if values.shape != (layout.N_OBSERVATION,):
-        raise FQError(
-            f"obs_to_dict was given shape {values.shape}; it takes one observation of shape ({layout.N_OBSERVATION},)"
-        )
-    blocks: dict[str, Any] = {}
-    for (block, name), value in zip(_column_names(), values.tolist(), strict=True):
-        blocks.setdefault(block, {})[name] = value
-    return blocks
-
-
-@cache
-def _column_names() -> tuple[tuple[str, str], ...]:
-    pairs = (name.rpartition(".") for name, _ in layout.columns())
-    return tuple((block or "global", name) for block, _, name in pairs)
 
 
 class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
@@ -153,7 +131,7 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
     * `exposure`: `"hidden"`, `"partial"`, `"full"`, or None for the level's own.
     * `reward`: `"potential"`, `"sparse"`, `"makespan"`, `"conductor"`.
     * `max_episode_steps`: int or None for the level's own limit. (`gymnasium.make` keeps this keyword for its own
-      `TimeLimit`, which truncates alike but cannot add the score to `info`: ask `env.unwrapped.score()`.)
+      `TimeLimit`, which truncates alike but adds no score to `info`.)
     * `render_mode`: `"ansi"` (text) or None.
 
     ## Version History
@@ -177,7 +155,6 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
             level, 1, exposure=exposure, reward=reward, autoreset="disabled", max_episode_steps=max_episode_steps
         )
         self._ended = True
-        self._action = np.zeros(1, np.int64)
         self._obs, self._mask, self._rewards = self._engine.obs[0], self._engine.masks[0], self._engine.rewards
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -204,29 +181,24 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
         """One decision; see the class for what comes back. Raises ResetNeeded once the episode is over."""
         if self._ended:
             raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
-        self._action[0] = action
         engine = self._engine
-        if engine.step(self._action):
+        if engine.step_one(action):
             self._ended = True
-            info = self.score()
+            info = episode_info(engine.episodes[0])
             info["action_mask"] = self._mask.copy()
-            return self._obs.copy(), float(self._rewards[0]), bool(engine.terminated[0]), bool(engine.truncated[0]), info
-        return self._obs.copy(), float(self._rewards[0]), False, False, {"action_mask": self._mask.copy()}
+            return self._obs.copy(), self._rewards.item(), bool(engine.terminated[0]), bool(engine.truncated[0]), info
+        return self._obs.copy(), self._rewards.item(), False, False, {"action_mask": self._mask.copy()}
 
     def action_masks(self) -> np.ndarray:
         """The legal actions now: a new bool array (128,), never all False."""
         return self._mask.copy()
-
-    def score(self) -> dict[str, Any]:
-        """The score of the running or just finished episode, as in the last step's `info`."""
-        return episode_info(self._engine.episodes[0])
 
     def view(self) -> dict[str, Any]:
         """The readable state behind the observation, for people and rendering; see `Engine.pit_view`."""
         return self._engine.pit_view(0)
 
     def obs_to_dict(self, obs: np.ndarray) -> dict[str, Any]:
-        """An observation (512,) by name; see `fq_env.env.obs_to_dict`."""
+        """An observation (512,) by name: `{"slots": [{"rank": 0.5, ...}], "pools": [...], "globals": {...}}`."""
         return obs_to_dict(obs)
 
     def render(self) -> str | None:

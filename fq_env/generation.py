@@ -93,13 +93,13 @@ def learn(w, v, ratio, earlier):
 
 
 @kernel
-def add_task(s, w, L, i, f, hint_sigma):
+def add_task(s, w, L, i, f, task_sigma, hint_sigma):
     """Task i calls function f: its true factor and the hint that its author gave."""
     t = task(s, i)
     t.function = f
     t.required = 1
     g = goal(w, i)
-    g.factor = to_noise(bits(w), sigma_of(L.task_cv))
+    g.factor = to_noise(bits(w), task_sigma)
     if L.order_hidden == 0:
         mean = truth(w, 3 * f + STANDARD).mean * g.factor
         t.hint = float(max(1, np.int64(mean * to_noise(bits(w), hint_sigma))))
@@ -112,6 +112,7 @@ def draw_graph(s, w, L, functions):
     width = integer(w, L.width[0], L.width[1])
     siblings = uniform(w, L.siblings[0], L.siblings[1])
     hint_sigma = sigma_of(uniform(w, L.hint_cv[0], L.hint_cv[1]))
+    task_sigma = sigma_of(L.task_cv)
     x = uniform(w, 0.0, L.shapes[2])
     shape = LAYERED
     if x >= L.shapes[1]:
@@ -136,7 +137,7 @@ def draw_graph(s, w, L, functions):
             f = common
             if uniform(w, 0.0, 1.0) >= siblings:
                 f = pick(w, functions)
-            add_task(s, w, L, made, f, hint_sigma)
+            add_task(s, w, L, made, f, task_sigma, hint_sigma)
             if layer > 0:
                 last = here - before
                 if shape == FORK_JOIN:
@@ -232,7 +233,8 @@ def draw_order(s, w, L):
             task(s, j).function = f
             n += 1
     s.n_tasks = n
+    task_sigma = sigma_of(L.task_cv)
     for i in range(n):
-        add_task(s, w, L, i, np.int64(task(s, i).function), 0.0)
+        add_task(s, w, L, i, np.int64(task(s, i).function), task_sigma, 0.0)
         if not closure & (_ONE << uint64(task(s, i).function)):
             task(s, i).required = 0

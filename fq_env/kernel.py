@@ -12,7 +12,7 @@ from numba import uint64
 
 from fq_env.generation import draw_graph, draw_order, draw_physics
 from fq_env.randomness import DURATIONS, FAILURES, LOADS, PLAYER, WORKFLOW, mix
-from fq_env.scoring import bounds, deliverable, potential, score
+from fq_env.scoring import bounds, deliverable_at_first, potential, score
 from fq_env.state import (
     EPISODE,
     LEVEL,
@@ -66,7 +66,7 @@ def begin(s, w, L, exposure):
     w.event.kind = ARRIVE
     w.event.subject = 0
     apply(s, w.event)
-    deliverable(s, w, 0)
+    deliverable_at_first(s, w)
     w.steps = 0
     w.calls = 0
     w.cold_starts = 0

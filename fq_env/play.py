@@ -48,11 +48,12 @@ class Game:
     """One episode between a person and an environment; `ask` reads a line, `say` prints one."""
 
     def __init__(self, level: int | str, split: str, instance: int, exposure: str | None) -> None:
-        from fq_env.env import FunctionQuestEnv
+        from fq_env.env import FunctionQuestEnv, read_options
         from fq_env.level import load_level
 
         self.level = load_level(level)
         self.split, self.instance = split, instance
+        read_options({"split": split, "instance": instance})
         self.env = FunctionQuestEnv(self.level, exposure=exposure, render_mode="ansi")
         self.env.reset(options={"split": split, "instance": instance})
 
@@ -95,15 +96,15 @@ class Game:
     def result(self, info: dict[str, Any]) -> list[str]:
         """The score with its parts, beside others' on the same instance."""
         from fq_env.players import exact_best, play
+        from fq_env.render import PARTS
 
         rule = play(self.level, "critical_path", split=self.split, n=1, first=self.instance)[0]
-        parts = ("base", "efficiency", "stability", "optimization")
         rows = [("you", info), ("critical path rule", rule)]
         lines = [
             "Solved." if info["is_success"] else "Not solved.",
-            f"{'':20}{'total':>8}" + "".join(f"{p:>14}" for p in parts),
+            f"{'':20}{'total':>8}" + "".join(f"{p:>14}" for p in PARTS),
         ]
-        lines += [f"{who:20}{row['total']:8.3f}" + "".join(f"{row[p]:14.3f}" for p in parts) for who, row in rows]
+        lines += [f"{who:20}{row['total']:8.3f}" + "".join(f"{row[p]:14.3f}" for p in PARTS) for who, row in rows]
         if self.level.system.order_hidden:
             lines.append(f"{'best possible':20}{exact_best(self.level, self.split, self.instance):8.3f}")
         return lines

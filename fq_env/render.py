@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+PARTS = ("base", "efficiency", "stability", "optimization")
 SHOWN_TASKS = 24  # rows of the task table; large workflows are summed up by state
 
 
@@ -17,7 +18,7 @@ def seconds(value: float) -> str:
 
 def render_text(view: dict[str, Any]) -> str:
     """The state of one environment as a block of text without a final newline."""
-    lines = [clock_line(view), score_line(view["score"]), *(pool_line(pool) for pool in view["pools"])]
+    lines = [clock_line(view), score_line(view), *(pool_line(pool) for pool in view["pools"])]
     for call in view["calls"]:
         ends = "waits for its model, done" if call["start"] is None else "done"
         left = max(0.0, call["expected_end"] - view["now"])
@@ -27,20 +28,23 @@ def render_text(view: dict[str, Any]) -> str:
 
 
 def clock_line(view: dict[str, Any]) -> str:
-    """Clock, deadline, status, last outcome."""
-    deadline = "" if view["deadline"] is None else f" of {seconds(view['deadline'])}"
-    return f"clock   {seconds(view['now'])}{deadline} | {view['status']} | last outcome: {view['outcome'].replace('_', ' ')}"
+    """Clock, when the episode expires, status, last outcome."""
+    limit = "" if view["horizon"] is None else f" of {seconds(view['horizon'])}"
+    return f"clock   {seconds(view['now'])}{limit} | {view['status']} | last outcome: {view['outcome'].replace('_', ' ')}"
 
 
-def score_line(score: dict[str, float]) -> str:
-    """The score so far and its parts."""
-    parts = ", ".join(f"{name} {score[name]:.3f}" for name in ("base", "efficiency", "stability", "optimization"))
-    return f"score   {score['total']:.3f} ({parts}) | warnings {score['warnings']:.0f}"
+def score_line(view: dict[str, Any]) -> str:
+    """The best score still reachable, or, at the end, the score and its parts."""
+    spent = f"warnings {view['warnings']} | spent {view['spent']:.1f}"
+    if view["episode"] is None:
+        return f"score   at best {view['reachable']:.3f} (at the start {view['phi0']:.3f}) | {spent}"
+    parts = ", ".join(f"{name} {view['episode'][name]:.3f}" for name in PARTS)
+    return f"score   {view['episode']['total']:.3f} ({parts}) | {spent}"
 
 
 def pool_line(pool: dict[str, Any]) -> str:
-    """One pool: places, and the copies that are not idle."""
-    copies = ", ".join(f"{c['model']} {c['state']}" for c in pool["copies"] if c["state"] != "idle")
+    """One pool: places, and the copies that it holds."""
+    copies = ", ".join(f"{c['model']} {c['state']}" for c in pool["copies"])
     return f"pool    {pool['name']}: {pool['busy']} of {pool['places']} places busy | {copies or 'nothing loaded'}"
 
 
@@ -58,7 +62,7 @@ def task_lines(tasks: list[dict[str, Any]]) -> list[str]:
         counts = ", ".join(f"{states.count(state)} {state.replace('_', ' ')}" for state in dict.fromkeys(states))
         return [f"tasks   {counts}"]
     return [
-        f"task    {t['id']} {t['function']}: {t['state'].replace('_', ' ')}"
+        f"task    {t['index']} {t['function']}: {t['state'].replace('_', ' ')}"
         + (f", {t['attempts']} failed" if t["attempts"] else "")
         for t in tasks
     ]

@@ -47,8 +47,11 @@ def bounds(s, w):
                 light = y
             if light_cost < 0.0 or z < light_cost:
                 light_cost = z
-            if k == STANDARD and t.required == 1:
-                w.cost_high += cost + z
+            if k == STANDARD:
+                if s.order_hidden == 1:  # every function once, and what is needed once more
+                    w.cost_high += cost + z
+                if t.required == 1:
+                    w.cost_high += cost + z
         best = 0.0
         for e in range(t.succ_from, t.succ_to):
             best = max(best, goal(w, successor(s, e).task).rank)
@@ -70,29 +73,64 @@ def bounds(s, w):
 
 
 @kernel
+def reachable(s, w, i):
+    """The quality that task i's output can still have: its own if it has ended, else the best variant's on the best inputs."""
+    t = task(s, i)
+    if t.state == DONE or t.state == GIVEN_UP:
+        return t.quality
+    n = t.pred_to - t.pred_from
+    mean = 1.0
+    if n > 0 and s.quality_flow > 0.0:
+        mean = 0.0
+        for e in range(t.pred_from, t.pred_to):
+            mean += goal(w, predecessor(s, e).task).best
+        mean /= n
+    return truth(w, 3 * t.function + STANDARD).best * (1.0 - s.quality_flow + s.quality_flow * mean)
+
+
+@kernel
 def deliverable(s, w, first):
-    """The best quality still reachable of every task from `first` on, and its mean over required sinks (`w.base`)."""
+    """The best quality still reachable of task `first` and all that its change touches; its mean over required sinks (`w.base`)."""
+    last = first
+    goal(w, first).stale = 1
+    i = first
+    while i <= last:
+        g = goal(w, i)
+        if g.stale == 1:
+            g.stale = 0
+            best = reachable(s, w, i)
+            if best != g.best:
+                g.best = best
+                t = task(s, i)
+                for e in range(t.succ_from, t.succ_to):
+                    j = successor(s, e).task
+                    goal(w, j).stale = 1
+                    last = max(last, j)
+        i += 1
+    sink_quality(s, w)
+
+
+@kernel
+def sink_quality(s, w):
+    """The mean of what required sinks can still deliver."""
     total = 0.0
     sinks = 0
     for i in range(s.n_tasks):
         t = task(s, i)
-        g = goal(w, i)
-        if i >= first:
-            if t.state == DONE or t.state == GIVEN_UP:
-                g.best = t.quality
-            else:
-                n = t.pred_to - t.pred_from
-                mean = 1.0
-                if n > 0:
-                    mean = 0.0
-                    for e in range(t.pred_from, t.pred_to):
-                        mean += goal(w, predecessor(s, e).task).best
-                    mean /= n
-                g.best = truth(w, 3 * t.function + STANDARD).best * (1.0 - s.quality_flow + s.quality_flow * mean)
         if t.required == 1 and t.succ_to == t.succ_from:
-            total += g.best
+            total += goal(w, i).best
             sinks += 1
     w.base = total / max(1, sinks)
+
+
+@kernel
+def deliverable_at_first(s, w):
+    """`deliverable` of every task, before anything has run."""
+    for i in range(s.n_tasks):
+        g = goal(w, i)
+        g.stale = 0
+        g.best = reachable(s, w, i)
+    sink_quality(s, w)
 
 
 @kernel

@@ -96,6 +96,7 @@ GOAL = _record(
         ("rank", "f8"),  # us, upward rank of `least`
         ("cost", "f8"),  # micro-units, least
         ("best", "f8"),  # quality of the output: reached, or still reachable
+        ("stale", "i8"),  # `best` must be computed again
     ]
 )
 DUE = _record([("when", "i8"), ("elapsed", "i8"), ("error", "i8")])

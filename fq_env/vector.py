@@ -94,10 +94,12 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         options = dict(options or {})
         started = self._read_mask(options.pop("reset_mask", None))
         split, instance = read_options(options)
-        engine = self._engine
         if seed is not None:
             self._seed(seed, started)
-        engine.reset(indices=np.flatnonzero(started), split=split, instances=instance)
+        chosen = np.flatnonzero(started)
+        if isinstance(instance, (int, np.integer)):
+            instance = [int(instance)] * len(chosen)
+        self._engine.reset(chosen, split=split, instances=instance)
         if self._ended is not None:
             left = self._ended & ~started
             self._ended = left if left.any() else None
@@ -179,6 +181,11 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                     f"reset was given the seed {seed} and a reset_mask; give a list of {self.num_envs} seeds instead"
                 )
             super().reset(seed=int(seed))
-        elif len(seed) != self.num_envs:
+            self._engine.seed(int(seed))
+            return
+        if len(seed) != self.num_envs:
             raise FQError(f"reset was given {len(seed)} seeds for {self.num_envs} environments; give one each, or one int")
-        self._engine.seed(seed)
+        for i in np.flatnonzero(started):
+            single = seed[i]
+            if single is not None:
+                self._engine.seed_one(i, single)

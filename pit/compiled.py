@@ -21,6 +21,8 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.core import config as numba_config
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
 _HOUSE = Path(__file__).resolve().parent.parent
@@ -50,14 +52,54 @@ def _jit(function: Callable[..., Any], cached: bool, **options: Any) -> Any:
     folder = cache_folder() if cached else None
     try:
         numba_config.CACHE_DIR = str(folder) if folder else before
-        return numba.njit(nogil=True, error_model="numpy", cache=folder is not None, **options)(function)
+        return numba.njit(nogil=True, error_model="numpy", _nrt=False, cache=folder is not None, **options)(function)
     finally:
         numba_config.CACHE_DIR = before
 
 
+class _Inlined(JITCodeLibrary):
+    """The code of a helper: kept as LLVM IR for the entry that links it, never optimised or made executable on its own.
+
+    Numba would optimise each helper together with all that it calls, again and again up the call tree: two thirds of the
+    compile time, for machine code that nobody runs.
+    """
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        pass
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        self._ensure_finalized()
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        return _NoEnvironment()  # asked for only to set the environment of code that does not exist
+
+
+class _NoEnvironment:
+    def set_env(self, env_name: str, env: Any) -> None:
+        pass
+
+
+class _HelperCompiler(Compiler):
+    """Numba's compiler, with `_Inlined` as the library of the function."""
+
+    def compile_extra(self, func: Callable[..., Any]) -> Any:
+        self.state.library = _Inlined(self.state.targetctx.codegen(), func.__qualname__)
+        return super().compile_extra(func)
+
+
 def kernel(function: Callable[..., Any]) -> Any:
-    """A helper, compiled into whichever entry calls it; not cached on its own."""
-    return _jit(function, cached=False)
+    """A helper: it can be called from kernels only, and is compiled into whichever entry calls it."""
+    return _jit(
+        function, cached=False, pipeline_class=_HelperCompiler, no_cpython_wrapper=True, no_cfunc_wrapper=True, no_rewrites=True
+    )
 
 
 def entry(function: Callable[..., Any]) -> Any:

@@ -56,16 +56,19 @@ def rank_all(s):
         t = task(s, i)
         t.work = t.base[STANDARD] * variant(s, 3 * t.function + STANDARD).ratio
         best = 0.0
+        k = _EDGES.size
         if s.order_hidden == 0:
             for e in range(t.succ_from, t.succ_to):
-                best = max(best, task(s, successor(s, e).task).rank)
+                o = task(s, successor(s, e).task)
+                if o.rank > best:
+                    best = o.rank
+                    k = np.int64(o.bucket)
             t.rank = t.work + best
+            x = t.rank / s.lb
+            while k > 0 and not _EDGES[k - 1] > x:  # from the successor's bucket, which is not above its own
+                k -= 1
         else:
             t.rank = 0.0
-        k = 0
-        x = t.rank / s.lb
-        while k < _EDGES.size and _EDGES[k] > x:
-            k += 1
         t.bucket = k
     s.work_left = 0.0
     for i in range(s.n_tasks):

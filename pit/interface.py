@@ -204,7 +204,7 @@ def decision_due(s):
     """Whether the driver should ask for an action: the end, or some start is legal and nobody waits."""
     if s.status != ON:
         return True
-    if s.arrived == 0 or s.waiting == 1:
+    if s.arrived == 0 or s.waiting == 1 or s.n_ready == s.n_held or not pool_manager.any_place(s):
         return False
     observation.refresh_slots(s)
     return s.any_start == 1

@@ -50,6 +50,15 @@ def has_place(s, row):
 
 
 @kernel
+def any_place(s):
+    """Whether some pool has a free place: without one no start is legal, whatever is ready."""
+    for p in range(s.n_pools):
+        if s.pools[p].busy < s.pools[p].places:
+            return True
+    return False
+
+
+@kernel
 def settle(s, p):
     """Stores the utilisation average of pool p up to now, before its busy places change."""
     pool = s.pools[p]

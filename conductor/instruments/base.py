@@ -1,7 +1,7 @@
 """What an instrument is: one class with one method, made and called inside a worker process.
 
-An installed package adds a kind with an entry point of the group `function_quest.instruments` (name = kind, value = the class);
-a workflow then says `instruments: {functions: {draft: {kind: NAME, ...}}}` and the other keys become the class's arguments.
+An installed package adds a kind with an entry point of the group `function_quest.instruments` (name = kind, value = the
+class); a workflow then says `instruments: {functions: {draft: {kind: NAME, ...}}}`, its other keys are the class's arguments.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class CallError(Exception):
 
 
 class Instrument(ABC):
-    """One way to run functions. The constructor takes the workflow's keys and raises ValueError with a sentence if they are wrong."""
+    """One way to run functions. The constructor takes the workflow's keys; ValueError with a sentence if they are wrong."""
 
     @abstractmethod
     def call(self, job: Job) -> Any:
-        """Do the work; returns a JSON value or a `Result`. An exception ends the call as failed, `CallError` with a chosen error."""
+        """Do the work; returns a JSON value or a `Result`. An exception fails the call, `CallError` with a chosen error."""
 
 
 def resolve(name: str) -> Any:

@@ -1,7 +1,8 @@
-"""The command instrument: a program, started without a shell in a process group of its own, which is killed whole when its time is up."""
+"""The command instrument: a program without a shell, in a process group that is killed whole when its time is up."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -25,10 +26,8 @@ _lock = threading.Lock()
 
 def kill_group(group: int) -> None:
     """SIGKILL to every process of a group; one that is gone already is no error."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def kill_all() -> None:
@@ -41,11 +40,11 @@ def kill_all() -> None:
 class CommandInstrument(Instrument):
     """`{kind: command, argv: [ruff, check, "{inputs.draft}"]}`.
 
-    Placeholders: `{task}`, `{function}`, `{variant}`, `{attempt}`, `{key}`, `{folder}`, `{base}`, `{python}`
-    (this interpreter), `{args.NAME}`, `{inputs.TASK}`.
-    The program gets `{"args": ..., "inputs": ...}` as JSON on its standard input and runs in the run's `files/`. An exit status
-    outside `codes` is an error, unless `codes` is empty. The output is `{"code": ..., "stdout": ..., "stderr": ...}`, or with
-    `json: true` what stdout holds as JSON. `environment` names further variables that it may see.
+    Placeholders: `{task}`, `{function}`, `{variant}`, `{attempt}`, `{key}`, `{folder}`, `{base}`, `{args.NAME}`,
+    `{inputs.TASK}`, `{python}` (this interpreter).
+    The program gets `{"args": ..., "inputs": ...}` as JSON on its standard input and runs in the run's `files/`. An exit
+    status outside `codes` is an error, unless `codes` is empty. The output is `{"code": ..., "stdout": ..., "stderr": ...}`,
+    or with `json: true` what stdout holds as JSON. `environment` names further variables that it may see.
     """
 
     def __init__(
@@ -75,7 +74,13 @@ class CommandInstrument(Instrument):
             with _lock:
                 try:
                     process = subprocess.Popen(
-                        argv, stdin=stdin, stdout=stdout, stderr=stderr, cwd=job.folder, env=environment, start_new_session=True
+                        argv,
+                        stdin=stdin,
+                        stdout=stdout,
+                        stderr=stderr,
+                        cwd=job.folder,
+                        env=environment,
+                        start_new_session=True,
                     )
                 except OSError as error:
                     raise CallError(f"{argv[0]} cannot be started: {error.strerror}", "access") from error
@@ -120,7 +125,9 @@ def _value(job: Job, name: str) -> str:
     if rest and head in ("args", "inputs"):
         table: dict[str, Any] = getattr(job, head)
         if rest not in table:
-            raise CallError(f"placeholder {{{name}}}: there is no {rest!r} among {', '.join(map(str, table)) or 'none'}", "precondition")
+            raise CallError(
+                f"placeholder {{{name}}}: there is no {rest!r} among {', '.join(map(str, table)) or 'none'}", "precondition"
+            )
         value = table[rest]
     elif name == "python":
         value = sys.executable

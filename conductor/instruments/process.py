@@ -1,7 +1,8 @@
-"""The conductor's end of a worker process: start it, write requests, read replies without blocking, end it with its whole group."""
+"""The conductor's end of a worker process: start it, write requests, read replies without blocking, end its whole group."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -44,11 +45,9 @@ class Worker:
     def send(self, request: dict[str, Any]) -> int:
         """Write a request; returns its number. A worker that is gone shows as the end of its replies, not here."""
         self._next += 1
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._stdin.write(json.dumps({**request, "id": self._next}).encode() + b"\n")
             self._stdin.flush()
-        except BrokenPipeError:
-            pass
         return self._next
 
     def receive(self) -> list[dict[str, Any]] | None:
@@ -68,15 +67,11 @@ class Worker:
             return None
 
     def end(self) -> int:
-        """End the worker, the programs that it runs and everything in its group; returns its exit status (negative: signal)."""
-        try:
+        """End the worker, its programs and everything in its group; returns its exit status (negative: signal)."""
+        with contextlib.suppress(BrokenPipeError):
             self._stdin.close()  # at the end of its input it ends the programs it started, then itself
-        except BrokenPipeError:
-            pass
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.5)
-        except subprocess.TimeoutExpired:
-            pass
         kill_group(self._process.pid)
         self._stdout.close()
         return self._process.wait()

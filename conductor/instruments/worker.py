@@ -1,4 +1,4 @@
-"""A worker process: loads a model, makes instruments, does calls. Speaks JSON lines: requests on stdin, replies on what was stdout.
+"""A worker process: loads a model, makes instruments, does calls. JSON lines: requests on stdin, replies on what was stdout.
 
 It dies with the conductor: at the end of its input it kills the programs that it started, then its whole process group.
 """

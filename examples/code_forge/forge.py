@@ -15,7 +15,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +31,10 @@ class Problem(NamedTuple):
 
 
 PROBLEMS = {
-    "largest_jump": Problem(
-        "the largest distance between neighbours", lambda v: max(abs(b - a) for a, b in zip(v, v[1:], strict=False))
+    "largest_jump": Problem("the largest distance between neighbours", lambda v: max(abs(b - a) for a, b in pairwise(v))),
+    "positive_weight": Problem(
+        "the sum of the positive numbers times how many numbers there are", lambda v: sum(x for x in v if x > 0) * len(v)
     ),
-    "positive_weight": Problem("the sum of the positive numbers times how many numbers there are", lambda v: sum(x for x in v if x > 0) * len(v)),
     "second_largest": Problem("the second largest of the different numbers", lambda v: sorted(set(v))[-2]),
     "zigzag": Problem("the sum of every second number less the sum of the others", lambda v: sum(v[::2]) - sum(v[1::2])),
 }
@@ -62,7 +62,7 @@ LIST_STEPS: list[tuple[str, Callable[[list[int]], list[int]]]] = [
     ("[x for x in {} if x % 2 == 1]", lambda v: [x for x in v if x % 2 == 1]),
     ("[x for x in {} if x > 0]", lambda v: [x for x in v if x > 0]),
     ("list(accumulate({}))", lambda v: list(accumulate(v))),
-    ("[y - x for x, y in zip({0}, {0}[1:])]", lambda v: [y - x for x, y in zip(v, v[1:], strict=False)]),
+    ("[y - x for x, y in zip({0}, {0}[1:])]", lambda v: [y - x for x, y in pairwise(v)]),
 ]
 FOLDS: list[tuple[str, Callable[[list[int]], int]]] = [
     ("sum({})", sum),
@@ -119,7 +119,7 @@ class Library:
         return len(self.programs) - 1
 
     def search(self, cases: list[tuple[list[int], int]], budget: int, wanted: int) -> tuple[list[str], int]:
-        """The first `wanted` programs of those within `budget` that fit all cases; else the one that fits most, and how many it does."""
+        """The first programs (at most `wanted`, within `budget`) that fit all cases, else the best; and how many it fits."""
         inputs, answers = [numbers for numbers, _ in cases], [answer for _, answer in cases]
         values: list[list[Any]] = []
         found: list[str] = []
@@ -189,13 +189,13 @@ def load_reader(order: int, kilobytes: int) -> Reader:
 
 
 # --------------------------------------------------------------------------- the functions of the workflow
-LISTS = tuple("values numbers items data seq args parts xs nums row elements entries points vector sample array".split())
-ITEMS = tuple("x y v n i item value other".split())
+LISTS = ("values", "numbers", "items", "data", "seq", "args", "parts", "xs", "nums", "row", "elements", "entries", "points")
+ITEMS = ("x", "y", "v", "n", "i", "item", "value", "other")
 RESULTS = ("", "result", "total", "answer", "best", "out", "ret", "count")
 
 
 def draft(job: Job) -> Any:
-    """Search the library for programs that fit the problem's examples; a search that runs out of budget fails and may search on."""
+    """Search the library for programs that fit the problem's examples; one that runs out of budget fails and may search on."""
     lite = job.variant == "lite"
     cases = _cases(job.args["problem"], "examples", 2 if lite else 40)
     budget = 700 * 8**job.attempt
@@ -210,7 +210,9 @@ def polish(job: Job) -> Any:
     (drafted,) = job.inputs.values()
     sources, bits = [], []
     for number, program in enumerate(drafted["programs"]):
-        choices = {_written(number, program, *names) for names in product(LISTS, ITEMS, ITEMS, RESULTS) if names[1] != names[2]}
+        choices = {
+            _written(number, program, *names) for names in product(LISTS, ITEMS, ITEMS, RESULTS) if names[1] != names[2]
+        }
         scored = min((job.model.bits(text), text) for text in choices)
         bits.append(round(scored[0], 4))
         sources.append(scored[1])
@@ -278,11 +280,14 @@ def report(job: Job) -> Any:
     lines = ["# Code forge", "", "| problem | program | hidden tests | bits/char | µs |", "|---|---|---|---|---|"]
     for row in picked:
         lines.append(
-            f"| {PROBLEMS[row['problem']].text} | `{row['program']}` | {row['share']:.1%} | {row['bits']} | {row['microseconds']} |"
+            f"| {PROBLEMS[row['problem']].text} | `{row['program']}` | {row['share']:.1%} "
+            f"| {row['bits']} | {row['microseconds']} |"
         )
     mean = statistics.fmean(row["share"] for row in picked)
     lines += ["", f"Mean share of hidden tests passed: {mean:.4f}", ""]
     scratch = job.folder / "report.part"
     scratch.write_text("\n".join(lines))
     scratch.replace(job.folder / "report.md")
-    return Result({"file": "report.md", "mean": mean, "programs": {row["problem"]: row["program"] for row in picked}}, quality=mean)
+    return Result(
+        {"file": "report.md", "mean": mean, "programs": {row["problem"]: row["program"] for row in picked}}, quality=mean
+    )

@@ -13,7 +13,7 @@ import numpy as np
 
 from conductor.policy import Policy, tensor_shapes
 
-MODULE = '''
+MODULE = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
 from conductor.instruments import CallError, Result
@@ -55,12 +55,12 @@ def die_once(job):
 
 def returns_a_set(job):
     return {1, 2}
-'''
+"""
 LAYERS = [16, 8]
 
 
 def small_workflow(**functions: Any) -> dict[str, Any]:
-    """a1, a2 (model A) -> b (model B; both do not fit in memory) -> c (no model); c's output is 1 + 2 + 10 + 10 + 100 = 123."""
+    """a1, a2 (model A) -> b (model B; both do not fit in memory) -> c (no model); c's output is 1 + 2 + 2 * 10 + 100."""
     plan = {name: {"kind": "python", "call": "work:add", "seconds": 20} for name in ("fa", "fb", "plain")}
     return {
         "name": "small",
@@ -82,7 +82,10 @@ def small_workflow(**functions: Any) -> dict[str, Any]:
             {"id": "b", "function": "fb", "after": ["a1", "a2"]},
         ],
         "instruments": {
-            "models": {"A": {"load": "work:load", "args": {"number": 10}}, "B": {"load": "work:load", "args": {"number": 100}}},
+            "models": {
+                "A": {"load": "work:load", "args": {"number": 10}},
+                "B": {"load": "work:load", "args": {"number": 100}},
+            },
             "functions": {**plan, **functions},
         },
     }

@@ -37,10 +37,10 @@ def test_stock_stable_baselines3_learns_through_make_vec_env() -> None:
         return True
 
     model = PPO("MlpPolicy", env, n_steps=128, batch_size=512, n_epochs=6, learning_rate=1e-3, gamma=1.0, seed=0, device="cpu")
-    model.learn(50_000, callback=note)
+    model.learn(40_000, callback=note)
     env.close()
     assert improved(np.array(returns))
 
 
 def test_a_single_file_ppo_without_masks_learns() -> None:
-    assert improved(plain_ppo.train(LEVEL, frames=120_000))
+    assert improved(plain_ppo.train(LEVEL, frames=60_000))

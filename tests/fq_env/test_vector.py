@@ -168,7 +168,7 @@ def test_copies_are_the_callers_and_live_buffers_are_asked_for():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"autoreset_mode": "later"}, "later"), ({"num_envs": 0}, "0"), ({"threads": 0}, "0"), ({"level": [1]}, "1")],
+    [({"autoreset_mode": "later"}, "later"), ({"num_envs": 0}, "0"), ({"level": [1]}, "1")],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments, words):
     with pytest.raises(FQError, match=words):

@@ -85,10 +85,10 @@ def train(
     *,
     frames: int,
     n_envs: int = 64,
-    n_steps: int = 64,
+    n_steps: int = 32,
     epochs: int = 4,
-    batch: int = 1024,
-    learning_rate: float = 1e-3,
+    batch: int = 512,
+    learning_rate: float = 2e-3,
     gamma: float = 1.0,
     lam: float = 0.95,
     seed: int = 0,
@@ -132,5 +132,5 @@ if __name__ == "__main__":
     import fq_env  # noqa: F401  (registers the ids)
 
     torch.set_num_threads(1)
-    history = train("FunctionQuest/Level-01-v0", frames=200_000)
+    history = train("FunctionQuest/Level-01-v0", frames=100_000)
     print(f"{len(history)} episodes: first 500 {history[:500].mean():.3f}, last 500 {history[-500:].mean():.3f}")

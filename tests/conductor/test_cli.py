@@ -1,0 +1,116 @@
+"""The command line: what it prints, and one sentence with exit status 2 for whatever a user can get wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conductor.__main__ import main
+from conductor.bundle import Bundle
+from tests.conductor.helpers import conductor, small_workflow
+
+Write = Callable[[dict[str, Any]], Path]
+
+
+def edit(workflow: dict[str, Any], path: str, value: Any) -> None:
+    *keys, last = path.split(".")
+    for key in keys:
+        workflow = workflow[int(key)] if isinstance(workflow, list) else workflow[key]
+    if value is None:
+        del workflow[last]
+    else:
+        workflow[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("instruments.functions.plain", None, "instruments.functions.plain is missing; for example {kind: python"),
+        ("instruments.models.B", None, "instruments.models.B is missing; say what loads it"),
+        ("instruments.functions.spare", {"kind": "python"}, "system.functions has no such function"),
+        ("instruments.models.spare", {"load": "a:b"}, "system.models has no such model"),
+        ("instruments.functions.plain", {"call": "work:add"}, "instruments.functions.plain.kind: Field required"),
+        ("instruments.functions.plain", {"kind": "python", "call": "work:add", "seconds": -1}, "greater than 0, not -1"),
+        ("instruments.functions.plain", {"kind": "python", "call": "work:no_such"}, "module work has no no_such"),
+        ("instruments.functions.plain", {"kind": "python", "call": "away:f"}, "module away of 'away:f' cannot be imported"),
+        ("instruments.functions.plain", {"kind": "spell"}, "kind 'spell' is unknown"),
+        ("instruments.functions.plain", {"kind": "command", "argv": ["no-such-program"]}, "is not installed here"),
+        ("instruments.models.B", {"load": "work:no_such"}, "instruments.models.B: module work has no no_such"),
+        ("instruments.more", {}, "instruments.more: Extra inputs are not permitted"),
+        ("tasks.0.after", ["c"], "wait for each other in a cycle"),
+        ("tasks.0.after", ["z"], "names the task 'z', which is not defined"),
+        ("tasks.0.function", "fz", "names the function 'fz', which is not defined"),
+        ("tasks.0.args", {"x": float("nan")}, "holds a value that JSON cannot"),
+        ("system.max_attempts", 0, "would be called for ever; set max_attempts"),
+        ("system.pools.cpu.places", 0, "greater than or equal to 1"),
+        ("name", "../up", "name"),
+    ],
+)
+def test_a_wrong_workflow_is_one_sentence(
+    write_workflow: Write, capsys: pytest.CaptureFixture[str], path: str, value: Any, words: str
+) -> None:
+    workflow = small_workflow()
+    edit(workflow, path, value)
+    file = write_workflow(workflow)
+    assert main(["run", str(file), "--runs", str(file.parent / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("conductor: ") and error.count("\n") == 1 and words in error, error
+    assert not list((file.parent / "runs").glob("*"))  # nothing half-made is left
+
+
+def test_other_mistakes_are_one_sentence(write_workflow: Write, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(write_workflow(small_workflow()))
+    folder = Path(file).parent
+    (bundle.path / "policy.safetensors").write_bytes(b"")
+    for arguments, words in (
+        (["run", str(folder / "no.yaml")], "no.yaml cannot be read"),
+        (["run", file, "--strategy", "adaptive"], "needs a bundle"),
+        (["run", file, "--bundle", str(folder / "none")], "there is no bundle"),
+        (["run", file, "--bundle", str(bundle.path)], "policy.safetensors: has 0 bytes"),
+        (["run", file, "--runs", file], "cannot be written"),
+        (["resume", str(folder)], "there is no journal"),
+        (["show", str(folder)], "there is no journal"),
+        (["journal", "verify", file], "cannot be read as a journal"),
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("conductor: ") and error.count("\n") == 1 and words in error, error
+
+
+def test_run_compare_show_verify(write_workflow: Write, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_workflow(small_workflow())
+    runs = file.parent / "runs"
+    assert main(["run", str(file), "--bundle", str(bundle.path), "--runs", str(runs), "--compare"]) == 0
+    out = capsys.readouterr().out
+    assert "strategies, each really run" in out and out.count("solved: 4 of 4 tasks") == 3
+    folders = sorted(runs.iterdir())
+    assert [f.name.split("-")[1] for f in folders] == ["adaptive", "critical_path", "sequential"]
+    assert main(["show", str(folders[0])]) == 0
+    shown = capsys.readouterr().out
+    assert "decisions: " in shown and " by policy" in shown and "output of c: outputs/" in shown
+    assert main(["journal", "verify", str(folders[0])]) == 0
+    assert "whole and replayed bit for bit, ended" in capsys.readouterr().out.replace("\n", " ")
+    (next((folders[0] / "outputs").iterdir())).write_text("0\n")
+    assert main(["journal", "verify", str(folders[0])]) == 2
+    assert "was changed after it was recorded" in capsys.readouterr().err
+    assert main(["resume", str(folders[0])]) == 2
+    assert "has ended already" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_says_so_whatever_its_errors_hold(write_workflow: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    workflow = small_workflow(plain={"kind": "command", "argv": ["sh", "-c", "echo 'bad [/x] [bold]' >&2; exit 3"]})
+    workflow["system"]["max_attempts"] = 1
+    file = write_workflow(workflow)
+    assert main(["run", str(file), "--runs", str(file.parent / "runs")]) == 1
+    out = capsys.readouterr().out
+    assert "failed: 3 of 4 tasks" in out and out.count("bad [/x] [bold]") >= 1
+
+
+def test_help() -> None:
+    done = conductor("--help")
+    assert done.returncode == 0 and "resume" in done.stdout and "journal" in done.stdout
+    done = conductor("run", "--help")
+    assert done.returncode == 0 and "--compare" in done.stdout and "--bundle" in done.stdout

@@ -1,0 +1,41 @@
+"""The shipped example does what it says, with the answer that it must come to."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from conductor.bundle import Bundle
+from conductor.orchestrator import begin
+from conductor.report import report_run
+from conductor.workflow import load_workflow
+from tests.conductor.helpers import output_of
+
+PROGRAMS = {
+    "largest_jump": "max([abs(x) for x in [y - x for x, y in zip(xs, xs[1:])]])",
+    "positive_weight": "len(xs) * sum([x for x in xs if x > 0])",
+    "second_largest": "max(sorted(set(xs))[:-1])",
+    "zigzag": "sum(xs[::2]) - sum(xs[1::2])",
+}
+
+
+def test_code_forge_finds_the_programs(root: Path, tmp_path: Path) -> None:
+    """With standard variants throughout: right programs, a natural failure on the way, an eviction, a checkable report."""
+    workflow = load_workflow(root / "examples" / "code_forge" / "workflow.yaml")
+    report = report_run(begin(workflow, tmp_path, strategy="critical_path").folder)
+    assert report.status == "solved" and report.done == report.tasks == 25 and report.score["base"] == 1.0
+    assert output_of(Path(report.folder), report.outputs["report"])["programs"] == PROGRAMS
+    assert report.makespan < 40 and report.events["unloaded"] >= 1
+    failed = [call for call in report.calls if call.function == "draft" and call.result == "error"]
+    assert {call.task for call in failed} == {"draft positive_weight", "draft zigzag"}
+    text = (Path(report.folder) / "files" / "report.md").read_text()
+    assert text.count("| 100.0% |") == 4 and re.search(r"passed: 1\.0000", text)
+
+
+def test_code_forge_under_any_policy_ends_with_a_report(root: Path, tmp_path: Path, bundle: Bundle) -> None:
+    """A policy of random weights chooses lite variants too, and the measured quality says what that costs."""
+    workflow = load_workflow(root / "examples" / "code_forge" / "workflow.yaml")
+    report = report_run(begin(workflow, tmp_path / "runs", strategy="adaptive", bundle=bundle).folder)
+    assert report.status == "solved" and report.makespan < 60
+    mean = output_of(Path(report.folder), report.outputs["report"])["mean"]
+    assert 0 <= mean <= 1 and abs(report.score["base"] - mean) < 1e-6

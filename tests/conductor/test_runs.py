@@ -1,0 +1,179 @@
+"""Whole runs over real processes: strategies, failures of every kind, and the replay of each run bit for bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conductor.bundle import Bundle
+from conductor.errors import ConductorError
+from conductor.journal import Row, read_journal
+from conductor.orchestrator import begin
+from conductor.pit_interface import fold
+from conductor.report import RunReport, report_run
+from conductor.workflow import load_workflow
+from tests.conductor.helpers import output_of, small_workflow
+
+Write = Callable[[dict[str, Any]], Path]
+
+
+def run(path: Path, strategy: str = "critical_path", bundle: Bundle | None = None) -> RunReport:
+    return report_run(begin(load_workflow(path), path.parent / "runs", strategy=strategy, bundle=bundle).folder)
+
+
+def python(call: str, **more: Any) -> dict[str, Any]:
+    return {"kind": "python", "call": f"work:{call}", "seconds": 20, **more}
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "critical_path", "sequential"])
+def test_a_run_under_every_strategy(write_workflow: Write, bundle: Bundle, strategy: str) -> None:
+    report = run(write_workflow(small_workflow()), strategy, bundle)
+    assert report.status == "solved" and report.done == report.tasks == 4
+    assert output_of(Path(report.folder), report.outputs["c"]) == 123
+    assert {c.task: c.result for c in report.calls} == dict.fromkeys(("a1", "a2", "b", "c"), "ok")
+    assert report.score["base"] == pytest.approx(0.9) and 0 < report.score["total"] <= 1
+    assert report.events["unloaded"] >= 1  # A had to make room for B
+    by = {"adaptive": "policy", "critical_path": "rule", "sequential": "sequential"}[strategy]
+    assert set(report.decisions) == {by}
+    assert report.spent == pytest.approx(sum(c.price for c in report.calls) + loading_price(report), abs=1e-5)
+    assert next(c for c in report.calls if c.task == "a1").run >= 0.05
+    if strategy == "sequential":
+        ends = 0
+        for row in read_journal(report.folder):
+            if row.kind == "intent":
+                assert row.time >= ends
+            elif row.kind == "event" and row.data["kind"] == "finished":
+                ends = row.time
+
+
+def loading_price(report: RunReport) -> float:
+    return sum(r.data["price"] for r in read_journal(report.folder) if r.kind == "event" and r.data["kind"] == "loaded") / 1e6
+
+
+def test_replay_gives_every_observation_and_mask_again(write_workflow: Write, bundle: Bundle) -> None:
+    report = run(write_workflow(small_workflow(plain=python("fail_once"))), "adaptive", bundle)
+    rows = list(read_journal(report.folder))
+    folded = fold(rows)
+    assert folded.ended and folded.last == rows[-1].hash
+    assert folded.view.pit.state_hash() == rows[-1].data["state"]
+    answers: list[tuple[int, int]] = []
+
+    def decide(row: Row, view: Any) -> None:
+        """What the policy would do now is what it did: decisions replay too."""
+        if row.seq + 1 < len(rows) and rows[row.seq + 1].kind == "action" and rows[row.seq + 1].time == row.time:
+            answers.append((bundle.policy.act(view.pit.observe(), view.pit.mask()), rows[row.seq + 1].data["action"]))
+
+    fold(rows, decide)
+    assert len(answers) > 3 and all(would == did for would, did in answers)
+    for position, (key, value) in {i: ("observation", "0" * 64) for i, r in enumerate(rows) if r.kind == "action"}.items():
+        forged = [*rows[:position], rows[position]._replace(data={**rows[position].data, key: value}), *rows[position + 1 :]]
+        with pytest.raises(ConductorError, match="observation in the replay is not the recorded one"):
+            fold(forged)
+
+
+@pytest.mark.parametrize("drop", ["action", "event", "intent"])
+def test_replay_notices_what_is_not_there(write_workflow: Write, drop: str) -> None:
+    rows = list(read_journal(run(write_workflow(small_workflow())).folder))
+    position = next(i for i, r in enumerate(rows) if r.kind == drop)
+    with pytest.raises(ConductorError, match="row"):
+        fold(rows[:position] + rows[position + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "words"),
+    [
+        (python("fail_once"), "throttled", "not yet"),
+        (python("hang_once", seconds=0.3), "timeout", "did not end within its time limit"),
+        (python("die_once"), "error", "the worker process ended by itself"),
+    ],
+)
+@pytest.mark.parametrize("name", ["plain", "fa"])
+def test_a_failed_call_is_called_again(
+    write_workflow: Write, name: str, function: dict[str, Any], error: str, words: str
+) -> None:
+    """Also when it takes its worker, and with it a loaded model, along: the copy is loaded again before it serves."""
+    report = run(write_workflow(small_workflow(**{name: function})))
+    assert report.status == "solved" and output_of(Path(report.folder), report.outputs["c"]) == 123
+    failed = [c for c in report.calls if c.result != "ok"]
+    assert failed and {c.result for c in failed} <= {error, "lost"} and words in failed[0].text
+    assert report.events["reload"] == (len(failed) if name == "fa" and error != "throttled" else 0)
+    keys = [row.data for row in read_journal(report.folder) if row.kind == "intent" and row.data["task"] == failed[0].task]
+    assert [k["attempt"] for k in keys] == [1, 2] and len({k["key"] for k in keys}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"plain": python("fail")}, "error", "ValueError: never"),
+        ({"plain": python("returns_a_set")}, "invalid", "the output is no JSON value"),
+        ({"plain": {"kind": "command", "argv": ["sleep", "60"], "seconds": 0.2}}, "timeout", "sleep did not end within 0.2 s"),
+        ({"plain": {"kind": "command", "argv": ["false"]}}, "error", "false ended with status 1"),
+        ({"plain": {"kind": "command", "argv": ["echo", "{inputs.x}"]}}, "precondition", "there is no 'x' among b"),
+    ],
+)
+def test_a_function_that_always_fails_ends_the_run(
+    write_workflow: Write, change: dict[str, Any], error: str, words: str
+) -> None:
+    workflow = small_workflow(**change)
+    workflow["system"]["max_attempts"] = 2
+    report = run(write_workflow(workflow))
+    assert report.status == "failed" and report.done == 3
+    assert [(c.attempt, c.result) for c in report.calls if c.task == "c"] == [(1, error), (2, error)]
+    assert words in report.calls[-1].text
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run(write_workflow: Write) -> None:
+    workflow = small_workflow()
+    workflow["system"]["max_attempts"] = 2
+    workflow["instruments"]["models"]["B"] = {"load": "work:broken_load"}
+    report = run(write_workflow(workflow))
+    assert report.status == "failed" and report.events["load_failed"] == 2
+    failed = [r.data for r in read_journal(report.folder) if r.kind == "event" and r.data["kind"] == "load_failed"]
+    assert "no such weights" in failed[0]["text"]
+
+
+def test_the_horizon_ends_a_run_that_hangs(write_workflow: Write) -> None:
+    workflow = small_workflow(plain=python("hang_once"))
+    workflow["system"]["horizon_seconds"] = 1.5
+    report = run(write_workflow(workflow))
+    assert report.status == "expired" and 1.5 <= report.makespan < 10
+    assert [c.result for c in report.calls] == ["ok", "ok", "ok", "running"]
+
+
+def test_calls_share_a_copy_that_serves_several(write_workflow: Write) -> None:
+    workflow = small_workflow()
+    workflow["system"]["models"]["A"]["serves"] = 2
+    for task in workflow["tasks"][1:3]:
+        task["args"]["sleep"] = 0.5
+    report = run(write_workflow(workflow))
+    assert report.status == "solved" and report.events["loaded"] == 2
+    assert {
+        row.data["copy"] for row in read_journal(report.folder) if row.kind == "intent" and row.data["function"] == "fa"
+    } == {0}
+
+
+def test_an_output_larger_than_a_pipe(write_workflow: Write) -> None:
+    workflow = small_workflow(plain={"kind": "command", "argv": ["seq", "1", "100000"]})
+    workflow["tasks"].append({"id": "d", "function": "plain", "after": ["c"]})
+    report = run(write_workflow(workflow))
+    assert report.status == "solved"
+    assert output_of(Path(report.folder), report.outputs["d"])["stdout"].endswith("99999\n100000\n")
+
+
+def test_a_run_where_the_learners_libraries_cannot_be_imported(write_workflow: Write, bundle: Bundle, root: Path) -> None:
+    path = write_workflow(small_workflow())
+    code = f"""
+import sys
+for name in ("torch", "stable_baselines3", "sb3_contrib", "gymnasium", "hydra", "fq_env", "experiments"):
+    sys.modules[name] = None
+from conductor.__main__ import main
+sys.exit(main(["run", {str(path)!r}, "--bundle", {str(bundle.path)!r}, "--runs", {str(path.parent / "runs")!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert "solved: 4 of 4 tasks" in done.stdout
