@@ -115,7 +115,7 @@ def report_run(place: str | os.PathLike[str]) -> RunReport:
 
 
 def verify_run(place: str | os.PathLike[str]) -> Folded:
-    """Check a run's hash chain and every output, and replay it through the Pit. Raises ConductorError for what does not hold."""
+    """Check a run's hash chain and every output, and replay it through the Pit. Raises ConductorError for what fails."""
     path = journal_path(place)
 
     def check(row: Row, view: PitInterface) -> None:

@@ -8,7 +8,6 @@ hold the observation, the mask, the reward and the reset of finished episodes.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -25,7 +24,7 @@ from omegaconf import MISSING
 
 from experiments import cli
 from experiments.errors import ExperimentError
-from experiments.files import write_json
+from experiments.files import check_out, write_json
 
 SIZES = (256, 512, 1024)  # environments of the kernel table
 ADAPTER_N = 256
@@ -323,6 +322,7 @@ def benchmark(cfg: BenchmarkConfig) -> dict[str, Any]:
         raise ExperimentError(f"what={cfg.what}: must be one of {', '.join(COMMANDS)}")
     if cfg.rounds < 1 or cfg.seconds <= 0 or not cfg.levels:
         raise ExperimentError(f"rounds={cfg.rounds} seconds={cfg.seconds} levels={cfg.levels}: must be positive and not empty")
+    check_out(cfg.out)
     figures: dict[str, Any] = {"python": platform.python_version(), "processor": platform.machine(), "cores": os.cpu_count()}
     figures |= {"rounds": cfg.rounds, "seconds": cfg.seconds}
     if cfg.what in ("env", "all"):
@@ -331,7 +331,7 @@ def benchmark(cfg: BenchmarkConfig) -> dict[str, Any]:
         figures["start"] = compile_table(cfg)
     if cfg.out is not None:
         write_json(Path(cfg.out), figures)
-        print("\n" + json.dumps({"written": cfg.out}))
+        print(f"\nwritten: {cfg.out}")
     return figures
 
 

@@ -6,7 +6,6 @@ As a command: `python -m experiments.evaluate run=RUNDIR` or `bundle=DIR`. As a 
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from omegaconf import MISSING
 
 from experiments import cli, results
 from experiments.errors import ExperimentError
-from experiments.files import write_json
+from experiments.files import check_out, write_json
 
 if TYPE_CHECKING:
     from fq_env.level import Level
@@ -97,9 +96,8 @@ class Referee:
         return episodes
 
     def _exact(self, split: str, n: int, first: int) -> np.ndarray | None:
-        from fq_env.players import exact_best
-
         from fq_env.errors import FQError
+        from fq_env.players import exact_best
 
         try:
             totals = [(exact_best(self.level, split, instance),) for instance in range(first, first + n)]
@@ -161,13 +159,14 @@ def evaluate(cfg: EvaluateConfig) -> list[dict[str, Any]]:
         raise ExperimentError(
             f"n={cfg.n} first={cfg.first} fit={cfg.fit}: n must be at least 2, first at least 0, fit at least 1"
         )
+    check_out(cfg.out)
     logits, trained_on, exposure = policy_from(cfg)
     level = level_of(cfg.level if cfg.level is not None else trained_on)
     rows = table(logits, Referee(level, cfg.fit), split=cfg.split, n=cfg.n, first=cfg.first, exposure=exposure)
     print(results.markdown(rows, level.probe))
     if cfg.out is not None:
         write_json(Path(cfg.out), {"level": level.name, "split": cfg.split, "first": cfg.first, "n": cfg.n, "rows": rows})
-        print(json.dumps({"written": cfg.out}))
+        print(f"written: {cfg.out}")
     return rows
 
 

@@ -34,6 +34,12 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def check_out(out: str | None) -> None:
+    """Before the work is done: refuses an `out=` file whose folder does not exist. Raises ExperimentError."""
+    if out is not None and not Path(out).absolute().parent.is_dir():
+        raise ExperimentError(f"out={out}: its folder does not exist; make it or name another file")
+
+
 def new_folder(path: Path, key: str) -> Path:
     """Makes a folder that must not exist yet.
 

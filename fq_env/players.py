@@ -1,0 +1,133 @@
+"""Players that are not trained: `random`, the rules of `pit.rules` at kernel speed, and for hidden order the proven optimum.
+
+All play named instances of a split, so that everybody meets the same workflows, durations and failures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fq_env.engine import Engine
+from fq_env.errors import FQError
+from fq_env.level import Level, load_level
+from pit.layout import PREMIUM, SOLVED, VERBS
+
+CHUNK = 256  # episodes played side by side
+THETAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
+
+
+class Player(NamedTuple):
+    """A rule by its code in `pit.rules` (-1: random legal actions) and its parameters.
+
+    `theta`: a busy copy expected free within theta x the load estimate is waited for (critical_path_warm_wait).
+    `variant`: 0 lite, 1 standard, 2 premium where the function has it, standard elsewhere.
+    """
+
+    code: int
+    theta: float = 1.0
+    variant: int = 1
+
+
+PLAYERS = {
+    "random": Player(-1),
+    "fifo": Player(0),
+    "critical_path": Player(1),
+    "critical_path_warm_wait": Player(2),
+}
+
+
+def as_player(player: str | Player, **params: float) -> Player:
+    """A player by name, with its parameters. Raises `FQError`."""
+    if isinstance(player, str):
+        if player not in PLAYERS:
+            raise FQError(f"player {player!r} is unknown; choose one of {', '.join(PLAYERS)}")
+        player = PLAYERS[player]
+    unknown = set(params) - {"theta", "variant"}
+    if unknown:
+        raise FQError(f"a player has no parameter {sorted(unknown)[0]!r}; it takes theta and variant")
+    return player._replace(**params)  # type: ignore[arg-type]
+
+
+def play(
+    level: int | str | Path | Level,
+    player: str | Player,
+    *,
+    split: str,
+    n: int,
+    first: int = 0,
+    exposure: str | None = None,
+    **params: float,
+) -> np.ndarray:
+    """Instances first .. first + n - 1 of a split, played to the end; (n,) records of `fq_env.state.EPISODE`."""
+    chosen = as_player(player, **params)
+    engine = Engine(level, min(n, CHUNK), split=split, exposure=exposure, autoreset="disabled")
+    results = []
+    for start in range(first, first + n, CHUNK):
+        count = min(CHUNK, first + n - start)
+        rows = np.arange(count)
+        engine.reset(rows, split=split, instances=rows + start)  # type: ignore[arg-type]
+        engine.play(chosen.code, chosen.theta, int(chosen.variant), rows)
+        results.append(engine.episodes[:count].copy())
+    return np.concatenate(results)
+
+
+def fit_warm_wait(level: int | str | Path | Level, split: str = "train", n: int = 256) -> dict[str, float]:
+    """The theta and variant with which critical_path_warm_wait scores best on n instances of a split (never the test split)."""
+    if split == "test":
+        raise FQError("split 'test' is not for fitting; use 'train' or 'validation'")
+    level = load_level(level)
+    used = {name for f in level.system.functions.values() for name, _ in f.variants()} & set(level.system.verbs)
+    candidates = [
+        {"theta": theta, "variant": float(v)} for v in range(PREMIUM + 1) if VERBS[v] in used for theta in THETAS
+    ]
+    scores = [play(level, "critical_path_warm_wait", split=split, n=n, **c)["total"].mean() for c in candidates]
+    best = candidates[int(np.argmax(scores))]
+    return {"theta": best["theta"], "variant": int(best["variant"])}
+
+
+def exact_best(level: int | str | Path | Level, split: str, instance: int) -> float:
+    """The best total of one instance, by exhaustive search with pruning over the engine itself (levels of hidden order).
+
+    The bound is what the score would be if all that is missing were delivered at once and for nothing: it can only fall.
+    """
+    level = load_level(level)
+    if level.order is None:
+        raise FQError(f"level {level.number} has no proven optimum; exact_best serves levels of hidden order")
+    engine = Engine(level, 1, split=split, autoreset="disabled")
+    engine.reset(instances=instance)
+    weights = level.score
+    world, hot, episode = engine._worlds, engine._hots, engine.episodes
+
+    def bound() -> float:
+        low, high = float(world["cost_low"][0]), float(world["cost_high"][0])
+        saved = min(1.0, max(0.0, (high - float(hot["spent"][0])) / (high - low))) if high > low else 1.0
+        calm = max(0.0, 1.0 - float(hot["warning_weight"][0]) * int(hot["warnings"][0]))
+        elapsed = float(hot["now"][0] - hot["t0"][0])
+        quick = min(1.0, float(world["lb"][0]) / elapsed) if elapsed > 0 else 1.0
+        bonus = weights.efficiency * saved + weights.stability * calm + weights.optimization * quick
+        return (1.0 + bonus) / (1.0 + weights.efficiency + weights.stability + weights.optimization)
+
+    best = 0.0
+    start = (engine.clone(0), engine.masks[0].copy())
+    stack = [(1.0, *start)]
+    while stack:
+        limit, memory, mask = stack.pop()
+        if limit <= best:
+            continue
+        children = []
+        for action in np.flatnonzero(mask).tolist():
+            engine.restore(0, memory)
+            ended = engine.step_one(action)
+            if ended:
+                if episode["status"][0] == SOLVED:
+                    best = max(best, float(episode["total"][0]))
+                continue
+            limit = bound()
+            if limit > best:
+                children.append((float(world["phi"][0]), limit, engine.clone(0), engine.masks[0].copy()))
+        children.sort(key=lambda child: child[0])  # the most promising is looked at first
+        stack += [child[1:] for child in children]
+    return best
