@@ -33,7 +33,7 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     Args:
         num_envs: number of environments n.
-        level: number, path or `Level`, or a sequence of n of them (mixed levels share spaces and kernel).
+        level: number, path or `Level`, or a sequence of n of them (mixed levels share spaces, kernel and exposure).
         exposure, reward, max_episode_steps, render_mode: as in `FunctionQuestEnv`.
         autoreset_mode: `AutoresetMode` or its value. NEXT_STEP (default): the step after an end ignores the action and
             returns the new episode's first observation with reward 0. SAME_STEP: the ending step returns it, and

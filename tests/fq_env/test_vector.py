@@ -150,10 +150,10 @@ def test_seeds_of_neighbouring_vectors_share_no_instance():
 
 
 def test_levels_mix_in_one_vector():
-    env = FunctionQuestVectorEnv(2, [1, 11])
+    env = FunctionQuestVectorEnv(2, [1, 11], exposure="full")
     obs, _ = env.reset(seed=[0, 0])
     for i, level in enumerate((1, 11)):
-        np.testing.assert_array_equal(obs[i], FunctionQuestEnv(level).reset(seed=0)[0])
+        np.testing.assert_array_equal(obs[i], FunctionQuestEnv(level, exposure="full").reset(seed=0)[0])
 
 
 def test_copies_are_the_callers_and_live_buffers_are_asked_for():
