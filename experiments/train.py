@@ -36,7 +36,7 @@ def train(cfg: TrainConfig, command: str = "") -> float:
 
     Raises:
         ExperimentError: the run folder exists or cannot be made.
-        KeyboardInterrupt: after Ctrl-C, when the checkpoint is safe and its place printed.
+        KeyboardInterrupt: Ctrl-C; when the checkpoint is safe, with a sentence that says where.
     """
     from experiments import run_folder
 
@@ -79,12 +79,10 @@ def _train_in(folder: Path, cfg: TrainConfig, about: dict[str, Any]) -> float:
                 model.learn(cfg.total_timesteps, callback=overseer)
             except KeyboardInterrupt:
                 overseer.save()
-                print(
-                    f"\ninterrupted after {model.num_timesteps:,} frames; the checkpoint is in {folder}, and "
-                    f"`python -m experiments.export run={folder}` makes a bundle of it",
-                    file=sys.stderr,
-                )
-                raise
+                raise KeyboardInterrupt(
+                    f"interrupted after {model.num_timesteps:,} frames; the checkpoint is in {folder}, and "
+                    f"`python -m experiments.export run={folder}` makes a bundle of it"
+                ) from None
             seconds = time.perf_counter() - began
         overseer.save()
         ended = f"stopped early, {overseer.stopped}" if overseer.stopped else "the whole budget was spent"
@@ -131,7 +129,8 @@ def main() -> None:
     command = hydra.main(version_base="1.3", config_path=str(cli.configs_dir()), config_name="train")(_job)
     try:
         cli.guarded(command, TrainConfig)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'interrupted before the training began'}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
 
 
