@@ -23,4 +23,5 @@ for _level in LEVELS:
         entry_point="fq_env.env:FunctionQuestEnv",
         vector_entry_point="fq_env.vector:FunctionQuestVectorEnv",
         kwargs={"level": _level},
+        order_enforce=False,  # the environment itself refuses a step or a picture without an episode
     )

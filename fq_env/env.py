@@ -7,7 +7,7 @@ the surfaces for many environments (`vector.py`, `sb3.py`) share its readers of 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -151,11 +151,12 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
         self.render_mode = check_render_mode(render_mode)
         self.observation_space = observation_space()
         self.action_space = action_space()
-        self._engine = Engine(
-            level, 1, exposure=exposure, reward=reward, autoreset="disabled", max_episode_steps=max_episode_steps
-        )
-        self._ended = True
-        self._obs, self._mask, self._rewards = self._engine.obs[0], self._engine.masks[0], self._engine.rewards
+        engine = Engine(level, 1, exposure=exposure, reward=reward, autoreset="disabled", max_episode_steps=max_episode_steps)
+        self._engine = engine
+        self._begun, self._ended = False, True
+        # Bound once: a step is a kernel call and two small copies, beside which every look-up counts.
+        self._decide: Callable[[Any], int] = engine.step_one
+        self._copy_obs, self._copy_mask, self._reward = engine.obs[0].copy, engine.masks[0].copy, engine.rewards.item
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts an episode: the next train instance, or the one that `options` name.
@@ -169,29 +170,28 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
         if seed is not None:
             engine.seed(seed)
         engine.reset(split=split, instances=instance)
-        self._ended = False
+        self._begun, self._ended = True, False
         info = {
             "instance_seed": engine.instance_seeds[0],
             "phi0": float(engine.phi0[0]),
-            "action_mask": self._mask.copy(),
+            "action_mask": self._copy_mask(),
         }
-        return self._obs.copy(), info
+        return self._copy_obs(), info
 
     def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One decision; see the class for what comes back. Raises ResetNeeded once the episode is over."""
+        """One decision; see the class for what comes back. Raises ResetNeeded unless an episode is running."""
         if self._ended:
-            raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
-        engine = self._engine
-        if engine.step_one(action):
-            self._ended = True
-            info = episode_info(engine.episodes[0])
-            info["action_mask"] = self._mask.copy()
-            return self._obs.copy(), self._rewards.item(), bool(engine.terminated[0]), bool(engine.truncated[0]), info
-        return self._obs.copy(), self._rewards.item(), False, False, {"action_mask": self._mask.copy()}
+            raise gymnasium.error.ResetNeeded("no episode is running: call reset() before step()")
+        if not self._decide(action):
+            return self._copy_obs(), self._reward(), False, False, {"action_mask": self._copy_mask()}
+        self._ended, engine = True, self._engine
+        info = episode_info(engine.episodes[0])
+        info["action_mask"] = self._copy_mask()
+        return self._copy_obs(), self._reward(), engine.terminated.item(), engine.truncated.item(), info
 
     def action_masks(self) -> np.ndarray:
         """The legal actions now: a new bool array (128,), never all False."""
-        return self._mask.copy()
+        return self._copy_mask()
 
     def view(self) -> dict[str, Any]:
         """The readable state behind the observation, for people and rendering; see `Engine.pit_view`."""
@@ -202,7 +202,9 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
         return obs_to_dict(obs)
 
     def render(self) -> str | None:
-        """The state as text, or None without `render_mode="ansi"`."""
+        """The state as text, or None without `render_mode="ansi"`. Raises ResetNeeded before the first reset."""
+        if not self._begun:
+            raise gymnasium.error.ResetNeeded("there is nothing to show: call reset() before render()")
         return render_text(self.view()) if self.render_mode else None
 
 

@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from fq_env.env import FunctionQuestEnv, read_options
 from fq_env.errors import FQError
+from fq_env.level import load_level
+from fq_env.players import exact_best, play
+from fq_env.render import PARTS, seconds, slot_words
 from pit import layout
 from pit.errors import PitError
 
@@ -45,12 +49,9 @@ def read_arguments(words: list[str]) -> dict[str, Any]:
 
 
 class Game:
-    """One episode between a person and an environment; `ask` reads a line, `say` prints one."""
+    """One episode between a person and an environment, on standard input and output."""
 
     def __init__(self, level: int | str, split: str, instance: int, exposure: str | None) -> None:
-        from fq_env.env import FunctionQuestEnv, read_options
-        from fq_env.level import load_level
-
         self.level = load_level(level)
         self.split, self.instance = split, instance
         read_options({"split": split, "instance": instance})
@@ -61,6 +62,7 @@ class Game:
         """Plays to the end; EOFError or KeyboardInterrupt end it early."""
         print(f"{self.level.title}\n{self.level.teaching}\nInstance {self.instance} of split {self.split}. {HELP}")
         ended, info = False, dict[str, Any]()
+        begun: dict[int, float] = {}
         while not ended:
             before = self.env.view()
             action = self.ask(before)
@@ -68,14 +70,12 @@ class Game:
                 return
             *_, terminated, truncated, info = self.env.step(action)
             after = self.env.view()
-            print("\n".join(consequences(before, after)))
+            print("\n".join(consequences(before, after, begun)))
             ended = terminated or truncated
         print("\n" + "\n".join(self.result(info)))
 
     def ask(self, view: dict[str, Any]) -> int | None:
         """The action that the person chooses; None to quit."""
-        from fq_env.render import seconds
-
         choices = actions(view, self.env.action_masks())
         print(f"\nClock {seconds(view['now'])}.")
         for number, (_, words) in enumerate(choices, start=1):
@@ -95,9 +95,6 @@ class Game:
 
     def result(self, info: dict[str, Any]) -> list[str]:
         """The score with its parts, beside others' on the same instance."""
-        from fq_env.players import exact_best, play
-        from fq_env.render import PARTS
-
         rule = play(self.level, "critical_path", split=self.split, n=1, first=self.instance)[0]
         rows = [("you", info), ("critical path rule", rule)]
         lines = [
@@ -128,26 +125,23 @@ def actions(view: dict[str, Any], mask: np.ndarray) -> list[tuple[int, str]]:
             words = "wait until something happens" if action == layout.WAIT else layout.action_name(action)
         else:
             slot, verb = slots[action // layout.N_VERBS], layout.VERBS[action % layout.N_VERBS]
-            members = f" (one of {slot['members']})" if slot["members"] > 1 else ""
-            words = slot["function"] + members + (f", {verb}" if verbs != {layout.STANDARD} else "")
+            words = slot_words(slot) + (f", {verb}" if verbs != {layout.STANDARD} else "")
         named.append((action, words))
     return named
 
 
-def consequences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What one action brought about, in words."""
-    from fq_env.render import seconds
-
-    started = {call["task"]: call["start"] for call in before["calls"]}
+def consequences(before: dict[str, Any], after: dict[str, Any], begun: dict[int, float]) -> list[str]:
+    """What one action brought about, in words; `begun` notes when the calls in flight were asked for (task -> seconds)."""
     lines = []
     for old, new in zip(before["tasks"], after["tasks"], strict=True):
-        begin = started.get(new["index"])
-        took = seconds(after["now"] - (before["now"] if begin is None else begin))
-        if new["attempts"] > old["attempts"]:
-            lines.append(f"{new['function']} took {took} and yielded nothing.")
-        elif new["state"] == "done" != old["state"]:
-            lines.append(f"{new['function']} worked; it took {took}.")
+        tried, ended = new["attempts"] > old["attempts"], new["state"] == "done" != old["state"]
+        if tried or ended:
+            took = seconds(after["now"] - begun.pop(new["index"], before["now"]))
+            lines.append(
+                f"{new['function']} {'took ' + took + ' and yielded nothing' if tried else 'worked; it took ' + took}."
+            )
         elif new["state"] == "running" != old["state"]:
+            begun[new["index"]] = before["now"]
             lines.append(f"{new['function']} has begun.")
     return lines or [f"Time passes: {seconds(after['now'] - before['now'])}."]
 
@@ -156,7 +150,7 @@ def main(words: list[str] | None = None) -> int:
     """Plays as the command line asks; 0, or 2 with one sentence on stderr for a mistake in it."""
     try:
         game = Game(**read_arguments(sys.argv[1:] if words is None else words))
-    except (FQError, PitError) as mistake:
+    except PitError as mistake:
         print(mistake, file=sys.stderr)
         return 2
     try:

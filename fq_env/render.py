@@ -23,7 +23,7 @@ def render_text(view: dict[str, Any]) -> str:
         ends = "waits for its model, done" if call["start"] is None else "done"
         left = max(0.0, call["expected_end"] - view["now"])
         lines.append(f"call    {call['function']} ({call['variant']}): {ends} in about {seconds(left)}")
-    lines += [slot_line(slot) for slot in view["slots"]]
+    lines += [f"slot {slot['slot']:<2} {slot_words(slot)}{' held' if slot['held'] else ''}" for slot in view["slots"]]
     return "\n".join(lines + task_lines(view["tasks"]))
 
 
@@ -48,11 +48,11 @@ def pool_line(pool: dict[str, Any]) -> str:
     return f"pool    {pool['name']}: {pool['busy']} of {pool['places']} places busy | {copies or 'nothing loaded'}"
 
 
-def slot_line(slot: dict[str, Any]) -> str:
-    """One slot: its number, what its head is, how many members it has."""
+def slot_words(slot: dict[str, Any]) -> str:
+    """What a slot stands for: its function, how many members, how long one takes."""
     members = "" if slot["members"] == 1 else f" x{slot['members']}"
-    held = " (held)" if slot["held"] else ""
-    return f"slot {slot['slot']:<2} {slot['function']}{members}{held}, about {seconds(slot['duration'])}"
+    optional = ", optional" if slot["optional"] else ""
+    return f"{slot['function']}{members} (about {seconds(slot['duration'])}{optional})"
 
 
 def task_lines(tasks: list[dict[str, Any]]) -> list[str]:

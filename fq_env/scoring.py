@@ -5,7 +5,7 @@ The potential is the best total still reachable; the reward is its change (poten
 
 from __future__ import annotations
 
-from fq_env.state import goal, load_truth, truth
+from fq_env.state import goal, load_truth, sink, truth
 from pit.compiled import kernel
 from pit.layout import DONE, GIVEN_UP, N_VARIANTS, ON, SOLVED, STANDARD
 from pit.state import call, model, predecessor, ready, successor, task, variant
@@ -114,22 +114,23 @@ def deliverable(s, w, first):
 def sink_quality(s, w):
     """The mean of what required sinks can still deliver."""
     total = 0.0
-    sinks = 0
-    for i in range(s.n_tasks):
-        t = task(s, i)
-        if t.required == 1 and t.succ_to == t.succ_from:
-            total += goal(w, i).best
-            sinks += 1
-    w.base = total / max(1, sinks)
+    for k in range(w.n_sinks):
+        total += goal(w, sink(w, k).task).best
+    w.base = total / max(1, w.n_sinks)
 
 
 @kernel
 def deliverable_at_first(s, w):
     """`deliverable` of every task, before anything has run."""
+    w.n_sinks = 0
     for i in range(s.n_tasks):
         g = goal(w, i)
         g.stale = 0
         g.best = reachable(s, w, i)
+        t = task(s, i)
+        if t.required == 1 and t.succ_to == t.succ_from:
+            sink(w, w.n_sinks).task = i
+            w.n_sinks += 1
     sink_quality(s, w)
 
 
@@ -204,14 +205,10 @@ def potential(s, w, L):
 def score(s, w, L, out):
     """Writes the four parts and the total of an ended episode, from what was delivered (not from the potential)."""
     delivered = 0.0
-    sinks = 0
-    for i in range(s.n_tasks):
-        t = task(s, i)
-        if t.required == 1 and t.succ_to == t.succ_from:
-            delivered += t.quality
-            sinks += 1
+    for k in range(w.n_sinks):
+        delivered += task(s, sink(w, k).task).quality
     makespan = float(s.now - s.t0)
-    out.base = delivered / max(1, sinks) if s.status == SOLVED else 0.0
+    out.base = delivered / max(1, w.n_sinks) if s.status == SOLVED else 0.0
     out.efficiency = efficiency(s, w, 0.0)
     out.stability = stability(s)
     out.optimization = min(1.0, w.lb / makespan) if makespan > 0.0 else 1.0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pit.compiled import record_at, table
-from pit.state import EVENT
+from pit.state import EVENT, INDEX
 
 REWARDS = ("potential", "sparse", "makespan", "conductor")
 AUTORESETS = ("disabled", "next_step", "same_step")
@@ -86,6 +86,8 @@ WORLD = _record(
         ("load_due_at", "i4"),
         ("load_truth_at", "i4"),
         ("edge_at", "i4"),
+        ("sink_at", "i4"),
+        ("n_sinks", "i4"),
     ]
 )
 TRUTH = _record([("mean", "f8"), ("best", "f8")])  # per variant row: us; best quality of the function (standard's row)
@@ -131,6 +133,7 @@ due = table(WORLD, "due_at", DUE)
 load_due = table(WORLD, "load_due_at", DUE)
 load_truth = table(WORLD, "load_truth_at", LOAD_TRUTH)
 edge = table(WORLD, "edge_at", EDGE)
+sink = table(WORLD, "sink_at", INDEX)  # required sinks
 
 
 def world_tables(tasks: int, edges: int, functions: int, models: int, copies: int, places: int) -> tuple[dict[str, int], int]:
@@ -142,6 +145,7 @@ def world_tables(tasks: int, edges: int, functions: int, models: int, copies: in
         ("load_due_at", DUE, copies),
         ("goal_at", GOAL, tasks),
         ("edge_at", EDGE, edges),
+        ("sink_at", INDEX, tasks),
     )
     offsets, end = {}, WORLD.itemsize
     for name, dtype, count in rows:

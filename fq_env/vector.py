@@ -16,6 +16,7 @@ from fq_env.engine import Engine
 from fq_env.env import action_space, check_render_mode, observation_space, read_options
 from fq_env.errors import FQError
 from fq_env.render import render_text
+from fq_env.state import EPISODE
 from pit import layout
 
 if TYPE_CHECKING:
@@ -155,10 +156,10 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def _episodes(self, ended: np.ndarray) -> dict[str, Any]:
         """The score parts of the episodes that ended (bool (n,)), zero elsewhere."""
-        episodes = self._engine.episodes
-        rows = np.zeros(self.num_envs, episodes.dtype)
-        rows[ended] = episodes[ended]
-        infos: dict[str, Any] = {name: rows[name] for name in episodes.dtype.names or ()}
+        plain = f"V{EPISODE.itemsize}"  # NumPy copies plain bytes four times faster than records
+        rows: np.ndarray = np.zeros(self.num_envs, EPISODE)
+        rows.view(plain)[ended] = self._engine.episodes.view(plain)[ended]
+        infos: dict[str, Any] = {name: rows[name] for name in EPISODE.names or ()}
         infos["is_success"] = ended & (rows["status"] == layout.SOLVED)
         return infos | {f"_{name}": ended for name in infos}
 
@@ -185,7 +186,7 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             return
         if len(seed) != self.num_envs:
             raise FQError(f"reset was given {len(seed)} seeds for {self.num_envs} environments; give one each, or one int")
-        for i in np.flatnonzero(started):
+        for i in np.flatnonzero(started).tolist():
             single = seed[i]
             if single is not None:
                 self._engine.seed_one(i, single)

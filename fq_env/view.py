@@ -60,6 +60,7 @@ def pit_view(engine: Engine, i: int) -> dict[str, Any]:
                 "index": k,
                 "function": functions[t["function"]],
                 "state": TASK_STATES[t["state"]],
+                "required": bool(t["required"]),
                 "attempts": int(t["attempts"]),
                 "quality": float(t["quality"]),
             }
@@ -81,6 +82,7 @@ def pit_view(engine: Engine, i: int) -> dict[str, Any]:
                 "slot": g,
                 "function": functions[tasks[slot["head"]]["function"]],
                 "members": int(slot["count"]),
+                "optional": not tasks[slot["head"]]["required"],
                 "held": bool(tasks[slot["head"]]["hold_until"] > 0),
                 "duration": estimate(tasks[slot["head"]], variants),
             }

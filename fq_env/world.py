@@ -95,7 +95,7 @@ def next_due(s, w):
     when = NEVER
     row = 0
     if s.n_loading > 0:
-        for i in range(s.n_copies):
+        for i in range(s.copy_rows):
             if copy(s, i).state == LOADING and load_due(w, i).when < when:
                 when = load_due(w, i).when
                 row = -1 - i

@@ -18,6 +18,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite.binding import Linkage
 from numba import types
 from numba.core import cgutils
 from numba.core import config as numba_config
@@ -87,6 +88,25 @@ class _NoEnvironment:
         pass
 
 
+class _Whole(JITCodeLibrary):
+    """The code of an entry: helpers that it has linked become its own, so that LLVM inlines and drops them as it sees fit."""
+
+    def _optimize_final_module(self) -> None:
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage == Linkage.linkonce_odr:
+                function.linkage = Linkage.internal
+        super()._optimize_final_module()
+
+
+class _EntryCompiler(Compiler):
+    """Numba's compiler, with `_Whole` as the library of the function."""
+
+    def compile_extra(self, func: Callable[..., Any]) -> Any:
+        self.state.library = _Whole(self.state.targetctx.codegen(), func.__qualname__)
+        self.state.library.enable_object_caching()
+        return super().compile_extra(func)
+
+
 class _HelperCompiler(Compiler):
     """Numba's compiler, with `_Inlined` as the library of the function."""
 
@@ -104,7 +124,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 def entry(function: Callable[..., Any]) -> Any:
     """A function that Python calls: it is cached on disk with everything that it inlines."""
-    return _jit(function, cached=True)
+    return _jit(function, cached=True, pipeline_class=_EntryCompiler)
 
 
 def parallel_entry(function: Callable[..., Any]) -> Any:

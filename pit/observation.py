@@ -259,19 +259,10 @@ def encode_pools(s, out):
     for p in range(s.n_pools):
         pool = s.pools[p]
         at = out + 4 * (POOL_OFFSET + p * N_POOL_FEATURES)
-        loading = 0
-        warm = 0
-        for i in range(s.n_copies):
-            c = copy(s, i)
-            if c.pool == p:
-                if c.state == LOADING:
-                    loading += 1
-                elif c.state == WARM:
-                    warm += 1
         put(at, 0, crowd(float(pool.places), 8.0))
         put(at, 1, (pool.places - pool.busy) / pool.places)
-        put(at, 2, crowd(float(loading), 2.0))
-        put(at, 3, crowd(float(warm), 2.0))
+        put(at, 2, crowd(float(pool.loading), 2.0))
+        put(at, 3, crowd(float(pool.warm), 2.0))
         if s.exposure == FULL:
             put(at, 5, pool.failures)
             put(at, 6, clip(pool_manager.utilisation(s, p), 0.0, 1.0))
@@ -289,7 +280,7 @@ def next_event(s):
             if best < 0.0 or left < best:
                 best = left
     if s.n_loading > 0:
-        for i in range(s.n_copies):
+        for i in range(s.copy_rows):
             c = copy(s, i)
             if c.state == LOADING:
                 left = max(0.0, c.expected_loaded - s.now)

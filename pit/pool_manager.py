@@ -23,7 +23,7 @@ def plan(s, row):
     budget = s.pools[v.pool].budget
     if m.live > 0:
         join = -1
-        for i in range(s.n_copies):
+        for i in range(s.copy_rows):
             c = copy(s, i)
             if c.model == v.model and c.pool == v.pool and c.users < m.serves:
                 if c.state == WARM or c.state == ACTIVE:
@@ -88,12 +88,19 @@ def free_places(s, p, units):
 
 
 @kernel
+def set_warm(s, c, by):
+    """A copy becomes warm (by = 1) or ceases to be (-1): it can be evicted, or can no more."""
+    s.pools[c.pool].warm += by
+    if c.budget >= 0:
+        s.budgets[c.budget].evictable += by * model(s, c.model).size
+
+
+@kernel
 def use_copy(s, i):
     """One more user of a warm or active copy."""
     c = copy(s, i)
     if c.state == WARM:
-        if c.budget >= 0:
-            s.budgets[c.budget].evictable -= model(s, c.model).size
+        set_warm(s, c, -1)
         c.state = ACTIVE
     c.users += 1
     c.last_used = s.now
@@ -105,8 +112,10 @@ def load_copy(s, pool, m):
     i = 0
     while copy(s, i).state != IDLE:
         i += 1
+    s.copy_rows = max(s.copy_rows, i + 1)
     s.n_idle -= 1
     s.n_loading += 1
+    s.pools[pool].loading += 1
     c = copy(s, i)
     md = model(s, m)
     md.live += 1
@@ -131,14 +140,16 @@ def drop_copy(s, i, state):
     m.live -= 1
     if c.budget >= 0:
         s.budgets[c.budget].used -= m.size
-        if c.state == WARM:
-            s.budgets[c.budget].evictable -= m.size
+    if c.state == WARM:
+        set_warm(s, c, -1)
     if c.state == LOADING:
         s.n_loading -= 1
+        s.pools[c.pool].loading -= 1
     c.state = state
     c.users = 0
     if state == IDLE:
         s.n_idle += 1
+        shrink_rows(s)
     else:
         s.n_cooling += 1
 
@@ -149,6 +160,13 @@ def idle_copy(s, i):
     copy(s, i).state = IDLE
     s.n_cooling -= 1
     s.n_idle += 1
+    shrink_rows(s)
+
+
+@kernel
+def shrink_rows(s):
+    while s.copy_rows > 0 and copy(s, s.copy_rows - 1).state == IDLE:
+        s.copy_rows -= 1
 
 
 @kernel
@@ -157,9 +175,10 @@ def copy_loaded(s, i, elapsed):
     c = copy(s, i)
     m = model(s, c.model)
     s.n_loading -= 1
+    s.pools[c.pool].loading -= 1
     c.state = ACTIVE if c.users > 0 else WARM
-    if c.state == WARM and c.budget >= 0:
-        s.budgets[c.budget].evictable += m.size
+    if c.state == WARM:
+        set_warm(s, c, 1)
     if elapsed > 0 and m.nominal > 0.0:
         m.n += 1.0
         m.s += elapsed / m.nominal
@@ -179,8 +198,7 @@ def release_copy(s, i):
     c.last_used = s.now
     if c.users == 0:
         c.state = WARM
-        if c.budget >= 0:
-            s.budgets[c.budget].evictable += model(s, c.model).size
+        set_warm(s, c, 1)
 
 
 @kernel

@@ -14,7 +14,7 @@ from pit.state import copy
 def next_victim(s, budget, after):
     """The warm copy of the budget that follows copy `after` (-1 = the first) in order of (last used, index); -1 if none."""
     best = -1
-    for i in range(s.n_copies):
+    for i in range(s.copy_rows):
         c = copy(s, i)
         if c.state != WARM or c.budget != budget or i == after:
             continue

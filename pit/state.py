@@ -26,6 +26,8 @@ POOL = _record(
         ("failures", "f8"),  # EWMA of failed calls, 0..1
         ("utilisation", "f8"),  # EWMA at `settled`
         ("settled", "i8"),  # us, when utilisation was last stored
+        ("loading", "i4"),  # copies in state loading
+        ("warm", "i4"),  # copies in state warm
     ]
 )
 BUDGET = _record([("capacity", "i8"), ("used", "i8"), ("evictable", "i8")])  # memory units; evictable = size of warm copies
@@ -75,6 +77,7 @@ PIT = _record(
         ("n_pools", "i4"),
         ("n_budgets", "i4"),
         ("n_copies", "i4"),  # rows of the copy table
+        ("copy_rows", "i4"),  # rows of it that may not be idle
         ("all_places", "i4"),
         ("n_ready", "i4"),
         ("n_near", "i4"),

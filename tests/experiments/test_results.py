@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from experiments import results
-from experiments.benchmark import random_legal
 from experiments.callbacks import Examiner, Look
 from experiments.export import choose_golden, margins
 
@@ -106,13 +105,3 @@ def test_golden_vectors_are_clear_decisions() -> None:
     assert margins(logits, masks) == pytest.approx([1e-4, 0.5, 2.0, np.inf])
     assert choose_golden(logits, masks, 64).tolist() == [1, 2]
     assert choose_golden(logits[3:], masks[3:], 64).tolist() == [0]
-
-
-def test_random_legal_actions_are_legal_and_even() -> None:
-    rng = np.random.default_rng(0)
-    masks = rng.random((1, 128)) < 0.05
-    masks[0, 3] = True
-    drawn = np.bincount(random_legal(np.repeat(masks, 20_000, axis=0), rng.random(20_000)), minlength=128)
-    assert (drawn[~masks[0]] == 0).all()
-    share = drawn[masks[0]] / 20_000
-    assert share == pytest.approx(np.full(share.size, 1 / share.size), abs=0.02)

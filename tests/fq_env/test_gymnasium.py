@@ -92,6 +92,12 @@ ENVS: dict[int, FunctionQuestEnv] = {}
 
 
 @pytest.mark.parametrize("level", LEVELS)
+def test_the_sparse_reward_is_the_score_at_the_end(level):
+    _, rewards, info = play(FunctionQuestEnv(level, reward="sparse"), np.random.default_rng(0), seed=1)
+    assert not any(rewards[:-1]) and abs(rewards[-1] - info["total"]) <= 1e-9
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_same_seed_same_bits(level):
     one, two = (
         [play(env, rng, **reset) for reset in ({"seed": 11}, {}, {})]
@@ -182,11 +188,13 @@ def test_illegal_actions_become_wait_and_cost_one_warning_each():
 
 
 def test_an_episode_that_is_over_must_be_reset():
-    env = FunctionQuestEnv(1)
-    with pytest.raises(gymnasium.error.ResetNeeded):
-        env.step(0)
+    env = gymnasium.make(fq_env.env_id(1), render_mode="ansi")
+    for ask in (env.render, lambda: env.step(0)):
+        with pytest.raises(gymnasium.error.ResetNeeded):
+            ask()
+    env = env.unwrapped
     _, _, info = play(env, np.random.default_rng(0), seed=0)
-    assert isinstance(info["is_success"], bool)
+    assert isinstance(info["is_success"], bool) and isinstance(env.render(), str)
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(0)
     env.reset()
@@ -220,7 +228,9 @@ def test_render_returns_text(level):
         *_, terminated, truncated, _ = env.step(legal(env.unwrapped.action_masks(), rng))
         done = terminated or truncated
     assert "score" in env.render()
-    assert FunctionQuestEnv(level).render() is None
+    silent = FunctionQuestEnv(level)
+    silent.reset()
+    assert silent.render() is None
 
 
 def test_importing_the_package_is_light(root):

@@ -11,7 +11,6 @@ import pytest
 from fq_env import play
 from fq_env.errors import FQError
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -1,0 +1,249 @@
+"""The engine against its plain-Python twin: observations, masks, flags, rewards and scores of whole episodes.
+
+And two laws that need no twin: the Pit never sees the world behind it, and nothing is lost or made on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pit.layout as L
+from fq_env.engine import Engine, aligned
+from fq_env.level import Level, load_level
+from fq_env.state import REWARDS, SPLITS
+from pit import state
+from pit.interface import ACT, OBSERVE, drive
+from tests.twin.game_twin import TwinGame, mix
+
+HISTORIES = int(os.environ.get("FQ_TWIN_HISTORIES", "12"))  # 12: every exposure under every reward
+# The rule page fixes formulas, not the order in which a sum runs over tasks: figures that hang on such sums may differ in
+# their last bits. Everything else is compared exactly.
+ROUNDING = 1e-12
+COUNTS = ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "instance_seed", "status")
+FIGURES = (
+    "total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum", "makespan", "lb", "cost",
+)  # fmt: skip
+
+
+def changed(number: int, **parts: dict[str, Any]) -> Level:
+    """A level with other figures: `system`, `draw` and `level` say which."""
+    level = load_level(number)
+    system, draw = level.system.model_copy(update=parts.get("system", {})), level.draw.model_copy(update=parts.get("draw", {}))
+    return level.model_copy(update={"system": system, "draw": draw, **parts.get("level", {})})
+
+
+def with_premium() -> Level:
+    """Level 11 with a slow and good third variant that takes two places."""
+    functions = {
+        name: f.model_copy(update={"premium": f.standard.model_copy(update={"quality": 1.0, "seconds": 17.0, "units": 2})})
+        for name, f in load_level(11).system.functions.items()
+    }
+    return changed(11, system={"verbs": ["lite", "standard", "premium", "hold"], "functions": functions})
+
+
+def with_ties() -> Level:
+    """Level 11 without any spread: loads take as long as standard calls, so many things happen at one time."""
+    one, none = (1.0, 1.0), (0.0, 0.0)
+    system = load_level(11).system
+    models = {name: model.model_copy(update={"load_seconds": 10.0}) for name, model in system.models.items()}
+    ranges = dict.fromkeys(("seconds", "variant_seconds", "load_seconds", "model_load"), one)
+    spreads = {"noise_cv": none, "hint_cv": none} | dict.fromkeys(("task_cv", "belief_cv", "load_cv", "failure_rate"), 0.0)
+    return changed(11, system={"models": models}, draw=ranges | spreads | {"places": (4, 4), "memory": (8, 8)})
+
+
+def hands(places: int) -> dict[str, Any]:
+    pools = load_level(1).system.pools
+    return {name: pool.model_copy(update={"places": places}) for name, pool in pools.items()}
+
+
+ODD_LEVELS = {
+    "expires": changed(11, level={"horizon": 1.2}),
+    "expires in hidden order": changed(1, level={"horizon": 1.3}),
+    "fails": changed(11, system={"max_attempts": 2}, draw={"failure_rate": 0.3}),
+    "fails in hidden order": changed(1, system={"max_attempts": 2}),
+    "several hands": changed(1, system={"pools": hands(3)}),
+    "premium": with_premium(),
+    "nothing is legal": changed(11, system={"verbs": ["standard", "hold"]}, draw={"memory": (1, 1)}),
+    "ties": with_ties(),
+    "never fails": changed(11, draw={"failure_rate": 0.0, "load_cv": 0.0}),
+}
+
+
+def any_action(rng: random.Random, mask: np.ndarray, illegal: float) -> int:
+    """A random legal action, or with that chance any number at all."""
+    return rng.randint(-2, L.N_ACTIONS + 2) if rng.random() < illegal else rng.choice(np.flatnonzero(mask).tolist())
+
+
+def begun(level: int | Level, seed: int, reward: str, exposure: str | None = None, steps: int | None = None) -> Engine:
+    engine = Engine(level, 1, exposure=exposure, reward=reward, autoreset="disabled", max_episode_steps=steps, seed=seed)
+    engine.reset()
+    return engine
+
+
+def near(a: float, b: float) -> bool:
+    return abs(a - b) <= ROUNDING * max(1.0, abs(a), abs(b))
+
+
+def compare(level: int | Level, seed: int, illegal: float = 0.05, steps: int | None = None, owed: bool = False) -> TwinGame:
+    """One episode of engine and twin in lockstep.
+
+    `owed` compares also the last `makespan` reward of a run that was not solved, where the two differ (see below).
+    """
+    rng, reward = random.Random(seed), REWARDS[seed % len(REWARDS)]
+    exposure = L.EXPOSURES[seed % len(L.EXPOSURES)]
+    engine = begun(level, seed, reward, exposure, steps)
+    twin = TwinGame(engine, 0, reward, steps)
+    hot = engine.block.hot(engine.memory[0])[0]
+    assert twin.horizon == int(hot["horizon"] - hot["t0"])
+    assert near(twin.phi0, engine.phi0[0])
+    seen = twin.pit.observe(), twin.pit.mask(), 0.0, False, False
+    for step in itertools.count():
+        where = f"seed {seed}, step {step}, exposure {exposure}, reward {reward}"
+        observation, mask, got, terminated, truncated = seen
+        wrong = [name for (name, _), a, b in zip(L.columns(), observation, engine.obs[0], strict=True) if a != b]
+        assert observation.tobytes() == engine.obs[0].tobytes(), f"{where}: {wrong}"
+        assert mask == engine.masks[0].tolist(), where
+        assert (terminated, truncated) == (engine.terminated[0], engine.truncated[0]), where
+        skipped = reward == "makespan" and twin.pit.status in (L.FAILED, L.EXPIRED) and not owed
+        assert skipped or near(got, engine.rewards[0]), f"{where}: {got!r}, engine {engine.rewards[0]!r}"
+        if terminated or truncated:
+            break
+        action = any_action(rng, engine.masks[0], illegal)
+        seen = twin.step(action)
+        engine.step_one(action)
+    record, mine = engine.episodes[0], twin.episode()
+    for name in COUNTS if illegal else (*COUNTS, "waits", "holds"):
+        assert mine[name] == record[name], f"{where}: {name}"
+    for name in FIGURES:
+        if not (name == "reward_sum" and skipped):
+            assert near(mine[name], record[name]), f"{where}: {name} {mine[name]!r}, engine {record[name]!r}"
+    if reward == "potential" and terminated:
+        assert near(record["reward_sum"], record["total"] - record["phi0"])
+    return twin
+
+
+@pytest.mark.parametrize("seed", range(HISTORIES))
+@pytest.mark.parametrize("level", (1, 11))
+def test_the_engine_follows_the_rule_page(level: int, seed: int) -> None:
+    compare(level, seed)
+
+
+@pytest.mark.parametrize("seed", range(100, 100 + max(4, HISTORIES // 3)))
+@pytest.mark.parametrize("level", (1, 11))
+def test_it_follows_it_with_legal_actions_alone(level: int, seed: int) -> None:
+    compare(level, seed, illegal=0.0)
+
+
+@pytest.mark.parametrize("seed", range(200, 200 + max(4, HISTORIES // 3)))
+@pytest.mark.parametrize("level", (1, 11))
+def test_it_follows_it_to_the_step_limit(level: int, seed: int) -> None:
+    compare(level, seed, steps=1 + seed % 9)
+
+
+@pytest.mark.parametrize("seed", range(300, 300 + max(4, HISTORIES // 3)))
+@pytest.mark.parametrize("name", ODD_LEVELS)
+def test_it_follows_it_in_odd_levels(name: str, seed: int) -> None:
+    compare(ODD_LEVELS[name], seed)
+
+
+@pytest.mark.xfail(
+    raises=AssertionError, reason="left′ is 0 in the engine once a run has failed or expired: the rule page says so of Φ alone"
+)
+@pytest.mark.parametrize("name", ("expires", "expires in hidden order", "fails"))
+def test_a_run_that_is_not_solved_still_owes_what_was_left(name: str) -> None:
+    compare(ODD_LEVELS[name], 302, owed=True)
+
+
+@pytest.mark.parametrize("level", (1, 11))
+def test_instances_are_named_by_hashes(level: int) -> None:
+    key = int.from_bytes(hashlib.sha256(f"function-quest level {level} {load_level(level).name}".encode()).digest()[:8])
+    engine = Engine(level, 2, seed=5)
+    for split, name in enumerate(SPLITS):
+        engine.reset(split=name, instances=[7, 123])
+        assert engine.instance_seeds.tolist() == [mix(mix(key, split), i) for i in (7, 123)]
+    streams = np.random.SeedSequence(5).generate_state(2, np.uint64).tolist()
+    for episode in range(3):
+        engine.reset()
+        assert engine.instance_seeds.tolist() == [mix(mix(stream, 0), episode) for stream in streams]
+    world = engine.block.hidden(engine.memory[0])[0]
+    seeds = [int(world[name]) for name in ("durations", "failures", "loads")]
+    assert seeds == [mix(int(world["instance_seed"]), stream) for stream in (1, 2, 3)]
+
+
+def see(memory: np.ndarray) -> tuple[bytes, bytes]:
+    """Observation and mask of the Pit that lies in this memory, encoded anew."""
+    observation, mask = np.zeros(L.N_OBSERVATION, np.float32), np.zeros(L.N_ACTIONS, bool)
+    drive(memory.ctypes.data, OBSERVE, 0, 0, observation.ctypes.data, mask.ctypes.data, 0.0)
+    return observation.tobytes(), mask.tobytes()
+
+
+@pytest.mark.parametrize("seed", range(HISTORIES))
+@pytest.mark.parametrize("level", (1, 11))
+def test_nothing_leaks_from_the_world_into_the_pit(level: int, seed: int) -> None:
+    """With the world behind it overwritten, the Pit shows, allows and does the same."""
+    rng, engine = random.Random(seed), begun(level, seed, "potential", "full")
+    size = engine.block.pit_size
+    plain, poisoned = aligned(engine.block.stride), aligned(engine.block.stride)
+    for _ in range(60):
+        action = any_action(rng, engine.masks[0], 0.05)
+        for memory in (plain, poisoned):
+            memory[:] = engine.memory[0]
+            engine.block.hot(memory)["slots_valid"] = 0  # nothing that was kept: slots and legality are found again
+        poisoned[size:] = 0xAB
+        assert see(plain) == see(poisoned) == (engine.obs[0].tobytes(), engine.masks[0].tobytes())
+        for memory in (plain, poisoned):
+            drive(memory.ctypes.data, ACT, action, 0, 0, 0, 0.0)
+        assert see(plain) == see(poisoned)
+        assert plain[:size].tobytes() == poisoned[:size].tobytes()
+        assert (poisoned[size:] == 0xAB).all()
+        engine.step_one(action)
+        if engine.terminated[0] or engine.truncated[0]:
+            break
+
+
+def conserve(engine: Engine) -> None:
+    """Places, memory and users of the engine's own tables add up."""
+    memory, block = engine.memory[0], engine.block
+    hot = block.hot(memory)[0]
+    calls = block.rows(memory, "call_at", state.CALL, block.places)
+    calls = calls[calls["id"] >= 0]
+    copies = block.rows(memory, "copy_at", state.COPY, int(hot["n_copies"]))
+    sizes = block.rows(memory, "model_at", state.MODEL, int(hot["n_models"]))["size"]
+    assert len(calls) == hot["n_calls"]
+    for p, pool in enumerate(hot["pools"][: hot["n_pools"]]):
+        assert pool["busy"] == calls["units"][calls["pool"] == p].sum() <= pool["places"]
+    for b, budget in enumerate(hot["budgets"][: hot["n_budgets"]]):
+        mine = copies[copies["budget"] == b]
+        live = mine[np.isin(mine["state"], (L.LOADING, L.WARM, L.ACTIVE))]
+        assert budget["used"] == sizes[live["model"]].sum() <= budget["capacity"]
+        assert budget["evictable"] == sizes[live["model"][live["state"] == L.WARM]].sum()
+    for c, copy in enumerate(copies):
+        assert copy["users"] == (calls["copy"] == c).sum()
+
+
+@pytest.mark.parametrize("seed", range(400, 400 + HISTORIES))
+@pytest.mark.parametrize("level", (1, 11, "premium", "fails"))
+def test_nothing_is_lost_or_made(level: int | str, seed: int) -> None:
+    rng, engine = random.Random(seed), begun(ODD_LEVELS.get(level, level), seed, "potential")  # type: ignore[call-overload]
+    twin = TwinGame(engine)
+    hot = engine.block.hot(engine.memory[0])[0]
+    while not (engine.terminated[0] or engine.truncated[0]):
+        conserve(engine)
+        action = any_action(rng, engine.masks[0], 0.05)
+        engine.step_one(action)
+        twin.step(action)
+        assert hot["spent"] == sum(twin.paid)
+    conserve(engine)
+    calls = engine.block.rows(engine.memory[0], "call_at", state.CALL, engine.block.places)
+    flying = calls["id"][calls["id"] >= 0].tolist()
+    assert sorted(twin.outcomes + flying) == list(range(hot["next_call"]))  # every call ends once, or is still under way
+    tasks = engine.block.rows(engine.memory[0], "task_at", state.TASK, int(hot["n_tasks"]))
+    assert len(twin.outcomes) == tasks["attempts"].sum() + (tasks["state"] == L.DONE).sum()
+    assert engine.episodes["cost"][0] == sum(twin.paid) / 1e6
