@@ -116,10 +116,21 @@ class _HelperCompiler(Compiler):
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """A helper: it can be called from kernels only, and is compiled into whichever entry calls it."""
-    return _jit(
+    """A helper: it can be called from kernels only, and is compiled into whichever entry calls it.
+
+    Integers arrive as int64, whatever their width and even if they are constants: one compile instead of one for each.
+    """
+    helper = _jit(
         function, cached=False, pipeline_class=_HelperCompiler, no_cpython_wrapper=True, no_cfunc_wrapper=True, no_rewrites=True
     )
+    template = helper.get_call_template
+    helper.get_call_template = lambda args, kws: template(tuple(map(_widened, args)), kws)
+    return helper
+
+
+def _widened(kind: Any) -> Any:
+    kind = types.unliteral(kind)
+    return types.int64 if isinstance(kind, types.Integer) and kind != types.uint64 else kind
 
 
 def entry(function: Callable[..., Any]) -> Any:
