@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ from fq_env.state import (
     WORLD,
     world_tables,
 )
-from pit import state
-from pit.compiled import cache_folder
+from pit import compiled, state
 from pit.layout import EXPOSURES, N_ACTIONS, N_OBSERVATION
 from pit.spec import copy_rows, fill_system
 
@@ -142,7 +141,7 @@ _kernels: list[Any] = []
 def kernels() -> list[Any]:
     """The kernel module, imported (and, the very first time on a machine, compiled) when it is needed."""
     if not _kernels:
-        folder = cache_folder()
+        folder = compiled.cache_folder()
         if folder is None or not any(folder.rglob("*.nbi")):
             print("Function Quest compiles its kernels for this machine (once, about ten seconds) ...", file=sys.stderr, flush=True)
         from fq_env import kernel
@@ -191,6 +190,8 @@ class Engine:
         chosen = [load_level(x) for x in (levels if several else [levels])]  # type: ignore[union-attr,list-item]
         if n < 1 or (several and len(chosen) != n):
             raise FQError(f"n is {n}; it must be at least 1, and {len(chosen)} if that many levels are given")
+        if threads < 1:
+            raise FQError(f"threads is {threads}; it must be at least 1")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise FQError(f"max_episode_steps is {max_episode_steps}; it must be at least 1")
         unique = list({id(level): level for level in chosen}.values())
@@ -241,7 +242,39 @@ class Engine:
 
             numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
             self._all = kernel.engine_parallel
+        self.step_one, self.reset_next = self._bound()
         self.seed(seed)
+
+    def _bound(self) -> tuple[Callable[[Any], int], Callable[[], int]]:
+        """`step` and `reset()` of an engine with n = 1, with nothing left to look up.
+
+        `step_one(action)` returns whether the episode ended; `reset_next()` begins the next train instance.
+        """
+        kernel, address = self._one, self._address
+        actions, chosen, split, instance = self._actions, self._reset, self._split, self._instance
+
+        def step_one(action: Any) -> int:
+            actions[0] = action
+            return kernel(address, STEP)  # type: ignore[no-any-return]
+
+        def reset_next() -> int:
+            chosen[0] = True
+            split[0], instance[0] = 0, -1
+            return kernel(address, RESET)  # type: ignore[no-any-return]
+
+        return step_one, reset_next
+
+    def __reduce__(self) -> Any:
+        raise FQError("an engine cannot be copied or pickled: its records hold addresses; make a new one, or use clone(i)")
+
+    def renew_obs(self) -> np.ndarray:
+        """Gives the observation buffer away, (n, 512) float32, and takes a new one: a caller that keeps it need not copy.
+
+        Every row of the new buffer is written by the next full `reset` or `step`, and not before.
+        """
+        old, self.obs = self.obs, np.empty_like(self.obs)
+        self._engine["obs"] = self.obs.ctypes.data
+        return old
 
     def _views(self, start: int, dtype: np.dtype[Any]) -> np.ndarray:
         """One record per environment, (n,) strided over the block."""
@@ -297,8 +330,6 @@ class Engine:
         self._reset[chosen] = True
         self._split[chosen], self._instance[chosen] = code, numbers
         self._run(RESET)
-        self.terminated[chosen] = self.truncated[chosen] = False
-        self.rewards[chosen] = 0.0
 
     def _run(self, operation: int) -> int:
         return int(self._all(self._address, operation))
@@ -307,11 +338,6 @@ class Engine:
         """Every environment takes its action, (n,) integers; returns how many episodes ended."""
         self._actions[:] = actions
         return int(self._all(self._address, STEP))
-
-    def step_one(self, action: int) -> int:
-        """`step` of an engine with n = 1, without an array."""
-        self._actions[0] = action
-        return int(self._one(self._address, STEP))
 
     def play(self, rule: int, theta: float = 0.0, preferred: int = 1, indices: Any = None) -> None:
         """The running episodes are played to their end by a rule of `pit.rules` (-1: random legal actions)."""

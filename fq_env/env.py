@@ -7,7 +7,8 @@ the surfaces for many environments (`vector.py`, `sb3.py`) share its readers of 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -16,15 +17,19 @@ from gymnasium import spaces
 
 from fq_env.engine import Engine
 from fq_env.errors import FQError
+from fq_env.picture import render_picture
 from fq_env.render import render_text
-from fq_env.state import SPLITS
+from fq_env.state import EPISODE, SPLITS
 from pit import layout
 from pit.observation import obs_to_dict
 
 if TYPE_CHECKING:
     from fq_env.level import Level
 
-RENDER_MODES = ("ansi",)
+RENDER_MODES = ("ansi", "rgb_array")
+# An episode's record as a struct: reading it costs a fifth of what NumPy's records take.
+_EPISODE_NAMES = EPISODE.names or ()
+_EPISODE = struct.Struct("=" + "".join({"f8": "d", "i8": "q", "u8": "Q"}[EPISODE[name].str[1:]] for name in _EPISODE_NAMES))
 
 
 def observation_space() -> spaces.Box:
@@ -40,7 +45,7 @@ def action_space() -> spaces.Discrete:
 def check_render_mode(render_mode: str | None) -> str | None:
     """`render_mode` itself; FQError if it is none of `RENDER_MODES` nor None."""
     if render_mode is not None and render_mode not in RENDER_MODES:
-        raise FQError(f"render_mode is {render_mode!r}; it must be 'ansi' (text) or None")
+        raise FQError(f"render_mode is {render_mode!r}; it must be 'ansi' (text), 'rgb_array' (a picture) or None")
     return render_mode
 
 
@@ -132,7 +137,7 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
     * `reward`: `"potential"`, `"sparse"`, `"makespan"`, `"conductor"`.
     * `max_episode_steps`: int or None for the level's own limit. (`gymnasium.make` keeps this keyword for its own
       `TimeLimit`, which truncates alike but adds no score to `info`.)
-    * `render_mode`: `"ansi"` (text) or None.
+    * `render_mode`: `"ansi"` (text), `"rgb_array"` (a picture) or None.
 
     ## Version History
     * v0: initial version.
@@ -155,8 +160,12 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._engine = engine
         self._begun, self._ended = False, True
         # Bound once: a step is a kernel call and two small copies, beside which every look-up counts.
-        self._decide: Callable[[Any], int] = engine.step_one
+        self._decide, self._renew = engine.step_one, engine.reset_next
         self._copy_obs, self._copy_mask, self._reward = engine.obs[0].copy, engine.masks[0].copy, engine.rewards.item
+        world = engine._worlds
+        self._instance_seed, self._phi0 = world["instance_seed"], world["phi0"].item
+        self._terminated, self._truncated = engine.terminated.item, engine.truncated.item
+        self._episode = memoryview(engine.episodes).cast("B")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts an episode: the next train instance, or the one that `options` name.
@@ -164,18 +173,16 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
         Returns the observation (512,) float32 and `{"instance_seed": int, "phi0": float, "action_mask": bool (128,)}`.
         Raises FQError for options that name no instance.
         """
-        split, instance = read_options(options)
-        super().reset(seed=seed)
-        engine = self._engine
-        if seed is not None:
-            engine.seed(seed)
-        engine.reset(split=split, instances=instance)
+        if seed is None and not options:
+            self._renew()
+        else:
+            split, instance = read_options(options)
+            super().reset(seed=seed)
+            if seed is not None:
+                self._engine.seed(seed)
+            self._engine.reset(split=split, instances=instance)
         self._begun, self._ended = True, False
-        info = {
-            "instance_seed": engine.instance_seeds[0],
-            "phi0": float(engine.phi0[0]),
-            "action_mask": self._copy_mask(),
-        }
+        info = {"instance_seed": self._instance_seed[0], "phi0": self._phi0(), "action_mask": self._copy_mask()}
         return self._copy_obs(), info
 
     def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -184,10 +191,12 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
             raise gymnasium.error.ResetNeeded("no episode is running: call reset() before step()")
         if not self._decide(action):
             return self._copy_obs(), self._reward(), False, False, {"action_mask": self._copy_mask()}
-        self._ended, engine = True, self._engine
-        info = episode_info(engine.episodes[0])
+        self._ended = True
+        info: dict[str, Any] = dict(zip(_EPISODE_NAMES, _EPISODE.unpack_from(self._episode), strict=True))
+        info["instance_seed"] = np.uint64(info["instance_seed"])  # a Python int would overflow Gymnasium's vectors
+        info["is_success"] = info["status"] == layout.SOLVED
         info["action_mask"] = self._copy_mask()
-        return self._copy_obs(), self._reward(), engine.terminated.item(), engine.truncated.item(), info
+        return self._copy_obs(), self._reward(), self._terminated(), self._truncated(), info
 
     def action_masks(self) -> np.ndarray:
         """The legal actions now: a new bool array (128,), never all False."""
@@ -201,16 +210,13 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
         """An observation (512,) by name: `{"slots": [{"rank": 0.5, ...}], "pools": [...], "globals": {...}}`."""
         return obs_to_dict(obs)
 
-    def render(self) -> str | None:
-        """The state as text, or None without `render_mode="ansi"`. Raises ResetNeeded before the first reset."""
+    def render(self) -> str | np.ndarray | None:  # type: ignore[override]
+        """The state as text (`ansi`) or as a picture, uint8 (height, width, 3); None without a render mode.
+
+        Raises ResetNeeded before the first reset.
+        """
         if not self._begun:
             raise gymnasium.error.ResetNeeded("there is nothing to show: call reset() before render()")
-        return render_text(self.view()) if self.render_mode else None
-
-
-def episode_info(episode: np.void) -> dict[str, Any]:
-    """One row of `Engine.episodes` as a dictionary of plain numbers, with `is_success`."""
-    info: dict[str, Any] = dict(zip(episode.dtype.names or (), episode.item(), strict=True))
-    info["instance_seed"] = episode["instance_seed"]  # uint64, as Gymnasium's vectors would overflow on a Python int
-    info["is_success"] = info["status"] == layout.SOLVED
-    return info
+        if self.render_mode is None:
+            return None
+        return render_text(self.view()) if self.render_mode == "ansi" else render_picture(self.view())

@@ -43,6 +43,7 @@ def draw_physics(s, w, L):
     if L.models[0] > 0:
         models = integer(w, L.models[0], L.models[1])
     w.noise = sigma_of(uniform(w, L.noise_cv[0], L.noise_cv[1]))
+    w.load_noise = sigma_of(L.load_cv)
     belief = sigma_of(L.belief_cv)
     earlier = float(L.earlier[pick(w, L.n_earlier)])
     for f in range(functions):

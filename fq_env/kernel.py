@@ -27,7 +27,7 @@ from fq_env.state import (
 from fq_env.world import run
 from pit.compiled import address_of, copy_bytes, entry, kernel, parallel_entry
 from pit.interface import act, apply
-from pit.layout import ARRIVE, HOLD, N_ACTIONS, N_OBSERVATION, N_VERBS, ON, SOLVED, WAIT
+from pit.layout import ARRIVE, N_ACTIONS, N_OBSERVATION, N_VERBS, ON, SOLVED, WAIT
 
 from pit.observation import encode, refresh_slots, wait_legal, write_mask
 from pit.rules import choose
@@ -116,12 +116,12 @@ def decide(s, w, L, action, kind):
     """One action and all that follows; the reward."""
     before = s.now
     left = w.left
+    held = s.n_held
     w.steps += 1
-    if action == WAIT:
-        w.waits += 1
-    elif 0 <= action < WAIT and action % N_VERBS == HOLD:
-        w.holds += 1
     act(s, action)
+    w.waits += s.waiting
+    if s.n_held > held:
+        w.holds += 1
     run(s, w, L)
     phi = potential(s, w, L)
     r = phi - w.phi
@@ -176,6 +176,9 @@ def reset_one(e, i):
         w.instance_seed = mix(mix(L.key, w.split), asked)
     begin(s, w, L, e.exposure)
     show(e, i, s)
+    float_at(e.rewards + 8 * i).x = 0.0
+    byte_at(e.terminated + i).x = 0
+    byte_at(e.truncated + i).x = 0
 
 
 @kernel

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fq_env.errors import FQError
+from fq_env.level_files import LEVELS
 from pit.errors import PitError
 from pit.layout import EXPOSURES, MAX_TASKS
 from pit.spec import Strict, SystemSpec, load_yaml, parse
@@ -126,19 +127,6 @@ class Level(Strict):
     def env_id(self) -> str:
         """The Gymnasium id."""
         return f"FunctionQuest/Level-{self.number:02d}-v0"
-
-
-def _folder() -> Path:
-    packaged = Path(__file__).parent / "_levels"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "levels"
-
-
-def _list() -> dict[int, Path]:
-    found = ((re.fullmatch(r"level_(\d\d)_\w+\.yaml", p.name), p) for p in sorted(_folder().glob("level_*.yaml")))
-    return {int(m.group(1)): p for m, p in found if m}
-
-
-LEVELS: dict[int, Path] = _list()
 
 
 @functools.lru_cache(maxsize=64)

@@ -63,6 +63,7 @@ class FunctionQuestVecEnv(VecEnv):
     def reset(self) -> np.ndarray:
         """Starts new episodes everywhere, after what `seed` and `set_options` asked for; observations (n, 512) float32."""
         engine = self._engine
+        engine.renew_obs()  # what `step_wait` gave away stays as it is
         for i, (split, instance) in enumerate(map(read_options, self._options)):
             if split is not None:
                 engine.reset(indices=np.array([i]), split=split, instances=instance)
@@ -74,7 +75,7 @@ class FunctionQuestVecEnv(VecEnv):
             {"instance_seed": instance_seed, "phi0": phi0}
             for instance_seed, phi0 in zip(engine.instance_seeds.tolist(), engine.phi0.tolist(), strict=True)
         ]
-        return engine.obs.copy()
+        return engine.obs
 
     def step_async(self, actions: np.ndarray) -> None:
         """Notes the actions (n,) of the next `step_wait`."""
@@ -83,13 +84,14 @@ class FunctionQuestVecEnv(VecEnv):
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """One decision in each environment: observations, rewards, dones, infos (see the class)."""
         engine = self._engine
+        engine.renew_obs()
         ended = engine.step(self._actions)
         dones = engine.terminated | engine.truncated
         infos = self._empty
         if ended:
             infos = infos.copy()
             self._fill(infos, dones.nonzero()[0])
-        return engine.obs.copy(), engine.rewards.astype(np.float32), dones, infos
+        return engine.obs, engine.rewards.astype(np.float32), dones, infos
 
     def _fill(self, infos: list[dict[str, Any]], ended: np.ndarray) -> None:
         """Puts new dictionaries where episodes ended; records are read by name, which costs less than a dictionary each."""

@@ -5,6 +5,8 @@ The potential is the best total still reachable; the reward is its change (poten
 
 from __future__ import annotations
 
+import numpy as np
+
 from fq_env.state import goal, load_truth, sink, truth
 from pit.compiled import kernel
 from pit.layout import DONE, GIVEN_UP, N_VARIANTS, ON, SOLVED, STANDARD
@@ -139,7 +141,7 @@ def task_ended(s, w, i):
     """Task i is done or given up: what is left shrinks, and quality may have been lost."""
     t = task(s, i)
     g = goal(w, i)
-    if t.required == 1:
+    if t.required == 1 and t.state == DONE:
         w.cost_left -= g.cost
         w.work_left -= g.least
     if t.quality != g.best:
@@ -150,16 +152,16 @@ def task_ended(s, w, i):
 def time_left(s, w):
     """us that the rest needs at least: the true critical path, or the least work over all places."""
     path = 0.0
-    running = 0.0
+    running = 0
     for k in range(s.n_ready):
         path = max(path, goal(w, ready(s, k).task).rank)
     for k in range(s.call_rows):
         c = call(s, k)
         if c.id >= 0:
             g = goal(w, c.task)
-            run = 0.0
+            run = 0
             if c.start >= 0:
-                run = min(float(s.now - c.start), g.least)
+                run = min(s.now - c.start, np.int64(g.least))
             path = max(path, g.rank - run)
             if task(s, c.task).required == 1:
                 running += run
@@ -189,10 +191,9 @@ def weighted(L, base, e, t, o):
 @kernel
 def potential(s, w, L):
     """The best total still reachable; keeps `w.left` for the makespan reward."""
+    w.left = time_left(s, w) if s.status != SOLVED else 0.0
     if s.status != ON and s.status != SOLVED:
-        w.left = 0.0
         return 0.0
-    w.left = time_left(s, w) if s.status == ON else 0.0
     elapsed = float(s.now - s.t0)
     o = 1.0
     if elapsed + w.left > 0.0:

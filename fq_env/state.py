@@ -60,6 +60,7 @@ WORLD = _record(
         ("level", "i8"),  # index into the engine's levels
         ("have", "u8"),  # hidden order: functions whose outcome is held
         ("noise", "f8"),  # sigma of durations
+        ("load_noise", "f8"),  # sigma of loads
         ("lb", "f8"),  # us, under true means
         ("cost_low", "f8"),  # micro-units
         ("cost_high", "f8"),

@@ -13,8 +13,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from fq_env.engine import Engine
-from fq_env.env import action_space, check_render_mode, observation_space, read_options
+from fq_env.env import RENDER_MODES, action_space, check_render_mode, observation_space, read_options
 from fq_env.errors import FQError
+from fq_env.picture import render_picture
 from fq_env.render import render_text
 from fq_env.state import EPISODE
 from pit import layout
@@ -64,7 +65,7 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             modes = ", ".join(repr(m.value) for m in AutoresetMode)
             raise FQError(f"autoreset_mode is {autoreset_mode!r}; it must be one of {modes}") from None
         self.autoreset_mode = mode
-        self.metadata = {"render_modes": ["ansi"], "render_fps": 4, "autoreset_mode": mode}
+        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4, "autoreset_mode": mode}
         self.render_mode = check_render_mode(render_mode)
         self.num_envs = num_envs
         self.copy = copy
@@ -100,11 +101,12 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         chosen = np.flatnonzero(started)
         if isinstance(instance, (int, np.integer)):
             instance = [int(instance)] * len(chosen)
+        self._keep(all_rows=bool(started.all()))
         self._engine.reset(chosen, split=split, instances=instance)
         if self._ended is not None:
             left = self._ended & ~started
             self._ended = left if left.any() else None
-        return self._observations(), self._infos(started=started)
+        return self._engine.obs, self._infos(started=started)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One decision in each environment: actions (n,) integers in, then observations (n, 512) float32, rewards (n,)
@@ -113,26 +115,32 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             over = np.flatnonzero(self._ended).tolist()
             raise FQError(f"the episodes of environments {over} are over; reset them with options={{'reset_mask': ...}} first")
         engine = self._engine
+        self._keep(all_rows=self.autoreset_mode is not AutoresetMode.DISABLED)
         n_ended = engine.step(np.ascontiguousarray(actions, dtype=np.int64))
         terminated, truncated = engine.terminated.copy(), engine.truncated.copy()
         ended = terminated | truncated if n_ended else None
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
         infos = self._infos(started=ended if same_step else self._ended, ended=ended)
         self._ended = None if same_step else ended
-        return self._observations(), engine.rewards.copy(), terminated, truncated, infos
+        return engine.obs, engine.rewards.copy(), terminated, truncated, infos
 
     def action_masks(self) -> np.ndarray:
         """The legal actions now: a new bool array (n, 128), no row all False."""
         return self._engine.masks.copy()
 
-    def render(self) -> tuple[str, ...] | None:
-        """The state of each environment as text, or None without `render_mode="ansi"`."""
+    def render(self) -> tuple[str | np.ndarray, ...] | None:  # type: ignore[override]
+        """Each environment as text (`ansi`) or picture (`rgb_array`), or None without a render mode."""
         if self.render_mode is None:
             return None
-        return tuple(render_text(self._engine.pit_view(i)) for i in range(self.num_envs))
+        draw = render_text if self.render_mode == "ansi" else render_picture
+        return tuple(draw(self._engine.pit_view(i)) for i in range(self.num_envs))
 
-    def _observations(self) -> np.ndarray:
-        return self._engine.obs.copy() if self.copy else self._engine.obs
+    def _keep(self, all_rows: bool) -> None:
+        """Leaves the observations that were handed out to the caller, unless `copy=False`; `all_rows` will be written anew."""
+        if self.copy:
+            old = self._engine.renew_obs()
+            if not all_rows:
+                self._engine.obs[:] = old
 
     def _infos(self, started: np.ndarray | None, ended: np.ndarray | None = None) -> dict[str, Any]:
         """Infos of a step in which these episodes (bool (n,)) started and, None for none, ended."""

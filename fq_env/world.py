@@ -62,12 +62,12 @@ def begin_call(s, w, L, k):
 
 
 @kernel
-def begin_load(s, w, L, i, sigma):
+def begin_load(s, w, i):
     """Copy i begins to load."""
     c = copy(s, i)
     t = load_truth(w, c.model)
     d = load_due(w, i)
-    d.elapsed = max(1, np.int64(t.mean * to_noise(mix(w.loads, np.int64(c.model) * 65536 + t.count), sigma)))
+    d.elapsed = max(1, np.int64(t.mean * to_noise(mix(w.loads, np.int64(c.model) * 65536 + t.count), w.load_noise)))
     d.when = s.now + d.elapsed
     t.count += 1
     w.load_count += 1
@@ -81,7 +81,7 @@ def carry_out(s, w, L):
         if o.kind == CMD_START:
             begin_call(s, w, L, find_call(s, o.call))
         elif o.kind == CMD_LOAD:
-            begin_load(s, w, L, np.int64(o.copy), L.load_cv)
+            begin_load(s, w, np.int64(o.copy))
         else:  # unloading takes no time here
             w.event.kind = UNLOADED
             w.event.subject = o.copy

@@ -35,7 +35,9 @@ def cache_folder() -> Path | None:
     digest = hashlib.sha256(f"{numba.__version__} {np.__version__} {sys.version}".encode())
     for package in ("pit", "fq_env"):
         for source in sorted((_HOUSE / package).glob("*.py")):
-            digest.update(source.name.encode() + b"\0" + source.read_bytes())
+            text = source.read_bytes()
+            if package == "pit" or b"from pit.compiled import" in text:
+                digest.update(source.name.encode() + b"\0" + text)
     root = os.environ.get("FQ_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     for base in (Path(root) / "function-quest", Path(tempfile.gettempdir()) / f"function-quest-{os.getuid()}"):
         folder = base / digest.hexdigest()[:16]
@@ -94,7 +96,7 @@ class _Whole(JITCodeLibrary):
     def _optimize_final_module(self) -> None:
         for function in self._final_module.functions:
             if not function.is_declaration and function.linkage == Linkage.linkonce_odr:
-                function.linkage = Linkage.internal
+                function.linkage = Linkage.private
         super()._optimize_final_module()
 
 

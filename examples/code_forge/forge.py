@@ -197,7 +197,7 @@ RESULTS = ("", "result", "total", "answer", "best", "out", "ret", "count")
 def draft(job: Job) -> Any:
     """Search the library for programs that fit the problem's examples; one that runs out of budget fails and may search on."""
     lite = job.variant == "lite"
-    cases = _cases(job.args["problem"], "examples", 2 if lite else 40)
+    cases = _cases(job.args["problem"], "examples", 4 if lite else 40)
     budget = 700 * 8**job.attempt
     programs, hits = job.model.search(cases, budget, 3)
     if hits < len(cases) and not lite:

@@ -23,10 +23,7 @@ from pit.interface import ACT, OBSERVE, drive
 from tests.twin.game_twin import TwinGame, mix
 
 HISTORIES = int(os.environ.get("FQ_TWIN_HISTORIES", "12"))  # 12: every exposure under every reward
-# The rule page fixes formulas, not the order in which a sum runs over tasks: figures that hang on such sums may differ in
-# their last bits. Everything else is compared exactly.
-ROUNDING = 1e-12
-COUNTS = ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "instance_seed", "status")
+COUNTS = ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds", "instance_seed", "status")
 FIGURES = (
     "total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum", "makespan", "lb", "cost",
 )  # fmt: skip
@@ -53,10 +50,10 @@ def with_ties() -> Level:
     one, none = (1.0, 1.0), (0.0, 0.0)
     system = load_level(11).system
     models = {name: model.model_copy(update={"load_seconds": 10.0}) for name, model in system.models.items()}
-    ranges = dict.fromkeys(("seconds", "variant_seconds", "load_seconds", "model_load"), one)
-    spreads = {"noise_cv": none, "hint_cv": (0.4, 0.4)}
-    spreads |= dict.fromkeys(("task_cv", "belief_cv", "load_cv", "failure_rate", "exclusive"), 0.0)
-    return changed(11, system={"models": models}, draw=ranges | spreads | {"places": (4, 4), "memory": (8, 8)})
+    draw: dict[str, Any] = {"places": (4, 4), "memory": (8, 8), "noise_cv": none, "hint_cv": (0.4, 0.4)}
+    draw |= dict.fromkeys(("seconds", "variant_seconds", "load_seconds", "model_load"), one)
+    draw |= dict.fromkeys(("task_cv", "belief_cv", "load_cv", "failure_rate", "exclusive"), 0.0)
+    return changed(11, system={"models": models}, draw=draw)
 
 
 def hands(places: int) -> dict[str, Any]:
@@ -66,7 +63,7 @@ def hands(places: int) -> dict[str, Any]:
 
 # Three calls are required, and together they take more than twice the longest: two hands are kept busy by work, not by a path.
 THE_TREASURE = load_level(1).order.model_copy(update={"held": 0.0, "goals": ["take_treasure"]})  # type: ignore[union-attr]
-ODD_LEVELS = {
+ODD_LEVELS: dict[str, int | Level] = {
     "expires": changed(11, level={"horizon": 1.2}),
     "expires in hidden order": changed(1, level={"horizon": 1.3}),
     "fails": changed(11, system={"max_attempts": 2}, draw={"failure_rate": 0.3}),
@@ -78,6 +75,7 @@ ODD_LEVELS = {
     "ties": with_ties(),
     "never fails": changed(11, draw={"failure_rate": 0.0, "load_cv": 0.0}),
 }
+ALL_LEVELS: dict[str, int | Level] = {"1": 1, "11": 11, **ODD_LEVELS}
 
 
 def any_action(rng: random.Random, mask: np.ndarray, illegal: float) -> int:
@@ -92,21 +90,19 @@ def begun(level: int | Level, seed: int, reward: str, exposure: str | None = Non
 
 
 def near(a: float, b: float) -> bool:
-    return abs(a - b) <= ROUNDING * max(1.0, abs(a), abs(b))
+    """Equal but for the rounding of a sum of many rewards."""
+    return abs(a - b) <= 1e-9
 
 
-def compare(level: int | Level, seed: int, illegal: float = 0.05, steps: int | None = None, owed: bool = False) -> TwinGame:
-    """One episode of engine and twin in lockstep.
-
-    `owed` compares also the last `makespan` reward of a run that was not solved, where the two differ (see below).
-    """
+def compare(level: int | Level, seed: int, illegal: float = 0.05, steps: int | None = None) -> TwinGame:
+    """One episode of engine and twin in lockstep."""
     rng, reward = random.Random(seed), REWARDS[seed % len(REWARDS)]
     exposure = L.EXPOSURES[seed % len(L.EXPOSURES)]
     engine = begun(level, seed, reward, exposure, steps)
     twin = TwinGame(engine, 0, reward, steps)
     hot = engine.block.hot(engine.memory[0])[0]
     assert twin.horizon == int(hot["horizon"] - hot["t0"])
-    assert near(twin.phi0, engine.phi0[0])
+    assert twin.phi0 == engine.phi0[0]
     seen = twin.pit.observe(), twin.pit.mask(), 0.0, False, False
     for step in itertools.count():
         where = f"seed {seed}, step {step}, exposure {exposure}, reward {reward}"
@@ -115,19 +111,17 @@ def compare(level: int | Level, seed: int, illegal: float = 0.05, steps: int | N
         assert observation.tobytes() == engine.obs[0].tobytes(), f"{where}: {wrong}"
         assert mask == engine.masks[0].tolist(), where
         assert (terminated, truncated) == (engine.terminated[0], engine.truncated[0]), where
-        skipped = reward == "makespan" and twin.pit.status in (L.FAILED, L.EXPIRED) and not owed
-        assert skipped or near(got, engine.rewards[0]), f"{where}: {got!r}, engine {engine.rewards[0]!r}"
+        assert got == engine.rewards[0], f"{where}: {got!r}, engine {engine.rewards[0]!r}"
         if terminated or truncated:
             break
         action = any_action(rng, engine.masks[0], illegal)
         seen = twin.step(action)
         engine.step_one(action)
     record, mine = engine.episodes[0], twin.episode()
-    for name in COUNTS if illegal else (*COUNTS, "waits", "holds"):
+    for name in COUNTS:
         assert mine[name] == record[name], f"{where}: {name}"
     for name in FIGURES:
-        if not (name == "reward_sum" and skipped):
-            assert near(mine[name], record[name]), f"{where}: {name} {mine[name]!r}, engine {record[name]!r}"
+        assert mine[name] == record[name], f"{where}: {name} {mine[name]!r}, engine {record[name]!r}"
     if reward == "potential" and terminated:
         assert near(record["reward_sum"], record["total"] - record["phi0"])
     return twin
@@ -157,14 +151,6 @@ def test_it_follows_it_to_the_step_limit(level: int, seed: int) -> None:
 @pytest.mark.parametrize("name", ODD_LEVELS)
 def test_it_follows_it_in_odd_levels(name: str, seed: int) -> None:
     compare(ODD_LEVELS[name], seed)
-
-
-@pytest.mark.xfail(
-    raises=AssertionError, reason="left′ is 0 in the engine once a run has failed or expired: the rule page says so of Φ alone"
-)
-@pytest.mark.parametrize("name", ("expires", "expires in hidden order", "fails"))
-def test_a_run_that_is_not_solved_still_owes_what_was_left(name: str) -> None:
-    compare(ODD_LEVELS[name], 302, owed=True)
 
 
 @pytest.mark.parametrize("level", (1, 11))
@@ -235,9 +221,9 @@ def conserve(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("seed", range(400, 400 + HISTORIES))
-@pytest.mark.parametrize("level", (1, 11, "premium", "fails"))
-def test_nothing_is_lost_or_made(level: int | str, seed: int) -> None:
-    rng, engine = random.Random(seed), begun(ODD_LEVELS.get(level, level), seed, "potential")  # type: ignore[call-overload]
+@pytest.mark.parametrize("name", ("1", "11", "premium", "fails", "expires"))
+def test_nothing_is_lost_or_made(name: str, seed: int) -> None:
+    rng, engine = random.Random(seed), begun(ALL_LEVELS[name], seed, "potential")
     twin = TwinGame(engine)
     hot = engine.block.hot(engine.memory[0])[0]
     while not (engine.terminated[0] or engine.truncated[0]):

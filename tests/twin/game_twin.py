@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -135,9 +136,9 @@ class TwinGame:
         self.load_truth = block.rows(memory, "load_truth_at", LOAD_TRUTH, len(pit.models))["mean"].tolist()
         self.sigma, self.instance_seed = float(world["noise"]), int(world["instance_seed"])
         self.durations, self.failures, self.loads = (mix(self.instance_seed, s) for s in (1, 2, 3))
-        self.load_sigma = level.draw.load_cv  # as section 3 says; the σ of section 5 belongs to the factors that are drawn
+        self.load_sigma = math.sqrt(math.log(1.0 + level.draw.load_cv * level.draw.load_cv))
         self.loads_so_far = [0] * len(pit.models)
-        self.queue: list[tuple[int, int, int, tuple]] = []  # (time, kind, subject, event)
+        self.queue: list[tuple[int, int, int, tuple[Any, ...]]] = []  # (time, kind, subject, event)
         self.load_paid, self.wrong = False, 0
         self.steps = self.cold_starts = self.waits = self.holds = 0
         self.started, self.outcomes, self.paid = list[int](), list[int](), list[int]()  # for conservation
@@ -198,6 +199,7 @@ class TwinGame:
             self.outcomes.append(subject)
             if event[2] == L.OK:
                 self.have.add(call["function"])
+                self.take_off(call["task"])
 
     # ------------------------------------------------------------------ section 3: commands
     def carry_out(self) -> None:
@@ -238,7 +240,7 @@ class TwinGame:
 
     # ------------------------------------------------------------------ section 4: bounds
     def mean(self, i: int, v: int) -> float:
-        return self.truth[3 * self.pit.tasks[i]["function"] + v] * self.factor[i]
+        return float(self.truth[3 * self.pit.tasks[i]["function"] + v] * self.factor[i])
 
     def cost(self, i: int, v: int) -> float:
         return self.mean(i, v) * self.pit.variant(i, v)["price"] / 10**6
@@ -264,14 +266,16 @@ class TwinGame:
                 self.rank[i] = self.least[i] + max((self.rank[j] for j in successors), default=0.0)
         self.places = sum(pool["places"] for pool in pit.pools)
         loads, prices = (self.least_of(lambda i, v, k=k: self.load_of(i, v)[k]) for k in (0, 1))  # type: ignore[misc]
-        work = added(self.least[i] for i in required)
+        backwards = required[::-1]
+        self.work_left = work = added(self.least[i] for i in backwards)
         self.lb = max(max(self.rank), work / self.places) + min(loads[i] for i in required)
         self.load_price = min(prices[i] for i in required)
-        self.cost_low = added(self.least_cost[i] for i in required) + self.load_price
+        self.cost_left = added(self.least_cost[i] for i in backwards)
+        self.cost_low = self.cost_left + self.load_price
         usual = [self.cost(i, L.STANDARD) + self.load_of(i, L.STANDARD)[1] for i in range(n)]
-        self.cost_high = added(usual[i] for i in required)
-        if pit.system["order_hidden"]:
-            self.cost_high += added(usual)
+        hidden = pit.system["order_hidden"]
+        terms = [[usual[i]] * (hidden + (i in required)) for i in reversed(range(n))]
+        self.cost_high = added(x for term in terms for x in term)
 
     # ------------------------------------------------------------------ section 4: score, potential, reward
     @property
@@ -281,21 +285,21 @@ class TwinGame:
     def base(self, quality: Callable[[int], float]) -> float:
         return added(quality(i) for i in self.pit.sinks) / len(self.pit.sinks)
 
-    def formula(self, base: float, spent: float, makespan: float) -> Table:
-        """Score and parts."""
+    def formula(self, base: float, due: float, makespan: float) -> Table:
+        """Score and parts; `due` is what must still be paid."""
         low, high, w = self.cost_low, self.cost_high, self.weights
-        efficiency = clip((high - spent) / (high - low), 0.0, 1.0) if high > low else 1.0
+        efficiency = clip((high - self.pit.spent - due) / (high - low), 0.0, 1.0) if high > low else 1.0
         stability = max(0.0, 1.0 - self.pit.system["warning_weight"] * self.pit.warnings)
         optimization = min(1.0, self.lb / makespan) if makespan > 0 else 1.0
-        bonus = 1.0 + w.efficiency * efficiency + w.stability * stability + w.optimization * optimization
-        total = base * bonus / (1.0 + w.efficiency + w.stability + w.optimization)
+        bonus = w.efficiency * efficiency + w.stability * stability + w.optimization * optimization
+        total = base * (1.0 + bonus) / (1.0 + w.efficiency + w.stability + w.optimization)
         return {
             "total": total, "base": base, "efficiency": efficiency, "stability": stability, "optimization": optimization,
         }  # fmt: skip
 
     def score(self) -> Table:
         base = self.base(lambda i: self.pit.tasks[i]["quality"]) if self.pit.status == L.SOLVED else 0.0
-        return self.formula(base, self.pit.spent, self.elapsed)
+        return self.formula(base, 0.0, self.elapsed)
 
     def best_quality(self) -> list[float]:
         """Of each task's output: reached, or the best that its inputs still allow."""
@@ -310,20 +314,23 @@ class TwinGame:
             best.append(own * (1.0 - a + a * mean))
         return best
 
-    def done_of(self, call: Table) -> float:
-        """min(time since start, least) of a call in flight."""
-        return 0.0 if call["start"] is None else min(float(self.pit.now - call["start"]), self.least[call["task"]])
+    def done_of(self, call: Table) -> int:
+        """min(time since start, floor of least) of a call in flight."""
+        return 0 if call["start"] is None else min(self.pit.now - call["start"], math.floor(self.least[call["task"]]))
 
-    def unfinished(self) -> list[int]:
-        return [i for i in self.pit.required if self.pit.tasks[i]["state"] != L.DONE]
+    def take_off(self, i: int) -> None:
+        """Task i has ended: if it is required and done, less is left."""
+        task = self.pit.tasks[i]
+        if not task["optional"] and task["state"] == L.DONE:
+            self.cost_left -= self.least_cost[i]
+            self.work_left -= self.least[i]
 
     def left(self) -> float:
         pit = self.pit
         calls = sorted(pit.calls.values(), key=lambda call: call["task"])
         paths = [self.rank[i] for i in pit.ready_tasks()] + [self.rank[c["task"]] - self.done_of(c) for c in calls]
-        work = added(self.least[i] for i in self.unfinished())
-        work -= added(self.done_of(call) for call in calls if not pit.tasks[call["task"]]["optional"])
-        return max([*paths, work / self.places])
+        work = self.work_left - sum(self.done_of(call) for call in calls if not pit.tasks[call["task"]]["optional"])
+        return 0.0 if pit.status == L.SOLVED else max([*paths, work / self.places, 0.0])
 
     def potential(self) -> float:
         if self.pit.status == L.SOLVED:
@@ -331,10 +338,8 @@ class TwinGame:
         if self.pit.status != L.ON:
             return 0.0
         best = self.best_quality()
-        spent = self.pit.spent + added(self.least_cost[i] for i in self.unfinished())
-        if not self.load_paid:
-            spent += self.load_price
-        return self.formula(self.base(best.__getitem__), spent, self.elapsed + self.left())["total"]
+        due = self.cost_left + (0.0 if self.load_paid else self.load_price)
+        return self.formula(self.base(best.__getitem__), due, self.elapsed + self.left())["total"]
 
     def reward(self) -> float:
         pit = self.pit
