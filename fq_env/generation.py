@@ -24,6 +24,8 @@ _ONE = np.uint64(1)
 @kernel
 def sigma_of(cv):
     """sigma of a log-normal factor with this coefficient of variation."""
+    if cv == 0.0:
+        return 0.0
     return math.sqrt(math.log(1.0 + cv * cv))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite.binding import Linkage
+from llvmlite.binding import Linkage, create_pass_builder, create_pipeline_tuning_options
 from numba import types
 from numba.core import cgutils
 from numba.core import config as numba_config
@@ -97,7 +97,11 @@ class _Whole(JITCodeLibrary):
         for function in self._final_module.functions:
             if not function.is_declaration and function.linkage == Linkage.linkonce_odr:
                 function.linkage = Linkage.private
-        super()._optimize_final_module()
+        # One plain run of LLVM's pipeline: the loops here turn a few times, so unrolling and vectorising them only adds code.
+        options = create_pipeline_tuning_options(speed_level=3)
+        options.loop_unrolling = options.loop_vectorization = options.loop_interleaving = options.slp_vectorization = False
+        builder = create_pass_builder(self._codegen._tm, options)
+        builder.getModulePassManager().run(self._final_module, builder)
 
 
 class _EntryCompiler(Compiler):

@@ -30,11 +30,16 @@ from pit.layout import (
 from pit.state import call, model, near, ready, successor, task, variant
 
 _EDGES = np.array(RANK_EDGES)
+_PRIOR_DEVIATION = math.sqrt(PRIOR_SQUARE / PRIOR_COUNT - 1.0)
 
 
 @kernel
 def learn_ratio(v):
     """Refreshes what the Pit believes of observed / hinted for one variant."""
+    if v.n == 0.0:
+        v.ratio = 1.0
+        v.deviation = _PRIOR_DEVIATION
+        return
     v.ratio = (PRIOR_COUNT + v.s) / (PRIOR_COUNT + v.n)
     v.deviation = math.sqrt(max((PRIOR_SQUARE + v.ss) / (PRIOR_COUNT + v.n) - v.ratio * v.ratio, 0.0))
 

@@ -167,6 +167,28 @@ def crowd(n, half):
     return n / (n + half)
 
 
+# n / (n + half) of small counts, so that the commonest features cost no division.
+_HALF2, _HALF4, _HALF8 = (np.array([n / (n + half) for n in range(64)]) for half in (2.0, 4.0, 8.0))
+
+
+@kernel
+def count2(n):
+    """n / (n + 2) of a count."""
+    return _HALF2[n] if 0 <= n < 64 else n / (n + 2.0)
+
+
+@kernel
+def count4(n):
+    """n / (n + 4) of a count."""
+    return _HALF4[n] if 0 <= n < 64 else n / (n + 4.0)
+
+
+@kernel
+def count8(n):
+    """n / (n + 8) of a count."""
+    return _HALF8[n] if 0 <= n < 64 else n / (n + 8.0)
+
+
 @kernel
 def contrast(a, b):
     """(a - b) / (a + b), 0 if both are 0: a ratio on [-1, 1]."""
@@ -204,20 +226,8 @@ def victim_demand(s, v):
 
 
 @kernel
-def encode_slot(s, g, at, path, work):
-    """The 25 features of slot g at float address `at`; `path` = cp_left, `work` = share of work left."""
-    slot = s.slots[g]
-    t = task(s, slot.head)
-    first = 3 * t.function
-    v = variant(s, first + STANDARD)
-    est = t.base[STANDARD] * v.ratio
-    put(at, 0, crowd(float(slot.count), 4.0))
-    if s.order_hidden == 0 and path > 0.0:
-        put(at, 1, min(1.0, t.rank / path))
-    put(at, 2, 1.0 if s.deadline == NEVER else clip((s.deadline - s.now - t.rank) / s.lb, -1.0, 1.0))
-    put(at, 3, work)
-    put(at, 4, squash(est, s.unit))
-    put(at, 5, clip(t.base[STANDARD] * v.deviation / est, 0.0, 1.0))
+def encode_supply(s, slot, at, first, v):
+    """Features 6-13 of a slot: when its variants could begin, and who else wants their models; `v` = its standard variant."""
     for k in range(N_VARIANTS):
         if variant(s, first + k).usable == 1:
             planned = np.int64(slot.mode[k]) + 4 * (np.int64(slot.copy[k]) + 1)
@@ -230,11 +240,30 @@ def encode_slot(s, g, at, path, work):
         free = pool_manager.free_in(s, v.pool, v.model)
         if free >= 0.0:
             put(at, 9, squash(free, s.unit))
-        put(at, 10, crowd(float(m.live), 2.0))
-        put(at, 11, crowd(float(m.ready), 4.0))
+        put(at, 10, count2(m.live))
+        put(at, 11, count4(m.ready))
         put(at, 12, crowd(m.near, 4.0))
         if slot.mode[STANDARD] == LOAD:
             put(at, 13, crowd(victim_demand(s, v), 4.0))
+
+
+@kernel
+def encode_slot(s, g, at, path, work):
+    """The 25 features of slot g at float address `at`; `path` = cp_left, `work` = share of work left."""
+    slot = s.slots[g]
+    t = task(s, slot.head)
+    first = 3 * t.function
+    v = variant(s, first + STANDARD)
+    est = t.base[STANDARD] * v.ratio
+    if s.exposure > 0:
+        encode_supply(s, slot, at, first, v)
+    put(at, 0, count4(slot.count))
+    if s.order_hidden == 0 and path > 0.0:
+        put(at, 1, min(1.0, t.rank / path))
+    put(at, 2, 1.0 if s.deadline == NEVER else clip((s.deadline - s.now - t.rank) / s.lb, -1.0, 1.0))
+    put(at, 3, work)
+    put(at, 4, squash(est, s.unit))
+    put(at, 5, clip(t.base[STANDARD] * v.deviation / est, 0.0, 1.0))
     for side in range(2):
         k = LITE if side == 0 else PREMIUM
         o = variant(s, first + k)
@@ -243,7 +272,7 @@ def encode_slot(s, g, at, path, work):
             put(at, 14 + side, contrast(other, est))
             put(at, 16 + side, clip(o.quality - v.quality, -1.0, 1.0))
             put(at, 18 + side, contrast(other * o.price, est * v.price))
-    put(at, 20, crowd(float(t.attempts), 2.0))
+    put(at, 20, count2(t.attempts))
     status = 0.0
     if t.hold_until > 0:
         status = 1.0
@@ -259,10 +288,10 @@ def encode_pools(s, out):
     for p in range(s.n_pools):
         pool = s.pools[p]
         at = out + 4 * (POOL_OFFSET + p * N_POOL_FEATURES)
-        put(at, 0, crowd(float(pool.places), 8.0))
+        put(at, 0, count8(pool.places))
         put(at, 1, (pool.places - pool.busy) / pool.places)
-        put(at, 2, crowd(float(pool.loading), 2.0))
-        put(at, 3, crowd(float(pool.warm), 2.0))
+        put(at, 2, count2(pool.loading))
+        put(at, 3, count2(pool.warm))
         if s.exposure == FULL:
             put(at, 5, pool.failures)
             put(at, 6, clip(pool_manager.utilisation(s, p), 0.0, 1.0))
@@ -358,7 +387,7 @@ def encode_tail(s, at, path):
             work += t.work
             rank = max(rank, t.rank)
             oldest = min(oldest, t.ready_time)
-    put(at, 40, crowd(float(s.n_tail), 8.0))
+    put(at, 40, count8(s.n_tail))
     put(at, 41, crowd(work, s.lb))
     if path > 0.0:
         put(at, 42, min(1.0, rank / path))
@@ -374,20 +403,20 @@ def encode_globals(s, at, path, work):
     put(at, 2, work)
     put(at, 3, crowd(path, s.lb))
     put(at, 4, s.required_left / max(1, s.n_required))
-    put(at, 5, crowd(float(s.n_ready), 8.0))
-    put(at, 6, crowd(float(s.n_calls), 8.0))
-    put(at, 7, crowd(float(overrun_calls(s)), 2.0))
+    put(at, 5, count8(s.n_ready))
+    put(at, 6, count8(s.n_calls))
+    put(at, 7, count2(overrun_calls(s)))
     put(at, 8, 1.0)
     put(at, 9, 1.0)
     put(at, 10, retries_left(s))
-    put(at, 11, crowd(float(s.zero_actions), 8.0))
+    put(at, 11, count8(s.zero_actions))
     put(at, _LAST + s.outcome, 1.0)
     put(at, 20, s.hint_cold)
     put(at, 22, s.hint_throttled)
     sinks = max(1, s.n_sinks)
     put(at, 24, clip(s.quality_done / sinks, 0.0, 1.0))
     put(at, 26, max(0.0, 1.0 - s.warning_weight * s.warnings))
-    put(at, 28, crowd(float(s.warnings), 4.0))
+    put(at, 28, count4(s.warnings))
     if s.exposure > 0:
         efficiency = 1.0
         if s.upper_cost > 0.0:
@@ -409,7 +438,7 @@ def encode_globals(s, at, path, work):
         put(at, 44, clip(1.0 - path / s.cp_start, 0.0, 1.0))
     put(at, 45, s.sinks_done / sinks)
     put(at, 46, crowd(float(s.n_tasks), 64.0))
-    put(at, 47, crowd(float(s.all_places), 8.0))
+    put(at, 47, count8(s.all_places))
 
 
 @kernel
@@ -419,14 +448,13 @@ def encode(s, out):
     if s.arrived == 0:
         return
     refresh_slots(s)
-    near_demand(s)
+    if s.exposure > 0:
+        near_demand(s)
     path = dag_tracker.path_left(s)
     work = clip(s.work_left / s.work_total, 0.0, 1.0)
     for g in range(s.n_slots):
         at = out + 4 * g * N_SLOT_FEATURES
         encode_slot(s, g, at, path, work)
-        if s.exposure == 0:
-            clear(at + 4 * 6, 4 * 8)  # the slot's resource indicators, columns 6-13
     if s.exposure > 0:
         encode_pools(s, out)
     encode_globals(s, out + 4 * GLOBAL_OFFSET, path, work)
