@@ -33,10 +33,10 @@ bench: setup ## measure speed on this machine
 	$(PY) -m experiments.benchmark $(ARGS)
 
 test: setup ## the tests, without the slow ones
-	$(PY) -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile --max-worker-restart=0 $(ARGS)
 
 test-all: setup ## all tests
-	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart=0 $(ARGS)
 
 lint: setup ## style, types and the floors of the house
 	$(PY) -m ruff check .

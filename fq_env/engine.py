@@ -54,7 +54,10 @@ class Block:
         self.edges = 4 * tasks
         self.functions = max(len(s.functions) for s in systems)
         self.models = max(len(s.models) for s in systems)
-        self.places = max(sum(self._most(level, "places", p.places, i) for i, p in enumerate(level.system.pools.values())) for level in levels)
+        self.places = max(
+            sum(self._most(level, "places", p.places, i) for i, p in enumerate(level.system.pools.values()))
+            for level in levels
+        )
         self.copies = max(self._copies(level) for level in levels)
         self.tasks = tasks
         sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places)
@@ -143,7 +146,11 @@ def kernels() -> list[Any]:
     if not _kernels:
         folder = compiled.cache_folder()
         if folder is None or not any(folder.rglob("*.nbi")):
-            print("Function Quest compiles its kernels for this machine (once, about ten seconds) ...", file=sys.stderr, flush=True)
+            print(
+                "Function Quest compiles its kernels for this machine (once, about ten seconds) ...",
+                file=sys.stderr,
+                flush=True,
+            )
         from fq_env import kernel
 
         _kernels.append(kernel)
@@ -187,7 +194,8 @@ class Engine:
         seed: int | None = None,
     ) -> None:
         several = isinstance(levels, Sequence) and not isinstance(levels, str)
-        chosen = [load_level(x) for x in (levels if several else [levels])]  # type: ignore[union-attr,list-item]
+        given: Sequence[Any] = levels if isinstance(levels, Sequence) and several else [levels]
+        chosen = [load_level(x) for x in given]
         if n < 1 or (several and len(chosen) != n):
             raise FQError(f"n is {n}; it must be at least 1, and {len(chosen)} if that many levels are given")
         if threads < 1:
@@ -255,12 +263,12 @@ class Engine:
 
         def step_one(action: Any) -> int:
             actions[0] = action
-            return kernel(address, STEP)  # type: ignore[no-any-return]
+            return kernel(address, STEP)
 
         def reset_next() -> int:
             chosen[0] = True
             split[0], instance[0] = 0, -1
-            return kernel(address, RESET)  # type: ignore[no-any-return]
+            return kernel(address, RESET)
 
         return step_one, reset_next
 

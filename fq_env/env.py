@@ -165,7 +165,7 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
         world = engine._worlds
         self._instance_seed, self._phi0 = world["instance_seed"], world["phi0"].item
         self._terminated, self._truncated = engine.terminated.item, engine.truncated.item
-        self._episode = memoryview(engine.episodes).cast("B")
+        self._episode: Any = engine.episodes.view(np.uint8)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts an episode: the next train instance, or the one that `options` name.
@@ -210,7 +210,7 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
         """An observation (512,) by name: `{"slots": [{"rank": 0.5, ...}], "pools": [...], "globals": {...}}`."""
         return obs_to_dict(obs)
 
-    def render(self) -> str | np.ndarray | None:  # type: ignore[override]
+    def render(self) -> str | np.ndarray | None:
         """The state as text (`ansi`) or as a picture, uint8 (height, width, 3); None without a render mode.
 
         Raises ResetNeeded before the first reset.

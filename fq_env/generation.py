@@ -87,7 +87,7 @@ def draw_physics(s, w, L):
 
 @kernel
 def learn(w, v, ratio, earlier):
-    """Writes `earlier` observations of a variant whose true observed/hinted ratio is `ratio`: mean and squares with their errors."""
+    """Writes `earlier` observations of a variant whose true observed/hinted ratio is `ratio`, with their sampling error."""
     v.n = earlier
     if earlier > 0.0:
         mean = ratio * to_noise(bits(w), w.noise / math.sqrt(earlier))

@@ -5,7 +5,6 @@ One entry serves n = 1 and n = many; only the parallel twin of the same loop is 
 
 from __future__ import annotations
 
-
 import numba
 import numpy as np
 from numba import uint64
@@ -28,7 +27,6 @@ from fq_env.world import run
 from pit.compiled import address_of, copy_bytes, entry, kernel, parallel_entry
 from pit.interface import act, apply
 from pit.layout import ARRIVE, N_ACTIONS, N_OBSERVATION, N_VERBS, ON, SOLVED, WAIT
-
 from pit.observation import encode, refresh_slots, wait_legal, write_mask
 from pit.rules import choose
 from pit.state import pit_at, task

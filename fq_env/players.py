@@ -75,17 +75,16 @@ def play(
 
 
 def fit_warm_wait(level: int | str | Path | Level, split: str = "train", n: int = 256) -> dict[str, float]:
-    """The theta and variant with which critical_path_warm_wait scores best on n instances of a split (never the test split)."""
+    """Theta and variant with which critical_path_warm_wait scores best on n instances of a split (never the test split)."""
     if split == "test":
         raise FQError("split 'test' is not for fitting; use 'train' or 'validation'")
     level = load_level(level)
     used = {name for f in level.system.functions.values() for name, _ in f.variants()} & set(level.system.verbs)
-    candidates = [
-        {"theta": theta, "variant": float(v)} for v in range(PREMIUM + 1) if VERBS[v] in used for theta in THETAS
-    ]
-    scores = [play(level, "critical_path_warm_wait", split=split, n=n, **c)["total"].mean() for c in candidates]
+    rule = PLAYERS["critical_path_warm_wait"]
+    candidates = [rule._replace(theta=theta, variant=v) for v in range(PREMIUM + 1) if VERBS[v] in used for theta in THETAS]
+    scores = [play(level, candidate, split=split, n=n)["total"].mean() for candidate in candidates]
     best = candidates[int(np.argmax(scores))]
-    return {"theta": best["theta"], "variant": int(best["variant"])}
+    return {"theta": best.theta, "variant": best.variant}
 
 
 def exact_best(level: int | str | Path | Level, split: str, instance: int) -> float:

@@ -1,6 +1,7 @@
 """Score and reward under true parameters (rule page, section 4): bounds, potential, total.
 
-The potential is the best total still reachable; the reward is its change (potential-based shaping: Ng, Harada, Russell, ICML 1999).
+The potential is the best total still reachable; the reward is its change (potential-based shaping: Ng, Harada and
+Russell, ICML 1999).
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def reachable(s, w, i):
 
 @kernel
 def deliverable(s, w, first):
-    """The best quality still reachable of task `first` and all that its change touches; its mean over required sinks (`w.base`)."""
+    """The best quality still reachable of task `first` and of all that its change touches; then `w.base`."""
     last = first
     goal(w, first).stale = 1
     i = first

@@ -128,7 +128,7 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """The legal actions now: a new bool array (n, 128), no row all False."""
         return self._engine.masks.copy()
 
-    def render(self) -> tuple[str | np.ndarray, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[str | np.ndarray, ...] | None:
         """Each environment as text (`ansi`) or picture (`rgb_array`), or None without a render mode."""
         if self.render_mode is None:
             return None

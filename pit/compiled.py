@@ -38,7 +38,9 @@ def cache_folder() -> Path | None:
             text = source.read_bytes()
             if package == "pit" or b"from pit.compiled import" in text:
                 digest.update(source.name.encode() + b"\0" + text)
-    root = os.environ.get("FQ_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    root = (
+        os.environ.get("FQ_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    )
     for base in (Path(root) / "function-quest", Path(tempfile.gettempdir()) / f"function-quest-{os.getuid()}"):
         folder = base / digest.hexdigest()[:16]
         try:
@@ -127,7 +129,12 @@ def kernel(function: Callable[..., Any]) -> Any:
     Integers arrive as int64, whatever their width and even if they are constants: one compile instead of one for each.
     """
     helper = _jit(
-        function, cached=False, pipeline_class=_HelperCompiler, no_cpython_wrapper=True, no_cfunc_wrapper=True, no_rewrites=True
+        function,
+        cached=False,
+        pipeline_class=_HelperCompiler,
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+        no_rewrites=True,
     )
     template = helper.get_call_template
     helper.get_call_template = lambda args, kws: template(tuple(map(_widened, args)), kws)
@@ -194,7 +201,6 @@ def address_of(typingctx: Any, record: Any) -> Any:
         return builder.ptrtoint(args[0], context.get_value_type(types.int64))
 
     return types.int64(record), codegen
-
 
 
 @intrinsic

@@ -347,4 +347,3 @@ def path_left(s):
                 left -= min(float(s.now - c.start), t.work)
             best = max(best, left)
     return best
-

@@ -1,6 +1,7 @@
 """Slots, mask and the encoder: what an agent sees of a Pit. Columns are declared in `pit.layout`; nothing else is read.
 
-Values are computed in float64 and written as float32 at an address. It must not change anything but caches (slots, near demand).
+Values are computed in float64 and written as float32 at an address. It must change nothing but caches (slots, near
+demand).
 """
 
 from __future__ import annotations
@@ -40,13 +41,12 @@ from pit.layout import (
     SLOT_FEATURES,
     STANDARD,
     WAIT,
-    WARM,
     columns,
 )
 from pit.pool_manager import HERE, LOAD, NO
 from pit.state import call, copy, model, near, ready, task, variant
 
-# Columns of one slot, of one pool, and of the globals that an exposure below theirs does not show, as (features of class 1, of class 2).
+# Exposure class of each column of one slot, of one pool, and of the globals.
 _SLOT_CLASS = np.array([f.exposure for f in SLOT_FEATURES])
 _POOL_CLASS = np.array([f.exposure for f in POOL_FEATURES])
 _GLOBAL_CLASS = np.array([f.exposure for f in GLOBAL_FEATURES])
@@ -99,7 +99,7 @@ def clear(typingctx: Any, address: Any, size: Any) -> Any:
 
 @kernel
 def wait_legal(s):
-    """Whether `wait` may be chosen: something is in flight, loads, cools down or is held; or nothing else can be done at all."""
+    """Whether `wait` may be chosen: something is in flight, loads, cools down or is held; or nothing else can be done."""
     return s.n_calls > 0 or s.n_loading + s.n_cooling + s.n_held > 0 or s.status != ON or s.arrived == 0
 
 
@@ -478,7 +478,7 @@ def score_parts(observation: np.ndarray, weights: tuple[float, float, float] = S
 
 
 def obs_to_dict(observation: np.ndarray) -> dict[str, Any]:
-    """An observation (512,) by names: `{"slots": [{name: value}], "pools": [...], "globals": {...}}`; empty slots and pools left out."""
+    """An observation (512,) by name: `{"slots": [{name: value}], "pools": [...], "globals": {...}}`, without empty ones."""
     named: dict[str, Any] = {"slots": [], "pools": [], "globals": {}}
     values = {name: float(x) for (name, _), x in zip(columns(), observation, strict=True)}
     for kind, count, features in (("slot", N_SLOTS, SLOT_FEATURES), ("pool", MAX_POOLS, POOL_FEATURES)):

@@ -243,4 +243,3 @@ def start_delay(s, row, planned):
     if mode == JOIN:
         return max(0.0, copy(s, (planned >> 2) - 1).expected_loaded - s.now)
     return model(s, variant(s, row).model).load_est
-

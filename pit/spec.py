@@ -55,7 +55,7 @@ class PoolSpec(Strict):
 
 
 class ModelSpec(Strict):
-    """What must be loaded before a function is served: memory units, seconds to load, calls at once per copy, price per second."""
+    """What must be loaded before a function is served: memory units, seconds, calls at once per copy, price per second."""
 
     size: int = Field(ge=0, le=1_000_000)
     load_seconds: Seconds
@@ -122,7 +122,9 @@ class SystemSpec(Strict):
                 where = f"functions.{function}.{name}"
                 _known(v.pool, self.pools, f"{where}.pool", "pool")
                 if v.units > self.pools[v.pool].places:
-                    raise ValueError(f"{where}.units is {v.units}, but pool {v.pool!r} has only {self.pools[v.pool].places} places")
+                    raise ValueError(
+                        f"{where}.units is {v.units}, but pool {v.pool!r} has only {self.pools[v.pool].places} places"
+                    )
                 if v.model is not None:
                     _known(v.model, self.models, f"{where}.model", "model")
                     budget = self.pools[v.pool].memory
@@ -156,7 +158,8 @@ class WorkflowSpec(Strict):
 
 @dataclass(frozen=True)
 class History:
-    """What earlier runs measured: observed/hinted ratios per function and variant (count, sum, squares), loads per model (count, sum)."""
+    """What earlier runs measured, observed over hinted: per function and variant (count, sum, sum of squares), per model
+    (count, sum)."""
 
     durations: dict[tuple[str, str], tuple[float, float, float]]
     loads: dict[str, tuple[float, float]]
@@ -180,7 +183,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise PitError(f"an alias (*name) in line {self.peek_event().start_mark.line + 1}; write the value out")
+            event: Any = super().peek_event()  # type: ignore[no-untyped-call]
+            raise PitError(f"an alias (*name) in line {event.start_mark.line + 1}; write the value out")
         self.depth += 1
         self.nodes += 1
         if self.depth > MAX_DEPTH or self.nodes > MAX_NODES:
@@ -416,7 +420,13 @@ def build_pit(workflow: WorkflowSpec, exposure: int, history: History | None = N
         table["required"][i] = not t.optional
     if history is not None:
         _fill_history(variants, model_rows, functions, models, history)
-    counts = {"tasks": len(tasks), "functions": len(functions), "models": len(models), "copies": copy_rows(system), "places": places}
+    counts = {
+        "tasks": len(tasks),
+        "functions": len(functions),
+        "models": len(models),
+        "copies": copy_rows(system),
+        "places": places,
+    }
     return Built(
         memory, offsets, counts, workflow, [t.id for t in tasks], functions, list(system.pools), models
     )  # fmt: skip
