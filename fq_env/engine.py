@@ -244,7 +244,8 @@ class Engine:
                 world[name] = offset
             world["level"] = next(k for k, u in enumerate(unique) if u is level)
         kernel = kernels()[0]
-        self._one, self._all = kernel.engine, kernel.engine
+        self._one: Any = kernel.engine
+        self._all: Any = kernel.engine
         if threads > 1:
             import numba
 
@@ -258,7 +259,10 @@ class Engine:
 
         `step_one(action)` returns whether the episode ended; `reset_next()` begins the next train instance.
         """
-        kernel, address = self._one, self._address
+        self._one(self._address, RESET)  # nothing is asked to reset: this compiles or loads the kernel
+        address = self._address
+        # Past Numba's dispatcher, which finds out at every call that two integers are two integers.
+        kernel = next(iter(self._one.overloads.values())).entry_point
         actions, chosen, split, instance = self._actions, self._reset, self._split, self._instance
 
         def step_one(action: Any) -> int:
