@@ -185,7 +185,8 @@ def _replay(row: Row, view: PitInterface, where: str, run: str, starts: list[Com
                 raise ConductorError(f"{where}: the {name} in the replay is not the recorded one")
         view.act(row.time, data["action"])
     elif row.kind == "intent":
-        if not starts or view.intent(view.calls[starts[0].call], run) != data:
+        call = view.calls.get(starts[0].call) if starts else None
+        if call is None or view.intent(call, run) != data:
             raise ConductorError(f"{where}: the Pit did not start this call next")
         starts.pop(0)
     elif row.kind == "end":

@@ -99,6 +99,15 @@ def begin(folder: Path, cfg: TrainConfig, about: dict[str, Any]) -> None:
     write_json(folder / "versions.json", about)
 
 
+def point_latest(folder: Path) -> Path:
+    """Makes `latest` beside a complete run folder lead to it (a symbolic link, replaced in one step); the link's path."""
+    link = folder.parent / "latest"
+    scratch = folder.parent / f".latest-{folder.name}"
+    scratch.symlink_to(folder.name)
+    scratch.replace(link)
+    return link
+
+
 def read_run(folder: Path) -> Run:
     """Reads a run folder's configuration. Raises ExperimentError if it is none."""
     import json

@@ -95,6 +95,7 @@ def _train_in(folder: Path, cfg: TrainConfig, about: dict[str, Any]) -> float:
         run_folder.save_curve(folder / "curve.png", rows.rows, players, f"level {level.number}, {level.name}, seed {cfg.seed}")
         run_folder.report(folder, cfg, about, test, {**facts, "level": level})
         export_model(model, run, level, folder / "bundle", golden=64, table=test, rule=referee.fitted)
+        run_folder.point_latest(folder)
     finally:
         logger.close()
         env.close()

@@ -132,7 +132,7 @@ class Level(Strict):
 @functools.lru_cache(maxsize=64)
 def _read(path: Path) -> Level:
     try:
-        return parse(Level, load_yaml(path, "level file"), f"level file {path.name}")
+        return parse(Level, load_yaml(path, "level file"), f"level file {path}")
     except PitError as error:
         raise FQError(str(error)) from None
 

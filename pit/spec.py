@@ -238,7 +238,9 @@ def parse(model: type[M], data: Any, source: str) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        mistakes = error.errors()
+        # A misspelt key is missing too: the misspelling is what helps.
+        first = next((e for e in mistakes if e["type"] == "extra_forbidden"), mistakes[0])
         where = ".".join(str(x) for x in first["loc"])
         if first["type"] == "extra_forbidden":
             names = _field_names(model, first["loc"][:-1])

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
+import pytest
+
 from conductor.bundle import Bundle
-from conductor.orchestrator import begin
+from conductor.journal import read_journal
+from conductor.orchestrator import begin, resume
+from conductor.pit_interface import fold
 from conductor.report import report_run
 from conductor.workflow import load_workflow
-from tests.conductor.helpers import output_of
+from tests.conductor.helpers import conductor, output_of
+from tests.conductor.test_crash import finished
 
 PROGRAMS = {
     "largest_jump": "max([abs(x) for x in [y - x for x, y in zip(xs, xs[1:])]])",
@@ -39,3 +45,20 @@ def test_code_forge_under_any_policy_ends_with_a_report(root: Path, tmp_path: Pa
     assert report.status == "solved" and report.makespan < 60
     mean = output_of(Path(report.folder), report.outputs["report"])["mean"]
     assert 0 <= mean <= 1 and abs(report.score["base"] - mean) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", (1, 12))
+@pytest.mark.parametrize("point", ("before_intent", "after_intent", "mid_effect", "before_done", "after_done"))
+def test_code_forge_killed_at_every_boundary(root: Path, tmp_path: Path, point: str, count: int) -> None:
+    """kill -9, then resume: no recorded result is lost or recorded twice, and the programs found are the right ones."""
+    workflow = root / "examples" / "code_forge" / "workflow.yaml"
+    done = conductor("run", workflow, "--strategy", "critical_path", "--runs", tmp_path, FQ_KILL_AT=f"{point}:{count}")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (folder,) = tmp_path.iterdir()
+    recorded = finished(folder)
+    result = resume(folder)
+    assert result.status == "solved" and output_of(folder, report_run(folder).outputs["report"])["programs"] == PROGRAMS
+    after = finished(folder)
+    assert set(after.values()) == {1} and len(after) == 25 and recorded.keys() <= after.keys()
+    assert fold(read_journal(folder)).ended  # every observation, mask and the final state again, bit for bit
