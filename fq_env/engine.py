@@ -105,6 +105,16 @@ class Block:
         return memory, self.pit["ready_at"]
 
 
+def closure(needs: dict[str, list[str]], goal: str) -> set[str]:
+    """A goal of a level of hidden order, and all that it needs, directly or not."""
+    found, todo = set[str](), [goal]
+    while todo:
+        if (name := todo.pop()) not in found:
+            found.add(name)
+            todo += needs.get(name, [])
+    return found
+
+
 def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
     """A level's parameters as the generator reads them, (1,) `fq_env.state.LEVEL`."""
     row = np.zeros(1, LEVEL)
@@ -130,7 +140,9 @@ def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
         row["order_hidden"], row["held"], row["distractors"][0] = 1, level.order.held, level.order.distractors
         for name, needs in level.order.needs.items():
             row["needs"][0, functions.index(name)] = sum(1 << functions.index(n) for n in needs)
-        row["goals"][0, : len(level.order.goals)] = [functions.index(g) for g in level.order.goals]
+        row["closures"][0, : len(level.order.goals)] = [
+            sum(1 << functions.index(name) for name in closure(level.order.needs, goal)) for goal in level.order.goals
+        ]
         row["n_goals"] = len(level.order.goals)
     row["number"] = level.number
     row["key"] = int.from_bytes(hashlib.sha256(f"function-quest level {level.number} {level.name}".encode()).digest()[:8])

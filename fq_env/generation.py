@@ -203,11 +203,7 @@ def link(s, w, edges):
 def draw_order(s, w, L):
     """Hidden order: a goal and all it needs, less what is held; distractors; all in random order and without edges."""
     n_functions = np.int64(s.n_functions)
-    closure = _ONE << uint64(L.goals[pick(w, L.n_goals)])
-    for _ in range(n_functions):
-        for f in range(n_functions):
-            if closure & (_ONE << uint64(f)):
-                closure |= L.needs[f]
+    closure = L.closures[pick(w, L.n_goals)]
     held = uint64(0)
     if uniform(w, 0.0, 1.0) < L.held:
         for f in range(n_functions):

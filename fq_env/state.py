@@ -34,7 +34,7 @@ LEVEL = _record(
         ("earlier", "i8", (8,)),
         ("n_earlier", "i8"),
         ("needs", "u8", (16,)),  # bit mask of functions, per function
-        ("goals", "i8", (8,)),
+        ("closures", "u8", (8,)),  # of each goal: what it needs, directly or not, and itself
         ("n_goals", "i8"),
         ("order_hidden", "i8"),
         ("max_steps", "i8"),

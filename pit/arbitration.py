@@ -6,6 +6,8 @@ It must not know how a call is carried out.
 
 from __future__ import annotations
 
+import numpy as np
+
 from pit.compiled import kernel
 from pit.layout import N_SLOTS, NEVER
 from pit.state import ready, task, variant
@@ -20,14 +22,12 @@ def group_ready(s):
         for k in range(s.n_ready):
             i = ready(s, k).task
             t = task(s, i)
-            bucket = 0
-            if width < 2:
-                bucket = t.bucket >> width
-            key = t.function * 256 + bucket * 4
-            if t.attempts > 0:
-                key += 2
-            if t.hold_until > 0:
-                key += 1
+            key = np.int64(t.key)  # function * 256 + bucket * 4 + attempted * 2 + held
+            if width > 0:
+                bucket = (key >> 2) & 63
+                key -= bucket * 4
+                if width == 1:
+                    key += (bucket >> 1) * 4
             g = 0
             while g < n and s.slots[g].key != key:
                 g += 1
@@ -58,6 +58,7 @@ def hold_slot(s, g, until):
         t = task(s, ready(s, k).task)
         if t.slot == g:
             t.hold_until = until
+            t.key |= 1
             s.n_held += 1
 
 
@@ -70,6 +71,7 @@ def end_holds(s, pool, m):
             v = variant(s, 3 * t.function + 1)
             if v.pool == pool and v.model == m:
                 t.hold_until = 0
+                t.key &= ~1
                 s.n_held -= 1
 
 
@@ -92,4 +94,5 @@ def expire_holds(s):
         t = task(s, ready(s, k).task)
         if 0 < t.hold_until <= s.now:
             t.hold_until = 0
+            t.key &= ~1
             s.n_held -= 1

@@ -30,6 +30,6 @@ def store(s, i, row, quality, size):
     if quality < 0.0:
         quality = flowed(s, i, variant(s, row).quality)
     t.quality = quality
-    t.artifact_size = size
+    t.artifact_kib = size // 1024
     t.artifact_time = s.now
     t.version += 1

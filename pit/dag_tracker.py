@@ -194,6 +194,7 @@ def arrive(s):
 def place_ready(s, i):
     """Inserts task i into the ready tasks: larger rank, then earlier ready, then smaller index."""
     t = task(s, i)
+    t.key = t.function * 256 + t.bucket * 4 + (2 if t.attempts > 0 else 0) + (1 if t.hold_until > 0 else 0)
     k = s.n_ready
     while k > 0:
         j = ready(s, k - 1).task

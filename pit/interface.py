@@ -210,6 +210,8 @@ def decision_due(s):
     return s.any_start == 1
 
 
+# Fields of the hot record that can be computed from the rest.
+_CACHES = ("slots", "slots_valid", "any_start", "n_slots", "n_tail", "victim_budget", "victim_size", "victim_demand")
 ACT, ADVANCE, APPLY, DUE, OBSERVE, TIMER, RULE = range(7)
 
 
@@ -393,7 +395,16 @@ class Pit:
         """sha256 of the memory without what is only a cache of the rest (slots, near demand, old commands)."""
         memory = self._memory.copy()
         hot = memory[: state.PIT.itemsize].view(state.PIT)
-        for cache in ("slots", "slots_valid", "any_start", "n_slots", "n_tail"):
+        for cache in (
+            "slots",
+            "slots_valid",
+            "any_start",
+            "n_slots",
+            "n_tail",
+            "victim_budget",
+            "victim_size",
+            "victim_demand",
+        ):
             hot[cache] = np.zeros((), hot[cache].dtype)
         start = self._offsets["model_at"]
         memory[start : start + self._counts["models"] * state.MODEL.itemsize].view(state.MODEL)["near"] = 0

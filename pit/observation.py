@@ -115,11 +115,10 @@ def refresh_slots(s):
         slot = s.slots[g]
         t = task(s, slot.head)
         bits = 0
+        kinds = variant(s, 3 * t.function + STANDARD).kinds
         for k in range(N_VARIANTS):
-            row = 3 * t.function + k
-            v = variant(s, row)
-            slot.mode[k] = NO
-            if v.usable == 1:
+            if (kinds >> k) & 1:
+                row = 3 * t.function + k
                 planned = pool_manager.plan(s, row)
                 slot.mode[k] = planned & 3
                 slot.copy[k] = (planned >> 2) - 1
@@ -214,14 +213,20 @@ def victim_demand(s, v):
     budget = s.pools[v.pool].budget
     if budget < 0:
         return demand
+    size = model(s, v.model).size
+    if size == s.victim_size and budget == s.victim_budget:
+        return s.victim_demand
     b = s.budgets[budget]
     room = b.capacity - b.used
     victim = -1
-    while room < model(s, v.model).size:
+    while room < size:
         victim = stale_manager.next_victim(s, budget, victim)
         m = model(s, copy(s, victim).model)
         room += m.size
         demand += m.ready + m.near
+    s.victim_size = size
+    s.victim_budget = budget
+    s.victim_demand = demand
     return demand
 
 
@@ -229,7 +234,7 @@ def victim_demand(s, v):
 def encode_supply(s, slot, at, first, v):
     """Features 6-13 of a slot: when its variants could begin, and who else wants their models; `v` = its standard variant."""
     for k in range(N_VARIANTS):
-        if variant(s, first + k).usable == 1:
+        if (v.kinds >> k) & 1:
             planned = np.int64(slot.mode[k]) + 4 * (np.int64(slot.copy[k]) + 1)
             put(at, 6 + k, squash(pool_manager.start_delay(s, first + k, planned), s.unit))
         else:
@@ -266,8 +271,8 @@ def encode_slot(s, g, at, path, work):
     put(at, 5, clip(t.base[STANDARD] * v.deviation / est, 0.0, 1.0))
     for side in range(2):
         k = LITE if side == 0 else PREMIUM
-        o = variant(s, first + k)
-        if o.usable == 1:
+        if (v.kinds >> k) & 1:
+            o = variant(s, first + k)
             other = t.base[k] * o.ratio
             put(at, 14 + side, contrast(other, est))
             put(at, 16 + side, clip(o.quality - v.quality, -1.0, 1.0))
@@ -450,6 +455,7 @@ def encode(s, out):
     refresh_slots(s)
     if s.exposure > 0:
         near_demand(s)
+        s.victim_size = -1
     path = dag_tracker.path_left(s)
     work = clip(s.work_left / s.work_total, 0.0, 1.0)
     for g in range(s.n_slots):

@@ -359,6 +359,8 @@ def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copie
             row["pool"], row["units"], row["code"] = pools.index(v.pool), v.units, function.code
             row["model"] = -1 if v.model is None else names.index(v.model)
             row["usable"] = name in system.verbs
+        own = variants[3 * f : 3 * f + 3]
+        own["kinds"] = sum(1 << k for k in range(3) if own["usable"][k])
     for m, model in enumerate(system.models.values()):
         row = models[m]
         row["size"], row["serves"], row["price"] = model.size, model.serves, round(model.price * MICRO)

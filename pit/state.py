@@ -101,6 +101,9 @@ PIT = _record(
         ("max_attempts", "i4"),
         ("n_slots", "i4"),
         ("n_tail", "i4"),  # ready tasks without a slot
+        ("victim_budget", "i4"),  # the encoder's last answer to `victim_demand`: for which budget and size (-1 = none yet)
+        ("victim_size", "i8"),
+        ("victim_demand", "f8"),
         ("verbs", "u1"),  # bit per enabled verb
         ("exposure", "u1"),
         ("order_hidden", "u1"),
@@ -119,24 +122,13 @@ PIT = _record(
     ]
 )
 TASK = _record(
-    [
+    [  # two cache lines: what deciding and encoding read ...
         ("base", "f8", (3,)),  # us, per variant
         ("rank", "f8"),  # us
-        ("work", "f8"),  # us
-        ("near_time", "f8"),  # us, latest expected end among calls of its inputs
-        ("ready_time", "i8"),  # us
         ("hold_until", "i8"),  # us, 0 = not held
-        ("hint", "f8"),  # us, 0 = none
-        ("quality", "f8"),  # of its artifact
-        ("artifact_size", "i8"),
-        ("artifact_time", "i8"),  # us
-        ("succ_from", "i4"),
-        ("succ_to", "i4"),
-        ("pred_from", "i4"),
-        ("pred_to", "i4"),
+        ("ready_time", "i8"),  # us
+        ("key", "i4"),  # what members of a slot share: see arbitration
         ("function", "i2"),
-        ("open_inputs", "i2"),
-        ("running_inputs", "i2"),
         ("attempts", "i2"),
         ("version", "i2"),  # of its artifact
         ("slot", "i1"),
@@ -144,25 +136,39 @@ TASK = _record(
         ("required", "u1"),
         ("bucket", "u1"),
         ("near", "u1"),
+        # ... and what events read
+        ("work", "f8"),  # us
+        ("near_time", "f8"),  # us, latest expected end among calls of its inputs
+        ("hint", "f8"),  # us, 0 = none
+        ("quality", "f8"),  # of its artifact
+        ("artifact_time", "i8"),  # us
+        ("artifact_kib", "i4"),  # KiB
+        ("succ_from", "i4"),
+        ("succ_to", "i4"),
+        ("pred_from", "i4"),
+        ("pred_to", "i4"),
+        ("open_inputs", "i2"),
+        ("running_inputs", "i2"),
     ]
 )
 INDEX = _record([("task", "i4")])
 VARIANT = _record(
     [
-        ("nominal", "f8"),  # us
-        ("quality", "f8"),
-        ("price", "i8"),  # micro-units per second
-        ("n", "f8"),  # observed / hinted ratios: count, sum, sum of squares
-        ("s", "f8"),
-        ("ss", "f8"),
         ("ratio", "f8"),  # (2 + s) / (2 + n)
         ("deviation", "f8"),  # sqrt(max(var, 0))
-        ("ranked_ratio", "f8"),  # ratio when ranks were computed
+        ("quality", "f8"),
+        ("price", "i8"),  # micro-units per second
         ("code", "f8"),
         ("pool", "i2"),
         ("model", "i2"),  # -1 = none
         ("units", "i2"),
         ("usable", "u1"),
+        ("kinds", "u1"),  # bit per usable variant of the function
+        ("nominal", "f8"),  # us
+        ("n", "f8"),  # observed / hinted ratios: count, sum, sum of squares
+        ("s", "f8"),
+        ("ss", "f8"),
+        ("ranked_ratio", "f8"),  # ratio when ranks were computed
     ]
 )
 MODEL = _record(
