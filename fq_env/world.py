@@ -23,7 +23,6 @@ from pit.layout import (
     FINISHED,
     GIVEN_UP,
     LOADED,
-    LOADING,
     NEVER,
     OK,
     ON,
@@ -96,16 +95,17 @@ def next_due(s, w):
     row = 0
     if s.n_loading > 0:
         for i in range(s.copy_rows):
-            if copy(s, i).state == LOADING and load_due(w, i).when < when:
-                when = load_due(w, i).when
-                row = -1 - i
+            at = load_due(w, i).when
+            better = at < when
+            when = at if better else when
+            row = -1 - i if better else row
     for k in range(s.call_rows):
-        c = call(s, k)
-        if c.id >= 0 and c.start >= 0:
-            at = due(w, k).when
-            if at < when or (at == when and row >= 0 and c.id < call(s, row).id):
-                when = at
-                row = k
+        at = due(w, k).when
+        if at == when and at < NEVER and row >= 0:
+            row = k if call(s, k).id < call(s, row).id else row
+        better = at < when
+        when = at if better else when
+        row = k if better else row
     return when, row
 
 
@@ -123,6 +123,7 @@ def happen(s, w, L, row):
         e.elapsed = load_due(w, i).elapsed
         e.price = e.elapsed * model(s, copy(s, i).model).price // 1_000_000
         w.load_cost = 0.0
+        load_due(w, i).when = NEVER
         apply(s, e)
         return
     c = call(s, row)
@@ -134,6 +135,7 @@ def happen(s, w, L, row):
     e.error = d.error
     e.elapsed = d.elapsed
     e.price = d.elapsed * variant(s, 3 * f + c.variant).price // 1_000_000
+    d.when = NEVER
     apply(s, e)
     if d.error == OK:
         w.have |= _ONE << uint64(f & 63)

@@ -28,9 +28,9 @@ def group_ready(s):
                 key -= bucket * 4
                 if width == 1:
                     key += (bucket >> 1) * 4
-            g = 0
-            while g < n and s.slots[g].key != key:
-                g += 1
+            g = n
+            for j in range(n):  # no early exit: where it would leave is a guess that fails
+                g = j if s.slots[j].key == key else g
             if g == n:
                 if n == N_SLOTS:
                     if width < 2:

@@ -35,7 +35,6 @@ def emit_start(s, k):
     c = call(s, k)
     c.start = s.now
     c.expected_end = s.now + c.est
-    dag_tracker.expect(s, c.task, c.expected_end)
     out = command(s, s.n_commands)
     s.n_commands += 1
     out.kind = CMD_START
@@ -72,7 +71,7 @@ def before_call(s, i, f, k, planned):
     t = task(s, i)
     mode = planned & 3
     which = (planned >> 2) - 1
-    dag_tracker.dispatched(s, i)
+    est = t.base[k] * v.ratio
     pool_manager.take_places(s, v.pool, v.units)
     if mode == HERE:
         if which >= 0:
@@ -104,7 +103,7 @@ def before_call(s, i, f, k, planned):
     c.copy = which
     c.model = v.model
     c.units = v.units
-    c.est = t.base[k] * v.ratio
+    c.est = est
     c.spread = t.base[k] * v.deviation
     c.start = -1
     c.cold = 0
@@ -113,9 +112,9 @@ def before_call(s, i, f, k, planned):
         s.outcome = OUT_WARM
     else:
         c.cold = 1
-        c.expected_end = copy(s, which).expected_loaded + c.est
-        dag_tracker.expect(s, i, c.expected_end)
+        c.expected_end = copy(s, which).expected_loaded + est
         s.outcome = OUT_COLD
+    dag_tracker.dispatched(s, i, c.expected_end)
 
 
 @kernel
@@ -175,6 +174,7 @@ def loaded(s, which, elapsed, price):
     k = waiting_call(s, which, -1)
     while k >= 0:
         emit_start(s, k)
+        dag_tracker.expect(s, call(s, k).task, call(s, k).expected_end)
         k = waiting_call(s, which, call(s, k).id)
     if s.n_held > 0 and pool_manager.has_room(s, which):
         c = copy(s, which)

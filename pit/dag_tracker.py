@@ -246,8 +246,8 @@ def set_near(s, i):
 
 
 @kernel
-def dispatched(s, i):
-    """Task i leaves the ready tasks and runs; its successors have one more running input."""
+def dispatched(s, i, when):
+    """Task i leaves the ready tasks and runs, expected to end at `when` (us); its successors have one more running input."""
     t = task(s, i)
     t.state = RUNNING
     k = 0
@@ -262,7 +262,9 @@ def dispatched(s, i):
         model(s, m).ready -= 1
     for e in range(t.succ_from, t.succ_to):
         j = successor(s, e).task
-        task(s, j).running_inputs += 1
+        o = task(s, j)
+        o.running_inputs += 1
+        o.near_time = max(o.near_time, when)
         set_near(s, j)
 
 
@@ -276,26 +278,18 @@ def expect(s, i, when):
 
 
 @kernel
-def resolve(s, i):
-    """An input of task i's successors is there, or will never be needed: one open input fewer."""
+def ended(s, i, resolved):
+    """A call of task i has ended: its successors have one running input fewer, and if it is resolved (there is an output,
+    or there will never be one) one open input fewer: those without any become ready."""
     t = task(s, i)
     for e in range(t.succ_from, t.succ_to):
         j = successor(s, e).task
         o = task(s, j)
-        o.open_inputs -= 1
+        o.running_inputs -= 1
+        o.open_inputs -= resolved
         set_near(s, j)
         if o.open_inputs == 0 and o.state == BLOCKED:
             make_ready(s, j)
-
-
-@kernel
-def ended(s, i):
-    """A call of task i has ended, well or badly: its successors have one running input fewer."""
-    t = task(s, i)
-    for e in range(t.succ_from, t.succ_to):
-        j = successor(s, e).task
-        task(s, j).running_inputs -= 1
-        set_near(s, j)
 
 
 @kernel
@@ -309,8 +303,7 @@ def done(s, i):
         if t.succ_to == t.succ_from:
             s.sinks_done += 1
             s.quality_done += t.quality
-    ended(s, i)
-    resolve(s, i)
+    ended(s, i, 1)
     if s.required_left == 0:
         s.status = SOLVED
 
@@ -320,16 +313,15 @@ def failed(s, i):
     """An attempt of task i gave nothing: it is ready again, or given up when its attempts are used."""
     t = task(s, i)
     t.attempts += 1
-    ended(s, i)
     if s.max_attempts > 0 and t.attempts >= s.max_attempts:
         t.state = GIVEN_UP
         t.quality = 0.0
         s.work_left -= t.work
         if t.required == 1:
             s.status = FAILED
-        else:
-            resolve(s, i)
+        ended(s, i, 1 - t.required)
     else:
+        ended(s, i, 0)
         make_ready(s, i)
 
 

@@ -211,7 +211,18 @@ def decision_due(s):
 
 
 # Fields of the hot record that can be computed from the rest.
-_CACHES = ("slots", "slots_valid", "any_start", "n_slots", "n_tail", "victim_budget", "victim_size", "victim_demand")
+_CACHES = (
+    "slots",
+    "slots_valid",
+    "any_start",
+    "n_slots",
+    "n_tail",
+    "victim_budget",
+    "victim_size",
+    "victim_demand",
+    "next_end",
+    "next_loaded",
+)
 ACT, ADVANCE, APPLY, DUE, OBSERVE, TIMER, RULE = range(7)
 
 
@@ -407,7 +418,10 @@ class Pit:
         ):
             hot[cache] = np.zeros((), hot[cache].dtype)
         start = self._offsets["model_at"]
-        memory[start : start + self._counts["models"] * state.MODEL.itemsize].view(state.MODEL)["near"] = 0
+        models = memory[start : start + self._counts["models"] * state.MODEL.itemsize].view(state.MODEL)
+        for cache in ("near", "free_at", "here", "join"):
+            models[cache] = 0
+        hot["pools"]["room_at"] = 0
         tasks = memory[self._offsets["task_at"] :][: self._counts["tasks"] * state.TASK.itemsize].view(state.TASK)
         tasks["slot"] = 0
         memory[self._offsets["command_at"] :] = 0

@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from pit import arbitration, dag_tracker, pool_manager, stale_manager
+from pit import arbitration, pool_manager, stale_manager
 from pit.compiled import kernel
 from pit.layout import (
     FULL,
@@ -21,7 +21,6 @@ from pit.layout import (
     GLOBAL_OFFSET,
     HOLD,
     LITE,
-    LOADING,
     MAX_POOLS,
     N_ACTIONS,
     N_OBSERVATION,
@@ -110,6 +109,7 @@ def refresh_slots(s):
         return
     s.slots_valid = 1
     s.any_start = 0
+    pool_manager.survey(s)
     arbitration.group_ready(s)
     for g in range(s.n_slots):
         slot = s.slots[g]
@@ -128,7 +128,7 @@ def refresh_slots(s):
             s.any_start = 1
         if bits & (1 << STANDARD) and (s.verbs >> HOLD) & 1 and slot.mode[STANDARD] != HERE:
             v = variant(s, 3 * t.function + STANDARD)
-            free = pool_manager.free_in(s, v.pool, v.model)
+            free = pool_manager.free_in(s, v.model)
             if 0.0 <= free <= model(s, v.model).load_est:
                 bits |= 1 << HOLD
         slot.legal = bits
@@ -242,7 +242,7 @@ def encode_supply(s, slot, at, first, v):
     put(at, 9, 1.0)
     if v.model >= 0:
         m = model(s, v.model)
-        free = pool_manager.free_in(s, v.pool, v.model)
+        free = pool_manager.free_in(s, v.model)
         if free >= 0.0:
             put(at, 9, squash(free, s.unit))
         put(at, 10, count2(m.live))
@@ -306,36 +306,33 @@ def encode_pools(s, out):
 @kernel
 def next_event(s):
     """us until the next event is expected; -1.0 if none is."""
-    best = -1.0
-    for k in range(s.call_rows):
-        c = call(s, k)
-        if c.id >= 0 and c.start >= 0:
-            left = max(0.0, c.expected_end - s.now)
-            if best < 0.0 or left < best:
-                best = left
-    if s.n_loading > 0:
-        for i in range(s.copy_rows):
-            c = copy(s, i)
-            if c.state == LOADING:
-                left = max(0.0, c.expected_loaded - s.now)
-                if best < 0.0 or left < best:
-                    best = left
+    at = min(s.next_end, s.next_loaded)
+    left = max(0.0, at - s.now) if at < float(NEVER) else -1.0
     if s.n_held > 0:
-        left = float(arbitration.next_hold(s) - s.now)
-        if best < 0.0 or left < best:
-            best = left
-    return best
+        hold = float(arbitration.next_hold(s) - s.now)
+        left = min(left, hold) if left >= 0.0 else hold
+    return left
 
 
 @kernel
-def overrun_calls(s):
-    """Started calls that have run longer than 1.5 x their estimate plus two spreads."""
-    n = 0
+def running(s):
+    """(critical path left, overrun calls): over calls in flight, and the first ready task.
+
+    A started call has overrun if it has run longer than 1.5 x its estimate plus two spreads.
+    """
+    path = 0.0
+    overrun = 0
+    if s.n_ready > 0:
+        path = task(s, ready(s, 0).task).rank
     for k in range(s.call_rows):
         c = call(s, k)
-        if c.id >= 0 and c.start >= 0 and s.now - c.start > OVERRUN_FACTOR * c.est + OVERRUN_SPREADS * c.spread:
-            n += 1
-    return n
+        if c.id < 0:
+            continue
+        t = task(s, c.task)
+        ran = float(s.now - c.start) if c.start >= 0 else 0.0
+        path = max(path, t.rank - min(ran, t.work))
+        overrun += 1 if ran > OVERRUN_FACTOR * c.est + OVERRUN_SPREADS * c.spread else 0
+    return path, overrun
 
 
 @kernel
@@ -364,7 +361,7 @@ def encode_first_slot(s, at):
         if s.slots[0].mode[STANDARD] == HERE:
             warm = 0.0
         else:
-            free = pool_manager.free_in(s, v.pool, v.model)
+            free = pool_manager.free_in(s, v.model)
             if free >= 0.0:
                 warm = squash(free, s.unit)
         if pool_manager.has_place(s, row):
@@ -400,7 +397,7 @@ def encode_tail(s, at, path):
 
 
 @kernel
-def encode_globals(s, at, path, work):
+def encode_globals(s, at, path, work, overrun):
     """The 48 globals at float address `at`."""
     elapsed = float(s.now - s.t0)
     put(at, 0, crowd(elapsed, s.lb))
@@ -410,7 +407,7 @@ def encode_globals(s, at, path, work):
     put(at, 4, s.required_left / max(1, s.n_required))
     put(at, 5, count8(s.n_ready))
     put(at, 6, count8(s.n_calls))
-    put(at, 7, count2(overrun_calls(s)))
+    put(at, 7, count2(overrun))
     put(at, 8, 1.0)
     put(at, 9, 1.0)
     put(at, 10, retries_left(s))
@@ -456,14 +453,14 @@ def encode(s, out):
     if s.exposure > 0:
         near_demand(s)
         s.victim_size = -1
-    path = dag_tracker.path_left(s)
+    path, overrun = running(s)
     work = clip(s.work_left / s.work_total, 0.0, 1.0)
     for g in range(s.n_slots):
         at = out + 4 * g * N_SLOT_FEATURES
         encode_slot(s, g, at, path, work)
     if s.exposure > 0:
         encode_pools(s, out)
-    encode_globals(s, out + 4 * GLOBAL_OFFSET, path, work)
+    encode_globals(s, out + 4 * GLOBAL_OFFSET, path, work, overrun)
 
 
 # The kernel writes a block only if its class is exposed; these lines hold it to the declaration.

@@ -6,33 +6,68 @@ It must not know why a call is made, nor which copy leaves when room is short: t
 from __future__ import annotations
 
 from pit.compiled import kernel
-from pit.layout import ACTIVE, IDLE, LOADING, PRIOR_COUNT, UTILISATION_WINDOW, WARM
+from pit.layout import ACTIVE, COOLDOWN, IDLE, LOADING, NEVER, PRIOR_COUNT, UTILISATION_WINDOW, WARM
 from pit.state import call, copy, model, variant
 
 # How a call would begin: not at all, at once, on a copy that loads already, by loading a new copy.
 NO, HERE, JOIN, LOAD = range(4)
 
 
+_NONE = float(NEVER)  # us: no such call
+
+
+@kernel
+def survey(s):
+    """One look at copies and calls: per model the first copy with room, when calls end per model, per pool and at all.
+
+    The answers hold until something happens (`slots_valid`); rows are passed once, because what is in them is random
+    and every further loop over them would cost the processor a wrong guess or two.
+    """
+    for i in range(s.n_models):
+        m = model(s, i)
+        m.here = -1
+        m.join = -1
+        m.free_at = _NONE
+    s.next_loaded = _NONE
+    for i in range(s.copy_rows - 1, -1, -1):  # downwards, so that the first row stays
+        c = copy(s, i)
+        if c.state == IDLE or c.state == COOLDOWN:
+            continue
+        m = model(s, c.model)
+        room = c.users < m.serves
+        loading = c.state == LOADING
+        m.join = i if room and loading else m.join
+        m.here = i if room and not loading else m.here
+        s.next_loaded = min(s.next_loaded, c.expected_loaded if loading else _NONE)
+    for p in range(s.n_pools):
+        s.pools[p].room_at = _NONE
+    s.next_end = _NONE
+    for k in range(s.call_rows):
+        c = call(s, k)
+        if c.id < 0:
+            continue
+        pool = s.pools[c.pool]
+        pool.room_at = min(pool.room_at, c.expected_end)
+        end = c.expected_end if c.start >= 0 else _NONE
+        s.next_end = min(s.next_end, end)
+        if c.model >= 0:
+            m = model(s, c.model)
+            m.free_at = min(m.free_at, end)
+
+
 @kernel
 def plan(s, row):
-    """How a call of variant `row` would get a copy, places aside: (copy + 1) * 4 + mode."""
+    """How a call of variant `row` would get a copy after a survey, places aside: (copy + 1) * 4 + mode."""
     v = variant(s, row)
     if v.model < 0:
         return HERE
     m = model(s, v.model)
-    budget = s.pools[v.pool].budget
-    if m.live > 0:
-        join = -1
-        for i in range(s.copy_rows):
-            c = copy(s, i)
-            if c.model == v.model and c.pool == v.pool and c.users < m.serves:
-                if c.state == WARM or c.state == ACTIVE:
-                    return (i + 1) * 4 + HERE
-                if c.state == LOADING and join < 0:
-                    join = i
-        if join >= 0:
-            return (join + 1) * 4 + JOIN
+    if m.here >= 0:
+        return (m.here + 1) * 4 + HERE
+    if m.join >= 0:
+        return (m.join + 1) * 4 + JOIN
     if s.n_idle > 0:
+        budget = s.pools[v.pool].budget
         if budget < 0:
             return LOAD
         b = s.budgets[budget]
@@ -209,29 +244,17 @@ def has_room(s, i):
 
 
 @kernel
-def free_in(s, pool, m):
-    """us until a call on a copy (pool, m) is expected to end; -1.0 if none runs."""
-    best = -1.0
-    for k in range(s.call_rows):
-        c = call(s, k)
-        if c.id >= 0 and c.model == m and c.pool == pool and c.start >= 0:
-            left = max(0.0, c.expected_end - s.now)
-            if best < 0.0 or left < best:
-                best = left
-    return best
+def free_in(s, m):
+    """us until a started call on model m is expected to end, after a survey; -1.0 if none runs."""
+    at = model(s, m).free_at
+    return max(0.0, at - s.now) if at < _NONE else -1.0
 
 
 @kernel
-def room_in(s, pool):
-    """us until a call of the pool is expected to end; -1.0 if none is in flight."""
-    best = -1.0
-    for k in range(s.call_rows):
-        c = call(s, k)
-        if c.id >= 0 and c.pool == pool:
-            left = max(0.0, c.expected_end - s.now)
-            if best < 0.0 or left < best:
-                best = left
-    return best
+def room_in(s, p):
+    """us until a call of pool p is expected to end, after a survey; -1.0 if none is in flight."""
+    at = s.pools[p].room_at
+    return max(0.0, at - s.now) if at < _NONE else -1.0
 
 
 @kernel

@@ -117,6 +117,7 @@ class SystemSpec(Strict):
         for name, pool in self.pools.items():
             if pool.memory is not None:
                 _known(pool.memory, self.memory, f"pools.{name}.memory", "memory budget")
+        served: dict[str, str] = {}
         for function, f in self.functions.items():
             for name, v in f.variants():
                 where = f"functions.{function}.{name}"
@@ -127,6 +128,11 @@ class SystemSpec(Strict):
                     )
                 if v.model is not None:
                     _known(v.model, self.models, f"{where}.model", "model")
+                    if served.setdefault(v.model, v.pool) != v.pool:
+                        raise ValueError(
+                            f"{where}.pool is {v.pool!r}, but model {v.model!r} is served in pool {served[v.model]!r}; "
+                            f"a model lives in one pool: define a second model for the other"
+                        )
                     budget = self.pools[v.pool].memory
                     if budget is not None and self.models[v.model].size > self.memory[budget]:
                         raise ValueError(

@@ -28,6 +28,7 @@ POOL = _record(
         ("settled", "i8"),  # us, when utilisation was last stored
         ("loading", "i4"),  # copies in state loading
         ("warm", "i4"),  # copies in state warm
+        ("room_at", "f8"),  # us, when a call is expected to end (survey)
     ]
 )
 BUDGET = _record([("capacity", "i8"), ("used", "i8"), ("evictable", "i8")])  # memory units; evictable = size of warm copies
@@ -101,6 +102,8 @@ PIT = _record(
         ("max_attempts", "i4"),
         ("n_slots", "i4"),
         ("n_tail", "i4"),  # ready tasks without a slot
+        ("next_end", "f8"),  # us, expected end of the first started call, and of the first load (survey)
+        ("next_loaded", "f8"),
         ("victim_budget", "i4"),  # the encoder's last answer to `victim_demand`: for which budget and size (-1 = none yet)
         ("victim_size", "i8"),
         ("victim_demand", "f8"),
@@ -180,9 +183,12 @@ MODEL = _record(
         ("s", "f8"),
         ("load_est", "f8"),  # us
         ("near", "f8"),  # near-future demand, filled by the encoder
+        ("free_at", "f8"),  # us, when a started call on it is expected to end (survey)
         ("serves", "i4"),  # calls at once per copy
         ("ready", "i4"),  # ready tasks whose standard model this is
         ("live", "i4"),  # copies loading, warm or active
+        ("here", "i4"),  # its first warm or active copy with room, -1 = none (survey)
+        ("join", "i4"),  # its first loading copy with room
     ]
 )
 COPY = _record(

@@ -23,7 +23,8 @@ TICK = 50_000  # µs; most durations are whole ticks, so that many events fall o
 def random_variant(rng: random.Random, pools: dict[str, Any], models: dict[str, Any]) -> dict[str, Any]:
     pool = rng.choice(list(pools))
     places, budget = pools[pool]["places"], pools[pool]["memory"]
-    model = rng.choice(list(models)) if rng.random() < (0.8 if budget else 0.3) else None
+    here = [name for i, name in enumerate(models) if i % len(pools) == list(pools).index(pool)]  # a model lives in one pool
+    model = rng.choice(here) if here and rng.random() < (0.8 if budget else 0.3) else None
     return {
         "pool": pool, "model": model, "seconds": rng.choice((0.1, 0.35, 1.0, 2.0, rng.uniform(0.05, 5.0))),
         "quality": rng.choice((1.0, rng.uniform(0.1, 1.0))), "price": rng.choice((0.0, rng.uniform(0.0, 0.01))),
