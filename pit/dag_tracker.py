@@ -250,13 +250,11 @@ def dispatched(s, i, when):
     """Task i leaves the ready tasks and runs, expected to end at `when` (us); its successors have one more running input."""
     t = task(s, i)
     t.state = RUNNING
-    k = 0
-    while ready(s, k).task != i:
-        k += 1
     s.n_ready -= 1
-    while k < s.n_ready:
-        ready(s, k).task = ready(s, k + 1).task
-        k += 1
+    past = 0
+    for k in range(s.n_ready):  # everything behind task i moves up by one
+        past = 1 if ready(s, k).task == i else past
+        ready(s, k).task = ready(s, k + past).task
     m = variant(s, 3 * t.function + STANDARD).model
     if m >= 0:
         model(s, m).ready -= 1

@@ -121,15 +121,13 @@ def refresh_slots(s):
                 row = 3 * t.function + k
                 planned = pool_manager.plan(s, row)
                 slot.mode[k] = planned & 3
-                slot.copy[k] = (planned >> 2) - 1
                 if planned & 3 != NO and t.hold_until == 0 and pool_manager.has_place(s, row):
                     bits |= 1 << k
         if bits != 0:
             s.any_start = 1
         if bits & (1 << STANDARD) and (s.verbs >> HOLD) & 1 and slot.mode[STANDARD] != HERE:
             v = variant(s, 3 * t.function + STANDARD)
-            free = pool_manager.free_in(s, v.model)
-            if 0.0 <= free <= model(s, v.model).load_est:
+            if pool_manager.free_in(s, v.model) <= model(s, v.model).load_est:
                 bits |= 1 << HOLD
         slot.legal = bits
 
@@ -235,16 +233,13 @@ def encode_supply(s, slot, at, first, v):
     """Features 6-13 of a slot: when its variants could begin, and who else wants their models; `v` = its standard variant."""
     for k in range(N_VARIANTS):
         if (v.kinds >> k) & 1:
-            planned = np.int64(slot.mode[k]) + 4 * (np.int64(slot.copy[k]) + 1)
-            put(at, 6 + k, squash(pool_manager.start_delay(s, first + k, planned), s.unit))
+            put(at, 6 + k, squash(pool_manager.start_delay(s, first + k), s.unit))
         else:
             put(at, 6 + k, -1.0)
     put(at, 9, 1.0)
     if v.model >= 0:
         m = model(s, v.model)
-        free = pool_manager.free_in(s, v.model)
-        if free >= 0.0:
-            put(at, 9, squash(free, s.unit))
+        put(at, 9, squash(pool_manager.free_in(s, v.model), s.unit))  # 1 if none runs: that is a long time
         put(at, 10, count2(m.live))
         put(at, 11, count4(m.ready))
         put(at, 12, crowd(m.near, 4.0))
@@ -305,12 +300,10 @@ def encode_pools(s, out):
 
 @kernel
 def next_event(s):
-    """us until the next event is expected; -1.0 if none is."""
-    at = min(s.next_end, s.next_loaded)
-    left = max(0.0, at - s.now) if at < float(NEVER) else -1.0
+    """us until the next event is expected; beyond all bounds if none is."""
+    left = max(0.0, min(s.next_end, s.next_loaded) - s.now)
     if s.n_held > 0:
-        hold = float(arbitration.next_hold(s) - s.now)
-        left = min(left, hold) if left >= 0.0 else hold
+        left = min(left, float(arbitration.next_hold(s) - s.now))
     return left
 
 
@@ -351,8 +344,7 @@ def retries_left(s):
 @kernel
 def encode_first_slot(s, at):
     """Full exposure only: what will be warm or free next, for the first slot; the next event."""
-    soon = next_event(s)
-    put(at, 29, squash(soon, s.unit) if soon >= 0.0 else 1.0)
+    put(at, 29, squash(next_event(s), s.unit))
     warm = 1.0
     room = 1.0
     if s.n_slots > 0:
@@ -361,15 +353,11 @@ def encode_first_slot(s, at):
         if s.slots[0].mode[STANDARD] == HERE:
             warm = 0.0
         else:
-            free = pool_manager.free_in(s, v.model)
-            if free >= 0.0:
-                warm = squash(free, s.unit)
+            warm = squash(pool_manager.free_in(s, v.model), s.unit)
         if pool_manager.has_place(s, row):
             room = 0.0
         else:
-            free = pool_manager.room_in(s, v.pool)
-            if free >= 0.0:
-                room = squash(free, s.unit)
+            room = squash(pool_manager.room_in(s, v.pool), s.unit)
     put(at, 30, warm)
     put(at, 31, room)
     put(at, 33, s.duration_error)

@@ -245,24 +245,23 @@ def has_room(s, i):
 
 @kernel
 def free_in(s, m):
-    """us until a started call on model m is expected to end, after a survey; -1.0 if none runs."""
-    at = model(s, m).free_at
-    return max(0.0, at - s.now) if at < _NONE else -1.0
+    """us until a started call on model m is expected to end, after a survey; beyond all bounds if none runs."""
+    return max(0.0, model(s, m).free_at - s.now)
 
 
 @kernel
 def room_in(s, p):
-    """us until a call of pool p is expected to end, after a survey; -1.0 if none is in flight."""
-    at = s.pools[p].room_at
-    return max(0.0, at - s.now) if at < _NONE else -1.0
+    """us until a call of pool p is expected to end, after a survey; beyond all bounds if none is in flight."""
+    return max(0.0, s.pools[p].room_at - s.now)
 
 
 @kernel
-def start_delay(s, row, planned):
-    """us until a call of the variant would begin if it were started now (places aside)."""
-    mode = planned & 3
-    if mode == HERE:
+def start_delay(s, row):
+    """us until a call of the variant would begin if it were started now (places aside), after a survey."""
+    v = variant(s, row)
+    if v.model < 0:
         return 0.0
-    if mode == JOIN:
-        return max(0.0, copy(s, (planned >> 2) - 1).expected_loaded - s.now)
-    return model(s, variant(s, row).model).load_est
+    m = model(s, v.model)
+    joined = max(0.0, copy(s, max(m.join, 0)).expected_loaded - s.now)  # chosen below, or not: a guess would cost more
+    delay = joined if m.join >= 0 else m.load_est
+    return 0.0 if m.here >= 0 else delay

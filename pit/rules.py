@@ -57,8 +57,7 @@ def choose(s, rule, theta, preferred, spare):
             return g * N_VERBS + k
         if best < 0:
             v = variant(s, 3 * t.function + k)
-            free = pool_manager.free_in(s, v.model)
-            if slot.mode[k] != LOAD or free < 0.0 or free > theta * model(s, v.model).load_est:
+            if slot.mode[k] != LOAD or pool_manager.free_in(s, v.model) > theta * model(s, v.model).load_est:
                 best = g * N_VERBS + k
     if best >= 0:
         return best

@@ -39,7 +39,6 @@ SLOT = _record(
         ("key", "i8"),  # what the members share
         ("legal", "u1"),  # bit per verb
         ("mode", "u1", (3,)),  # how each variant would begin: see pool_manager
-        ("copy", "i2", (3,)),  # on which copy
     ]
 )
 PIT = _record(
