@@ -74,10 +74,11 @@ def test_a_run_leaves_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def test_multirun_in_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run(monkeypatch, "-m", "level=1,11", "seed=0,1", f"runs={tmp_path / 'runs'}", "algo=ppo", *TINY, "total_timesteps=1024")
-    assert (
-        sorted(folder.parent.name for folder in (tmp_path / "runs").glob("level-*/*")) == ["level-01"] * 2 + ["level-11"] * 2
-    )
-    assert len(list((tmp_path / "runs").glob("level-*/*/bundle/manifest.json"))) == 4
+    folders = sorted((tmp_path / "runs").glob("level-*/*-seed*"))
+    assert [folder.parent.name for folder in folders] == ["level-01"] * 2 + ["level-11"] * 2
+    assert all((folder / "bundle" / "manifest.json").exists() for folder in folders)
+    assert {link.resolve() for link in (tmp_path / "runs").glob("level-*/latest")} <= set(folders)
+    assert len(list((tmp_path / "runs").glob("level-*/latest"))) == 2
 
 
 @pytest.mark.slow
