@@ -246,6 +246,7 @@ class Engine:
         e["exposure"] = _choice("exposure", exposure, EXPOSURES)
         _choice("split", split, SPLITS)
         self._address = e.ctypes.data
+        self._obs_address = e["obs"]
         self._worlds = self._views(self.block.pit_size, WORLD)
         self._hots = self._views(0, state.PIT)
         for i, level in enumerate(self.levels):
@@ -296,8 +297,8 @@ class Engine:
 
         Every row of the new buffer is written by the next full `reset` or `step`, and not before.
         """
-        old, self.obs = self.obs, np.empty_like(self.obs)
-        self._engine["obs"] = self.obs.ctypes.data
+        old, self.obs = self.obs, np.empty(self.obs.shape, np.float32)
+        self._obs_address[0] = self.obs.__array_interface__["data"][0]
         return old
 
     def _views(self, start: int, dtype: np.dtype[Any]) -> np.ndarray:

@@ -96,18 +96,25 @@ class FunctionQuestVecEnv(VecEnv):
     def _fill(self, infos: list[dict[str, Any]], ended: np.ndarray) -> None:
         """Puts new dictionaries where episodes ended; records are read by name, which costs less than a dictionary each."""
         seconds = round(time.time() - self._begin, 6)
+        engine = self._engine
         records = self._episodes.take(ended).view(EPISODE)
-        returns, lengths = records["reward_sum"].tolist(), records["steps"].tolist()
-        solved, cuts = (records["status"] == layout.SOLVED).tolist(), self._engine.truncated[ended].tolist()
-        for k, i in enumerate(ended.tolist()):
+        columns = (
+            ended.tolist(),
+            records["reward_sum"].tolist(),
+            records["steps"].tolist(),
+            records,
+            (records["status"] == layout.SOLVED).tolist(),
+            engine.truncated.take(ended).tolist(),
+        )
+        for i, r, steps, record, solved, cut in zip(*columns, strict=True):
             infos[i] = {
-                "episode": {"r": returns[k], "l": lengths[k], "t": seconds},
-                "score": records[k],
-                "is_success": solved[k],
-                "TimeLimit.truncated": cuts[k],
+                "episode": {"r": r, "l": steps, "t": seconds},
+                "score": record,
+                "is_success": solved,
+                "TimeLimit.truncated": cut,
             }
-            if cuts[k]:
-                infos[i]["terminal_observation"] = self._engine.final_obs[i].copy()
+            if cut:
+                infos[i]["terminal_observation"] = engine.final_obs[i].copy()
 
     def action_masks(self) -> np.ndarray:
         """The legal actions now: a new bool array (n, 128), no row all False."""
