@@ -10,7 +10,7 @@ import numpy as np
 
 from conductor.bundle import RuleSpec
 from conductor.policy import Policy
-from pit.interface import Pit
+from pit.handle import Pit
 from pit.layout import WAIT
 
 STRATEGIES = ("adaptive", "critical_path", "sequential")

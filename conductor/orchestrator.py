@@ -27,7 +27,7 @@ from conductor.model_manager import ModelManager, Report
 from conductor.pit_interface import PitInterface, array_digest, event_payload, fold
 from conductor.workflow import Workflow, check_workflow
 from pit import layout
-from pit.interface import Command, Event
+from pit.handle import Command, Event
 from pit.spec import WorkflowSpec
 
 Observer = Callable[[str, int, str], None]  # what happened (`start`, `finished`, `failed`, `load`, ...), when (us), in words

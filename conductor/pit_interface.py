@@ -17,7 +17,7 @@ from conductor.files import digest
 from conductor.journal import Row
 from pit import layout
 from pit.errors import PitError
-from pit.interface import Command, Event, Pit
+from pit.handle import Command, Event, Pit
 from pit.spec import WorkflowSpec
 
 

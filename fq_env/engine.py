@@ -26,8 +26,8 @@ from fq_env.state import (
     world_tables,
 )
 from pit import compiled, state
+from pit.build import copy_rows, fill_system
 from pit.layout import EXPOSURES, N_ACTIONS, N_OBSERVATION
-from pit.spec import copy_rows, fill_system
 
 _SHAPES = ("layered", "pipelines", "fork_join")
 RESET, STEP, PLAY = range(3)

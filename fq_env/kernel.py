@@ -29,8 +29,9 @@ from fq_env.world import run
 from pit.compiled import address_of, copy_bytes, entry, kernel, parallel_entry
 from pit.interface import act, apply
 from pit.layout import ARRIVE, N_ACTIONS, N_OBSERVATION, N_VERBS, NEVER, ON, SOLVED, WAIT
-from pit.observation import encode, refresh_slots, wait_legal, write_mask
+from pit.observation import encode
 from pit.rules import choose
+from pit.slots import refresh_slots, wait_legal, write_mask
 from pit.state import pit_at, task
 
 RESET, STEP, PLAY = range(3)

@@ -15,8 +15,9 @@ from pydantic import Field, field_validator, model_validator
 from fq_env.errors import FQError
 from fq_env.level_files import LEVELS
 from pit.errors import PitError
+from pit.files import load_yaml, parse
 from pit.layout import EXPOSURES, MAX_TASKS
-from pit.spec import Strict, SystemSpec, load_yaml, parse
+from pit.spec import Strict, SystemSpec
 
 Range = Annotated[tuple[float, float], Field(description="low, high")]
 Whole = Annotated[tuple[int, int], Field(description="low, high, both included")]

@@ -242,3 +242,46 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(target, source, size), codegen
+
+
+@intrinsic
+def put(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
+    """Writes a float64 as float32 number `index` behind an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        f4 = context.get_value_type(types.float32)
+        where = context.cast(builder, args[1], signature.args[1], types.int64)
+        base = context.cast(builder, args[0], signature.args[0], types.int64)
+        pointer = builder.inttoptr(builder.add(base, builder.mul(where, where.type(4))), f4.as_pointer())
+        builder.store(context.cast(builder, args[2], signature.args[2], types.float32), pointer)
+        return context.get_dummy_value()
+
+    return types.void(address, index, value), codegen
+
+
+@intrinsic
+def put_byte(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
+    """Writes an integer as byte `index` behind an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        u1 = context.get_value_type(types.uint8)
+        where = context.cast(builder, args[1], signature.args[1], types.int64)
+        base = context.cast(builder, args[0], signature.args[0], types.int64)
+        pointer = builder.inttoptr(builder.add(base, where), u1.as_pointer())
+        builder.store(context.cast(builder, args[2], signature.args[2], types.uint8), pointer)
+        return context.get_dummy_value()
+
+    return types.void(address, index, value), codegen
+
+
+@intrinsic
+def clear(typingctx: Any, address: Any, size: Any) -> Any:
+    """Sets `size` bytes behind an address to zero."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base = context.cast(builder, args[0], signature.args[0], types.int64)
+        pointer = builder.inttoptr(base, cgutils.voidptr_t)
+        cgutils.memset(builder, pointer, context.cast(builder, args[1], signature.args[1], types.int64), 0)
+        return context.get_dummy_value()
+
+    return types.void(address, size), codegen

@@ -9,26 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from pit import arbitration, pool_manager, stale_manager
-from pit.compiled import kernel
+from pit.compiled import clear, kernel, put
 from pit.layout import (
     FULL,
     GLOBAL_FEATURES,
     GLOBAL_OFFSET,
-    HOLD,
     LITE,
     MAX_POOLS,
-    N_ACTIONS,
     N_OBSERVATION,
     N_POOL_FEATURES,
     N_SLOT_FEATURES,
     N_SLOTS,
     N_VARIANTS,
-    N_VERBS,
     NEVER,
     ON,
     OVERRUN_FACTOR,
@@ -39,10 +33,10 @@ from pit.layout import (
     SCORE_WEIGHTS,
     SLOT_FEATURES,
     STANDARD,
-    WAIT,
     columns,
 )
-from pit.pool_manager import HERE, LOAD, NO
+from pit.pool_manager import HERE, LOAD
+from pit.slots import refresh_slots
 from pit.state import call, copy, model, near, ready, task, variant
 
 # Exposure class of each column of one slot, of one pool, and of the globals.
@@ -51,99 +45,6 @@ _POOL_CLASS = np.array([f.exposure for f in POOL_FEATURES])
 _GLOBAL_CLASS = np.array([f.exposure for f in GLOBAL_FEATURES])
 _NAMES = {f.name: i for i, f in enumerate(GLOBAL_FEATURES)}
 _LAST = _NAMES["last_none"]
-
-
-@intrinsic
-def put(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
-    """Writes a float64 as float32 number `index` behind an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        f4 = context.get_value_type(types.float32)
-        where = context.cast(builder, args[1], signature.args[1], types.int64)
-        base = context.cast(builder, args[0], signature.args[0], types.int64)
-        pointer = builder.inttoptr(builder.add(base, builder.mul(where, where.type(4))), f4.as_pointer())
-        builder.store(context.cast(builder, args[2], signature.args[2], types.float32), pointer)
-        return context.get_dummy_value()
-
-    return types.void(address, index, value), codegen
-
-
-@intrinsic
-def put_byte(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
-    """Writes an integer as byte `index` behind an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        u1 = context.get_value_type(types.uint8)
-        where = context.cast(builder, args[1], signature.args[1], types.int64)
-        base = context.cast(builder, args[0], signature.args[0], types.int64)
-        pointer = builder.inttoptr(builder.add(base, where), u1.as_pointer())
-        builder.store(context.cast(builder, args[2], signature.args[2], types.uint8), pointer)
-        return context.get_dummy_value()
-
-    return types.void(address, index, value), codegen
-
-
-@intrinsic
-def clear(typingctx: Any, address: Any, size: Any) -> Any:
-    """Sets `size` bytes behind an address to zero."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        base = context.cast(builder, args[0], signature.args[0], types.int64)
-        pointer = builder.inttoptr(base, cgutils.voidptr_t)
-        cgutils.memset(builder, pointer, context.cast(builder, args[1], signature.args[1], types.int64), 0)
-        return context.get_dummy_value()
-
-    return types.void(address, size), codegen
-
-
-@kernel
-def wait_legal(s):
-    """Whether `wait` may be chosen: something is in flight, loads, cools down or is held; or nothing else can be done."""
-    return s.n_calls > 0 or s.n_loading + s.n_cooling + s.n_held > 0 or s.status != ON or s.arrived == 0
-
-
-@kernel
-def refresh_slots(s):
-    """Groups the ready tasks and finds each slot's legal verbs, if anything has changed since the last time."""
-    if s.slots_valid == 1:
-        return
-    s.slots_valid = 1
-    s.any_start = 0
-    pool_manager.survey(s)
-    arbitration.group_ready(s)
-    for g in range(s.n_slots):
-        slot = s.slots[g]
-        t = task(s, slot.head)
-        bits = 0
-        kinds = variant(s, 3 * t.function + STANDARD).kinds
-        for k in range(N_VARIANTS):
-            if (kinds >> k) & 1:
-                row = 3 * t.function + k
-                planned = pool_manager.plan(s, row)
-                slot.mode[k] = planned & 3
-                if planned & 3 != NO and t.hold_until == 0 and pool_manager.has_place(s, row):
-                    bits |= 1 << k
-        if bits != 0:
-            s.any_start = 1
-        if bits & (1 << STANDARD) and (s.verbs >> HOLD) & 1 and slot.mode[STANDARD] != HERE:
-            v = variant(s, 3 * t.function + STANDARD)
-            if pool_manager.free_in(s, v.model) <= model(s, v.model).load_est:
-                bits |= 1 << HOLD
-        slot.legal = bits
-
-
-@kernel
-def write_mask(s, out):
-    """Legal actions as 128 bytes at address `out`."""
-    clear(out, N_ACTIONS)
-    if s.status == ON and s.arrived == 1:
-        refresh_slots(s)
-        for g in range(s.n_slots):
-            bits = np.int64(s.slots[g].legal)
-            for verb in range(N_VERBS):
-                put_byte(out, g * N_VERBS + verb, (bits >> verb) & 1)
-    if wait_legal(s):
-        put_byte(out, WAIT, 1)
 
 
 @kernel

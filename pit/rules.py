@@ -11,8 +11,8 @@ from pit import pool_manager
 from pit.compiled import kernel
 from pit.errors import PitError
 from pit.layout import N_VERBS, STANDARD, WAIT
-from pit.observation import refresh_slots, wait_legal
 from pit.pool_manager import HERE, LOAD
+from pit.slots import refresh_slots, wait_legal
 from pit.state import model, task, variant
 
 FIFO, CRITICAL_PATH, WARM_WAIT = range(3)

@@ -8,7 +8,7 @@ import pytest
 from conductor.bundle import RuleSpec
 from conductor.decision_maker import DecisionMaker
 from conductor.policy import Policy
-from pit.interface import Event, Pit
+from pit.handle import Event, Pit
 from pit.layout import ARRIVE, STANDARD, WAIT
 from pit.spec import WorkflowSpec
 from tests.conductor.helpers import LAYERS, random_tensors, small_workflow

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pit.layout as L
-from pit.interface import Pit
+from pit.handle import Pit
 from pit.spec import WorkflowSpec
 from tests.twin.driver import conserve, differences, do, drive, look, random_history, random_workflow
 from tests.twin.pit_twin import TwinPit

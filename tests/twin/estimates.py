@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import pit.layout as L
-from pit.spec import History, copy_rows, order_tasks
+from pit.build import copy_rows
+from pit.spec import History, order_tasks
 
 VARIANT_NAMES = L.VERBS[: L.N_VARIANTS]
 Table = dict[str, Any]

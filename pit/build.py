@@ -1,0 +1,147 @@
+"""From a workflow as people write it to a Pit's memory: seconds become microseconds, names become indices."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pit import state
+from pit.errors import PitError
+from pit.layout import NEVER, VERBS
+from pit.spec import VARIANTS, History, SystemSpec, WorkflowSpec, order_tasks
+
+MICRO = 1_000_000
+
+
+def microseconds(seconds: float) -> int:
+    """Seconds as whole microseconds."""
+    return round(seconds * MICRO)
+
+
+class Built(NamedTuple):
+    """A Pit's memory, ready for the event `arrive`, and the names behind its indices."""
+
+    memory: np.ndarray
+    offsets: dict[str, int]
+    counts: dict[str, int]
+    workflow: WorkflowSpec
+    task_ids: list[str]
+    function_names: list[str]
+    pool_names: list[str]
+    model_names: list[str]
+
+
+def copy_rows(system: SystemSpec) -> int:
+    """Rows of the copy table: what the places and memory budgets can hold at once, and as many in cooldown."""
+    places = sum(p.places for p in system.pools.values())
+    smallest = min((m.size for m in system.models.values()), default=0)
+    free = any(p.memory is None for p in system.pools.values()) or smallest == 0
+    live = len(system.models) * places if free else sum(system.memory.values()) // smallest
+    return 0 if not system.models else 2 * min(max(live, 1), 4096)
+
+
+def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copies: np.ndarray, system: SystemSpec) -> None:
+    """Writes a system into a Pit's tables: hot (1,) PIT, variants (3 F,), models (M,), copies (C,)."""
+    pools, names, budgets = list(system.pools), list(system.models), list(system.memory)
+    for p, pool in enumerate(system.pools.values()):
+        hot["pools"]["places"][0, p] = pool.places
+        hot["pools"]["budget"][0, p] = budgets.index(pool.memory) if pool.memory is not None else -1
+    for b, capacity in enumerate(system.memory.values()):
+        hot["budgets"]["capacity"][0, b] = capacity
+    variants["model"] = variants["pool"] = -1
+    for f, function in enumerate(system.functions.values()):
+        for name, v in function.variants():
+            row = variants[3 * f + VARIANTS.index(name)]
+            row["nominal"], row["quality"], row["price"] = microseconds(v.seconds), v.quality, round(v.price * MICRO)
+            row["pool"], row["units"], row["code"] = pools.index(v.pool), v.units, function.code
+            row["model"] = -1 if v.model is None else names.index(v.model)
+            row["usable"] = name in system.verbs
+        own = variants[3 * f : 3 * f + 3]
+        own["kinds"] = sum(1 << k for k in range(3) if own["usable"][k])
+    for m, model in enumerate(system.models.values()):
+        row = models[m]
+        row["size"], row["serves"], row["price"] = model.size, model.serves, round(model.price * MICRO)
+        row["nominal"] = row["load_est"] = microseconds(model.load_seconds)
+    values = {
+        "n_functions": len(system.functions),
+        "n_models": len(names),
+        "n_pools": len(pools),
+        "n_budgets": len(budgets),
+        "n_copies": len(copies),
+        "n_idle": len(copies),
+        "all_places": sum(p.places for p in system.pools.values()),
+        "quality_flow": system.quality_flow,
+        "max_attempts": system.max_attempts,
+        "warning_weight": system.warning_weight,
+        "order_hidden": system.order_hidden,
+        "verbs": sum(1 << VERBS.index(v) for v in set(system.verbs)),
+        "deadline": NEVER if system.deadline_seconds is None else microseconds(system.deadline_seconds),
+        "horizon": NEVER if system.horizon_seconds is None else microseconds(system.horizon_seconds),
+    }
+    for key, value in values.items():
+        hot[key] = value
+
+
+def build_pit(workflow: WorkflowSpec, exposure: int, history: History | None = None) -> Built:
+    """A Pit's memory for one workflow. Raises `PitError`."""
+    workflow = order_tasks(workflow)
+    system = workflow.system
+    tasks, functions, models = workflow.tasks, list(system.functions), list(system.models)
+    index = {t.id: i for i, t in enumerate(tasks)}
+    inputs = [[index[a] for a in dict.fromkeys(t.after)] for t in tasks]
+    edges = sum(map(len, inputs))
+    places = sum(p.places for p in system.pools.values())
+    offsets, size = state.tables(len(tasks), edges, len(functions), len(models), copy_rows(system), places)
+    raw = np.zeros(size + 64, np.uint8)
+    memory = raw[-raw.ctypes.data % 64 :][:size]  # aligned to a cache line
+
+    def rows(name: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
+        return memory[offsets[name] : offsets[name] + count * dtype.itemsize].view(dtype)
+
+    hot = memory[: state.PIT.itemsize].view(state.PIT)
+    for name, offset in offsets.items():
+        hot[name] = offset
+    hot["size"], hot["n_tasks"], hot["exposure"] = size, len(tasks), exposure
+    variants = rows("variant_at", state.VARIANT, 3 * len(functions))
+    model_rows = rows("model_at", state.MODEL, len(models))
+    fill_system(hot, variants, model_rows, rows("copy_at", state.COPY, copy_rows(system)), system)
+    rows("call_at", state.CALL, places)["id"] = -1
+    table = rows("task_at", state.TASK, len(tasks))
+    outputs: list[list[int]] = [[] for _ in tasks]
+    for i, before in enumerate(inputs):
+        for j in before:
+            outputs[j].append(i)
+    for lists, kind, dtype_name in ((inputs, "pred", "pred_at"), (outputs, "succ", "succ_at")):
+        ends = np.cumsum([len(x) for x in lists])
+        table[f"{kind}_to"], table[f"{kind}_from"] = ends, ends - [len(x) for x in lists]
+        rows(dtype_name, state.INDEX, edges)["task"] = [j for x in lists for j in x]
+    for i, t in enumerate(tasks):
+        table["function"][i] = functions.index(t.function)
+        table["hint"][i] = 0 if t.seconds is None else microseconds(t.seconds)
+        table["required"][i] = not t.optional
+    if history is not None:
+        _fill_history(variants, model_rows, functions, models, history)
+    counts = {
+        "tasks": len(tasks),
+        "functions": len(functions),
+        "models": len(models),
+        "copies": copy_rows(system),
+        "places": places,
+    }
+    return Built(
+        memory, offsets, counts, workflow, [t.id for t in tasks], functions, list(system.pools), models
+    )  # fmt: skip
+
+
+def _fill_history(variants: np.ndarray, models: np.ndarray, functions: list[str], names: list[str], history: History) -> None:
+    for (function, name), (n, s, ss) in history.durations.items():
+        row = variants[3 * functions.index(function) + VARIANTS.index(name)]
+        row["n"], row["s"], row["ss"] = n, s, ss
+    for name, (n, s) in history.loads.items():
+        row = models[names.index(name)]
+        row["n"], row["s"] = n, s
+        row["load_est"] = row["nominal"] * ((2.0 + s) / (2.0 + n))
+    if not all(math.isfinite(x) for x in [*variants["s"], *variants["ss"], *models["s"]]):
+        raise PitError("the history holds a number that is not finite; measure again")

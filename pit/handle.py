@@ -1,0 +1,234 @@
+"""One Pit as a Python object, for the conductor, for tests and for the curious; the kernels behind it are `pit.interface`.
+
+Whoever drives it owns the clock and carries out the commands. The rule book is `pit/README.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pit import observation, rules, state
+from pit.build import build_pit
+from pit.errors import PitError
+from pit.interface import ACT, ADVANCE, APPLY, DUE, OBSERVE, RULE, TIMER, drive
+from pit.layout import ACTIVE, DONE, EXPOSURES, N_ACTIONS, N_OBSERVATION, SOLVED, STATUSES, WARM
+from pit.spec import History, WorkflowSpec
+
+# Fields of the hot record that can be computed from the rest.
+_CACHES = (
+    "slots",
+    "slots_valid",
+    "any_start",
+    "n_slots",
+    "n_tail",
+    "victim_budget",
+    "victim_size",
+    "victim_demand",
+    "next_end",
+    "next_loaded",
+)
+
+
+class Event(NamedTuple):
+    """What happened outside (rule book, section 4); codes of `pit.layout`, times in us, money in micro-units."""
+
+    kind: int
+    subject: int
+    error: int = 0
+    elapsed: int = 0
+    quality: float = -1.0
+    size: int = 0
+    price: int = 0
+
+
+class Command(NamedTuple):
+    """What the Pit wants done; -1 where a field does not apply."""
+
+    kind: int
+    call: int
+    task: int
+    function: int
+    variant: int
+    pool: int
+    copy: int
+    model: int
+
+
+class Pit:
+    """One Pit in memory of its own, as Python sees it.
+
+    Args:
+        workflow: tasks and system; tasks are put in topological order.
+        exposure: `hidden`, `partial` or `full`: which columns of the observation are filled.
+        history: what earlier runs measured (durations, loads); None starts from the nominal values.
+
+    Raises:
+        PitError: the workflow or system is not valid, or the exposure is unknown.
+    """
+
+    def __init__(self, workflow: WorkflowSpec, *, exposure: str = "full", history: History | None = None) -> None:
+        if exposure not in EXPOSURES:
+            raise PitError(f"exposure {exposure!r} is unknown; choose one of {', '.join(EXPOSURES)}")
+        built = build_pit(workflow, EXPOSURES.index(exposure), history)
+        self.workflow = built.workflow
+        self.task_ids, self.function_names = built.task_ids, built.function_names
+        self.pool_names, self.model_names = built.pool_names, built.model_names
+        self._memory = built.memory
+        self._offsets, self._counts = built.offsets, built.counts
+        self._address = self._memory.ctypes.data
+        self._event = np.zeros(1, state.EVENT)
+        self._observation = np.zeros(N_OBSERVATION, np.float32)
+        self._mask = np.zeros(N_ACTIONS, np.uint8)
+        self._hot = self._memory[: state.PIT.itemsize].view(state.PIT)
+        self._commands: list[Command] = []
+
+    def _call(self, operation: int, value: int = 0, theta: float = 0.0, first: int = 0, second: int = 0) -> int:
+        result = int(drive(self._address, operation, value, self._event.ctypes.data, first, second, theta))
+        if n := int(self._hot["n_commands"][0]):  # the kernel's buffer holds what one operation can say: empty it each time
+            rows = self._table("command_at", state.COMMAND, n)
+            self._commands += [Command(*(int(x) for x in row)) for row in rows.tolist()]
+            self._hot["n_commands"] = 0
+        return result
+
+    def act(self, action: int) -> None:
+        """One decision, 0..127."""
+        self._call(ACT, int(action))
+
+    def advance(self, t: int) -> None:
+        """The clock goes to t (us); timers up to t fire."""
+        self._call(ADVANCE, int(t))
+
+    def apply(self, event: Event | tuple[Any, ...]) -> bool:
+        """One event; False if it did not fit the state and was ignored."""
+        self._event[0] = tuple(event)
+        return bool(self._call(APPLY))
+
+    def next_timer(self) -> int:
+        """us of the next timer, `NEVER` if none."""
+        return self._call(TIMER)
+
+    def decision_due(self) -> bool:
+        """Whether an action is wanted now (or the run has ended)."""
+        return bool(self._call(DUE))
+
+    def _encode(self) -> None:
+        self._call(OBSERVE, 0, 0.0, self._observation.ctypes.data, self._mask.ctypes.data)
+
+    def observe(self) -> np.ndarray:
+        """The observation, float32 (512,)."""
+        self._encode()
+        return self._observation.copy()
+
+    def mask(self) -> np.ndarray:
+        """Legal actions, bool (128,)."""
+        self._encode()
+        return self._mask.astype(bool)
+
+    def rule(self, name: str, **params: float) -> int:
+        """The action that a rule player would take now (see `pit.rules.RULES`)."""
+        code, theta, first, second = rules.parameters(name, params)
+        return self._call(RULE, code, theta, first, second)
+
+    def commands(self) -> list[Command]:
+        """The commands since the last call, in order."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def _table(self, name: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
+        start = self._offsets[name]
+        return self._memory[start : start + count * dtype.itemsize].view(dtype)
+
+    @property
+    def now(self) -> int:
+        """us since the run began."""
+        return int(self._hot["now"][0])
+
+    @property
+    def status(self) -> int:
+        """0 running, 1 solved, 2 failed, 3 expired."""
+        return int(self._hot["status"][0])
+
+    def task_state(self, i: int) -> int:
+        """State of task i (codes of `pit.layout.TASK_STATES`)."""
+        return int(self.tasks()["state"][i])
+
+    def tasks(self) -> np.ndarray:
+        """The task table (a live view; do not write)."""
+        return self._table("task_at", state.TASK, self._counts["tasks"])
+
+    def copies(self) -> np.ndarray:
+        """The copy table (a live view; do not write)."""
+        return self._table("copy_at", state.COPY, self._counts["copies"])
+
+    def calls(self) -> np.ndarray:
+        """The calls in flight (rows copied)."""
+        rows = self._table("call_at", state.CALL, self._counts["places"])
+        return rows[rows["id"] >= 0].copy()
+
+    def variants(self) -> np.ndarray:
+        """The variant table, row = function * 3 + variant (a live view; do not write)."""
+        return self._table("variant_at", state.VARIANT, 3 * self._counts["functions"])
+
+    def models(self) -> np.ndarray:
+        """The model table (a live view; do not write)."""
+        return self._table("model_at", state.MODEL, self._counts["models"])
+
+    def snapshot(self) -> bytes:
+        """The whole memory."""
+        return self._memory.tobytes()
+
+    def restore(self, data: bytes) -> None:
+        """Puts a snapshot of the same workflow back."""
+        if len(data) != self._memory.size:
+            raise PitError(f"the snapshot has {len(data)} bytes; this workflow's Pit has {self._memory.size}")
+        self._memory[:] = np.frombuffer(data, np.uint8)
+
+    def state_hash(self) -> str:
+        """sha256 of the memory without what is only a cache of the rest (slots, near demand, old commands)."""
+        memory = self._memory.copy()
+        hot = memory[: state.PIT.itemsize].view(state.PIT)
+        for cache in _CACHES:
+            hot[cache] = np.zeros((), hot[cache].dtype)
+        start = self._offsets["model_at"]
+        models = memory[start : start + self._counts["models"] * state.MODEL.itemsize].view(state.MODEL)
+        for cache in ("near", "free_at", "here", "join"):
+            models[cache] = 0
+        hot["pools"]["room_at"] = 0
+        tasks = memory[self._offsets["task_at"] :][: self._counts["tasks"] * state.TASK.itemsize].view(state.TASK)
+        tasks["slot"] = 0
+        memory[self._offsets["command_at"] :] = 0
+        return hashlib.sha256(memory.tobytes()).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers for people and reports: clock (s), status, counts, spending, and the score as the Pit estimates it."""
+        hot, tasks, copies = self._hot[0], self.tasks(), self.copies()
+        score = observation.score_parts(self.observe_full())
+        return {
+            "now_seconds": self.now / 1e6,
+            "elapsed_seconds": (self.now - int(hot["t0"])) / 1e6 if hot["arrived"] else 0.0,
+            "status": STATUSES[self.status],
+            "tasks": len(tasks),
+            "done": int((tasks["state"] == DONE).sum()),
+            "calls": int(hot["next_call"]),
+            "in_flight": int(hot["n_calls"]),
+            "spent": int(hot["spent"]) / 1e6,
+            "warnings": int(hot["warnings"]),
+            "actions": int(hot["actions"]),
+            "ignored": int(hot["ignored"]),
+            "copies_loaded": int(np.isin(copies["state"], (WARM, ACTIVE)).sum()),
+            "lb_seconds": float(hot["lb"]) / 1e6,
+            **score,
+            "solved": self.status == SOLVED,
+        }
+
+    def observe_full(self) -> np.ndarray:
+        """The observation with every column filled, whatever the exposure, float32 (512,)."""
+        kept = int(self._hot["exposure"][0])
+        self._hot["exposure"] = len(EXPOSURES) - 1
+        try:
+            return self.observe()
+        finally:
+            self._hot["exposure"] = kept
