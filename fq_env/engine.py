@@ -6,7 +6,6 @@ Every surface (Gymnasium scalar and vector, SB3, players, evaluation) is a thin 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,13 +155,7 @@ _kernels: list[Any] = []
 def kernels() -> list[Any]:
     """The kernel module, imported (and, the very first time on a machine, compiled) when it is needed."""
     if not _kernels:
-        folder = compiled.cache_folder()
-        if folder is None or not any(folder.rglob("*.nbi")):
-            print(
-                "Function Quest compiles its kernels for this machine (once, about ten seconds) ...",
-                file=sys.stderr,
-                flush=True,
-            )
+        compiled.announce("engine")
         from fq_env import kernel
 
         _kernels.append(kernel)

@@ -52,6 +52,16 @@ def cache_folder() -> Path | None:
     return None
 
 
+@functools.cache
+def announce(entry_name: str) -> None:
+    """Tells the user, once, that an entry will be compiled now because this machine has no compiled one yet."""
+    folder = cache_folder()
+    if folder is None or not any(folder.rglob(f"*.{entry_name}-*.nbi")):
+        print(
+            "Function Quest compiles its kernels for this machine (once, about ten seconds) ...", file=sys.stderr, flush=True
+        )
+
+
 def _jit(function: Callable[..., Any], cached: bool, **options: Any) -> Any:
     before = numba_config.CACHE_DIR
     folder = cache_folder() if cached else None

@@ -12,6 +12,7 @@ import numpy as np
 
 from pit import observation, rules, state
 from pit.build import build_pit
+from pit.compiled import announce
 from pit.errors import PitError
 from pit.interface import ACT, ADVANCE, APPLY, DUE, OBSERVE, RULE, TIMER, drive
 from pit.layout import ACTIVE, DONE, EXPOSURES, N_ACTIONS, N_OBSERVATION, SOLVED, STATUSES, WARM
@@ -72,6 +73,7 @@ class Pit:
     def __init__(self, workflow: WorkflowSpec, *, exposure: str = "full", history: History | None = None) -> None:
         if exposure not in EXPOSURES:
             raise PitError(f"exposure {exposure!r} is unknown; choose one of {', '.join(EXPOSURES)}")
+        announce("drive")
         built = build_pit(workflow, EXPOSURES.index(exposure), history)
         self.workflow = built.workflow
         self.task_ids, self.function_names = built.task_ids, built.function_names
