@@ -176,10 +176,12 @@ class Engine:
         threads: kernel threads; above 1 a parallel twin of the loop is compiled.
         max_episode_steps: None takes the level's own step limit.
         seed: of the train streams.
+        final: with `same_step`, the last observation of an episode goes to `final_obs` when it was `truncated` (a learner
+            needs it to bootstrap) or `always`.
 
     Buffers (live: every step rewrites them): `obs` (n, 512) float32, `masks` (n, 128) bool, `rewards` (n,) float64,
-    `terminated`, `truncated` (n,) bool, `final_obs`, `final_masks` (rows of environments that ended in the last step, with
-    `same_step`), `episodes` (n,) records of the last finished episode.
+    `terminated`, `truncated` (n,) bool, `final_obs`, `final_masks` (rows of environments that ended in the last step, see
+    `final`), `episodes` (n,) records of the last finished episode.
 
     Raises:
         FQError: an unknown level, split, exposure, reward or autoreset mode.
@@ -197,6 +199,7 @@ class Engine:
         threads: int = 1,
         max_episode_steps: int | None = None,
         seed: int | None = None,
+        final: str = "truncated",
     ) -> None:
         several = isinstance(levels, Sequence) and not isinstance(levels, str)
         given: Sequence[Any] = levels if isinstance(levels, Sequence) and several else [levels]
@@ -236,10 +239,12 @@ class Engine:
         e["n"], e["stride"], e["max_steps"] = n, self.block.stride, max_episode_steps or 0
         e["autoreset"] = _choice("autoreset", autoreset, AUTORESETS)
         e["reward"] = _choice("reward", reward, REWARDS)
+        e["final"] = _choice("final", final, ("truncated", "always"))
         e["exposure"] = _choice("exposure", exposure, EXPOSURES)
         _choice("split", split, SPLITS)
         self._address = e.ctypes.data
-        self._obs_address = e["obs"]
+        self._obs_address, self._buffer = e["obs"], e["buffer"]
+        self._buffer[0] = 1
         self._worlds = self._views(self.block.pit_size, WORLD)
         self._hots = self._views(0, state.PIT)
         for i, level in enumerate(self.levels):
@@ -292,6 +297,7 @@ class Engine:
         """
         old, self.obs = self.obs, np.empty(self.obs.shape, np.float32)
         self._obs_address[0] = self.obs.__array_interface__["data"][0]
+        self._buffer[0] += 1
         return old
 
     def _views(self, start: int, dtype: np.dtype[Any]) -> np.ndarray:
@@ -374,6 +380,7 @@ class Engine:
         if len(data) != self.block.stride:
             raise FQError(f"the clone has {len(data)} bytes; an environment of this engine has {self.block.stride}")
         self.memory[i] = np.frombuffer(data, np.uint8)
+        self._worlds["shown_buffer"][i] = 0  # what the buffer shows is not what the clone remembers
 
     def pit_view(self, i: int) -> dict[str, Any]:
         """Environment i in readable form: clock (s), status, pools, copies, tasks, calls. Built in Python, slow."""

@@ -81,6 +81,7 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             autoreset=ENGINE_MODES[mode],
             threads=threads,
             max_episode_steps=max_episode_steps,
+            final="always",
         )
         self._ended: np.ndarray | None = None  # bool (n,): whose episode ended and has not been reset; None for nobody
 
