@@ -243,8 +243,7 @@ class Engine:
         e["exposure"] = _choice("exposure", exposure, EXPOSURES)
         _choice("split", split, SPLITS)
         self._address = e.ctypes.data
-        self._obs_address, self._buffer = e["obs"], e["buffer"]
-        self._buffer[0] = 1
+        self._obs_address = e["obs"]
         self._worlds = self._views(self.block.pit_size, WORLD)
         self._hots = self._views(0, state.PIT)
         for i, level in enumerate(self.levels):
@@ -297,7 +296,6 @@ class Engine:
         """
         old, self.obs = self.obs, np.empty(self.obs.shape, np.float32)
         self._obs_address[0] = self.obs.__array_interface__["data"][0]
-        self._buffer[0] += 1
         return old
 
     def _views(self, start: int, dtype: np.dtype[Any]) -> np.ndarray:
@@ -380,7 +378,6 @@ class Engine:
         if len(data) != self.block.stride:
             raise FQError(f"the clone has {len(data)} bytes; an environment of this engine has {self.block.stride}")
         self.memory[i] = np.frombuffer(data, np.uint8)
-        self._worlds["shown_buffer"][i] = 0  # what the buffer shows is not what the clone remembers
 
     def pit_view(self, i: int) -> dict[str, Any]:
         """Environment i in readable form: clock (s), status, pools, copies, tasks, calls. Built in Python, slow."""

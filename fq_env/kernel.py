@@ -189,9 +189,7 @@ def reset_one(e, i):
 @kernel
 def show(e, i, s):
     """Observation and mask of environment i into the engine's buffers."""
-    w = world_at(address_of(s) + s.size)
-    w.shown = encode(s, e.obs + i * _OBS_BYTES, w.shown if w.shown_buffer == e.buffer else -1)
-    w.shown_buffer = e.buffer
+    encode(s, e.obs + i * _OBS_BYTES)
     write_mask(s, e.masks + i * N_ACTIONS)
 
 
@@ -222,7 +220,7 @@ def step_one(e, i):
             w.pending = 1
             if e.autoreset == SAME_STEP:
                 if e.final == 1 or truncated == 1:
-                    encode(s, e.final_obs + i * _OBS_BYTES, -1)
+                    encode(s, e.final_obs + i * _OBS_BYTES)
                     write_mask(s, e.final_masks + i * N_ACTIONS)
                 name_next(w, L, w.split, e.n)
                 begin(s, w, L, e.exposure)

@@ -98,23 +98,17 @@ class FunctionQuestVecEnv(VecEnv):
         seconds = round(time.time() - self._begin, 6)
         engine = self._engine
         records = self._episodes.take(ended).view(EPISODE)
-        columns = (
-            ended.tolist(),
-            records["reward_sum"].tolist(),
-            records["steps"].tolist(),
-            records,
-            (records["status"] == layout.SOLVED).tolist(),
-            engine.truncated.take(ended).tolist(),
-        )
-        for i, r, steps, record, solved, cut in zip(*columns, strict=True):
+        returns, lengths = records["reward_sum"].tolist(), records["steps"].tolist()
+        solved, cuts = (records["status"] == layout.SOLVED).tolist(), engine.truncated.take(ended).tolist()
+        for i, r, steps, record, won, cut in zip(ended.tolist(), returns, lengths, records, solved, cuts, strict=True):
             infos[i] = {
                 "episode": {"r": r, "l": steps, "t": seconds},
                 "score": record,
-                "is_success": solved,
+                "is_success": won,
                 "TimeLimit.truncated": cut,
             }
-            if cut:
-                infos[i]["terminal_observation"] = engine.final_obs[i].copy()
+        for i in ended[engine.truncated.take(ended)].tolist() if any(cuts) else ():
+            infos[i]["terminal_observation"] = engine.final_obs[i].copy()
 
     def action_masks(self) -> np.ndarray:
         """The legal actions now: a new bool array (n, 128), no row all False."""

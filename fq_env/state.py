@@ -79,8 +79,6 @@ WORLD = _record(
         ("wrong_calls", "i8"),
         ("waits", "i8"),
         ("holds", "i8"),
-        ("shown", "i8"),  # slots that this environment's row of the observation buffer shows,
-        ("shown_buffer", "i8"),  # and in which buffer: the engine counts them
         ("pending", "i8"),  # next_step: the episode has ended, the next step resets
         ("event", EVENT),
         ("truth_at", "i4"),
@@ -119,10 +117,7 @@ ADDRESSES = (
 )  # fmt: skip
 ENGINE = _record(
     [(name, "i8") for name in ADDRESSES]
-    + [
-        (name, "i8")
-        for name in ("n", "stride", "autoreset", "reward", "max_steps", "rule", "preferred", "exposure", "final", "buffer")
-    ]
+    + [(name, "i8") for name in ("n", "stride", "autoreset", "reward", "max_steps", "rule", "preferred", "exposure", "final")]
     + [("theta", "f8")]
 )
 

@@ -213,7 +213,7 @@ def drive(address, operation, value, event, first, second, theta):
     elif operation == DUE:
         return np.int64(decision_due(s))
     elif operation == OBSERVE:
-        observation.encode(s, first, -1)
+        observation.encode(s, first)
         slots.write_mask(s, second)
     elif operation == TIMER:
         return np.int64(next_timer(s))

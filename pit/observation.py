@@ -18,7 +18,6 @@ from pit.layout import (
     GLOBAL_OFFSET,
     LITE,
     MAX_POOLS,
-    N_GLOBAL_FEATURES,
     N_OBSERVATION,
     N_POOL_FEATURES,
     N_SLOT_FEATURES,
@@ -334,20 +333,12 @@ def encode_globals(s, at, path, work, overrun):
 
 
 @kernel
-def encode(s, out, dirty):
-    """The observation, 512 float32 at address `out`; returns how many slots it shows.
-
-    `dirty`: how many slots the buffer shows from the last time, all else in it being this Pit's own; -1 if it may hold
-    anything. Two kilobytes a step are most of what a step writes, and most of them are zeros that stay zeros.
-    """
-    if dirty < 0 or s.arrived == 0:
-        clear(out, 4 * N_OBSERVATION)
+def encode(s, out):
+    """The observation, 512 float32 at address `out`."""
+    clear(out, 4 * N_OBSERVATION)
     if s.arrived == 0:
-        return 0
+        return
     refresh_slots(s)
-    if dirty >= 0:
-        clear(out, 4 * N_SLOT_FEATURES * max(dirty, np.int64(s.n_slots)))
-        clear(out + 4 * GLOBAL_OFFSET, 4 * N_GLOBAL_FEATURES)
     if s.exposure > 0:
         near_demand(s)
         s.victim_size = -1
@@ -359,7 +350,6 @@ def encode(s, out, dirty):
     if s.exposure > 0:
         encode_pools(s, out)
     encode_globals(s, out + 4 * GLOBAL_OFFSET, path, work, overrun)
-    return np.int64(s.n_slots)
 
 
 # The kernel writes a block only if its class is exposed; these lines hold it to the declaration.
