@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fq_env.errors import FQError
-from fq_env.level import Level, load_level
+from fq_env.level import FAMILIES, Level, load_level
 from fq_env.state import (
     AUTORESETS,
     ENGINE,
@@ -28,7 +28,6 @@ from pit import compiled, state
 from pit.build import copy_rows, fill_system
 from pit.layout import EXPOSURES, N_ACTIONS, N_OBSERVATION
 
-_SHAPES = ("layered", "pipelines", "fork_join")
 RESET, STEP, PLAY = range(3)
 
 
@@ -134,7 +133,7 @@ def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
             level.workflow.tasks,
             level.workflow.width,
         )
-        row["shapes"][0] = np.cumsum([level.workflow.shapes.get(s, 0.0) for s in _SHAPES])  # type: ignore[call-overload]
+        row["shapes"][0] = np.cumsum([level.workflow.shapes.get(s, 0.0) for s in FAMILIES])  # type: ignore[call-overload]
     if level.order is not None:
         row["order_hidden"], row["held"], row["distractors"][0] = 1, level.order.held, level.order.distractors
         for name, needs in level.order.needs.items():

@@ -15,6 +15,7 @@ from fq_env.randomness import bits, integer, pick, to_noise, uniform
 from fq_env.state import edge, goal, load_truth, truth
 from pit.compiled import kernel
 from pit.layout import N_VARIANTS, STANDARD
+from pit.pool_manager import learn_load
 from pit.state import model, predecessor, successor, task, variant
 
 LAYERED, PIPELINES, FORK_JOIN = range(3)
@@ -79,7 +80,7 @@ def draw_physics(s, w, L):
         m.nominal = float(max(1, np.int64(t.mean * to_noise(bits(w), belief))))
         m.n = earlier
         m.s = earlier * (t.mean / m.nominal)
-        m.load_est = m.nominal * ((2.0 + m.s) / (2.0 + m.n))
+        learn_load(m)
         if exclusive:
             m.serves = 1
     return functions

@@ -258,7 +258,7 @@ def play_one(e, i):
     L = level_at(e.levels + w.level * _LEVEL_BYTES)
     limit = e.max_steps if e.max_steps > 0 else L.max_steps
     while s.status == ON and w.steps < limit:
-        action = pick_random(s, w) if e.rule == RANDOM else choose(s, e.rule, e.theta, e.preferred, 0)
+        action = pick_random(s, w) if e.rule == RANDOM else choose(s, e.rule, e.theta, e.preferred)
         decide(s, w, L, action, e.reward)
     report(s, w, L, episode_at(e.episodes + i * _EPISODE_BYTES))
     show(e, i, s)

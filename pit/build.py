@@ -9,7 +9,7 @@ import numpy as np
 
 from pit import state
 from pit.errors import PitError
-from pit.layout import NEVER, VERBS
+from pit.layout import NEVER, PRIOR_COUNT, VERBS
 from pit.spec import VARIANTS, History, SystemSpec, WorkflowSpec, order_tasks
 
 MICRO = 1_000_000
@@ -142,6 +142,6 @@ def _fill_history(variants: np.ndarray, models: np.ndarray, functions: list[str]
     for name, (n, s) in history.loads.items():
         row = models[names.index(name)]
         row["n"], row["s"] = n, s
-        row["load_est"] = row["nominal"] * ((2.0 + s) / (2.0 + n))
+        row["load_est"] = row["nominal"] * ((PRIOR_COUNT + s) / (PRIOR_COUNT + n))
     if not all(math.isfinite(x) for x in [*variants["s"], *variants["ss"], *models["s"]]):
         raise PitError("the history holds a number that is not finite; measure again")

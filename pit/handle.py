@@ -131,8 +131,8 @@ class Pit:
 
     def rule(self, name: str, **params: float) -> int:
         """The action that a rule player would take now (see `pit.rules.RULES`)."""
-        code, theta, first, second = rules.parameters(name, params)
-        return self._call(RULE, code, theta, first, second)
+        code, theta, variant = rules.parameters(name, params)
+        return self._call(RULE, code, theta, variant)
 
     def commands(self) -> list[Command]:
         """The commands since the last call, in order."""

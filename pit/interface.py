@@ -218,5 +218,5 @@ def drive(address, operation, value, event, first, second, theta):
     elif operation == TIMER:
         return np.int64(next_timer(s))
     elif operation == RULE:
-        return np.int64(rules.choose(s, value, theta, first, second))
+        return np.int64(rules.choose(s, value, theta, first))
     return np.int64(0)

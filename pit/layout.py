@@ -23,7 +23,6 @@ MAX_PLACES = 64  # places of one pool
 MAX_FUNCTIONS = 128
 MAX_MODELS = 128
 MAX_TASKS = 32_000  # task indices are int16 in the slot table of a run
-MAX_COMMANDS = 256  # commands that one operation can leave behind
 POOL_OFFSET = N_SLOTS * N_SLOT_FEATURES  # 400
 GLOBAL_OFFSET = POOL_OFFSET + MAX_POOLS * N_POOL_FEATURES  # 464
 N_OBSERVATION = GLOBAL_OFFSET + N_GLOBAL_FEATURES  # 512

@@ -19,8 +19,8 @@ FIFO, CRITICAL_PATH, WARM_WAIT = range(3)
 RULES = {"fifo": FIFO, "critical_path": CRITICAL_PATH, "critical_path_warm_wait": WARM_WAIT}
 
 
-def parameters(name: str, params: Mapping[str, float]) -> tuple[int, float, int, int]:
-    """Code, theta, variant and a spare number for `choose`.
+def parameters(name: str, params: Mapping[str, float]) -> tuple[int, float, int]:
+    """Code, theta and variant for `choose`.
 
     `theta` (critical_path_warm_wait): a busy copy that is expected free within theta x the load estimate is waited for.
     `variant` (all): 0 lite, 1 standard, 2 premium where the function has it, standard elsewhere.
@@ -30,11 +30,11 @@ def parameters(name: str, params: Mapping[str, float]) -> tuple[int, float, int,
     unknown = set(params) - {"theta", "variant"}
     if unknown:
         raise PitError(f"rule {name!r} has no parameter {sorted(unknown)[0]!r}; it takes theta and variant")
-    return RULES[name], float(params.get("theta", 1.0)), int(params.get("variant", STANDARD)), 0
+    return RULES[name], float(params.get("theta", 1.0)), int(params.get("variant", STANDARD))
 
 
 @kernel
-def choose(s, rule, theta, preferred, spare):
+def choose(s, rule, theta, preferred):
     """The rule's action now; `wait` if it starts nothing (or the first legal start if waiting is not possible)."""
     refresh_slots(s)
     best = -1

@@ -1,4 +1,4 @@
-"""What a person writes: systems (pools, models, functions with variants) and workflows, and their parameter arrays.
+"""What a person writes: systems (pools, models, functions with variants), workflows and what earlier runs measured.
 
 One schema for levels, workflow files and bundles. A mistake is one sentence that names the file, the key, the value and
 what would be right. Times are seconds here and microseconds behind this door; prices become micro-units.
