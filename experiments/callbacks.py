@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
-from experiments import results
+from experiments import statistics
 from experiments.algorithms import CHECKPOINT, torch_logits
 from experiments.config import TrainConfig
 from experiments.evaluate import Referee, play_policy
@@ -127,7 +127,7 @@ class Examiner:
         """Plays the players once; their mean scores on the validation instances."""
         episodes = self.referee.players("validation", self.cfg.evaluation.validation)
         self._players = {name: float(rows["total"].mean()) for name, rows in episodes.items()}
-        self.proven = results.EXACT in episodes
+        self.proven = statistics.EXACT in episodes
         return self._players
 
     def look(self, model: Any) -> Look:
@@ -140,8 +140,8 @@ class Examiner:
             exposure=self.exposure,
         )
         total = float(rows["total"].mean())
-        best = self._players.get(results.EXACT, max(self._players.values()))
-        look = Look(int(model.num_timesteps), total, results.perf(total, self._players["random"], best))
+        best = self._players.get(statistics.EXACT, max(self._players.values()))
+        look = Look(int(model.num_timesteps), total, statistics.perf(total, self._players["random"], best))
         self.looks.append(look)
         return look
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import MISSING
 
-from experiments import cli, results
+from experiments import cli, statistics
 from experiments.errors import ExperimentError
 from experiments.files import check_out, write_json
 
@@ -92,7 +92,7 @@ class Referee:
         episodes[WARM_WAIT] = play(self.level, WARM_WAIT, split=split, n=n, first=first, **self.fitted)
         exact = self._exact(split, n, first)
         if exact is not None:
-            episodes[results.EXACT] = exact
+            episodes[statistics.EXACT] = exact
         return episodes
 
     def _exact(self, split: str, n: int, first: int) -> np.ndarray | None:
@@ -109,9 +109,9 @@ class Referee:
 def table(
     logits: Logits, referee: Referee, *, split: str, n: int, first: int = 0, exposure: str | None = None
 ) -> list[dict[str, Any]]:
-    """The comparison of a policy with all players; see `results.compare` for the rows."""
+    """The comparison of a policy with all players; see `statistics.compare` for the rows."""
     trained = play_policy(logits, referee.level, split=split, n=n, first=first, exposure=exposure)
-    return results.compare({results.TRAINED: trained, **referee.players(split, n, first)})
+    return statistics.compare({statistics.TRAINED: trained, **referee.players(split, n, first)})
 
 
 @dataclass
@@ -163,7 +163,7 @@ def evaluate(cfg: EvaluateConfig) -> list[dict[str, Any]]:
     logits, trained_on, exposure = policy_from(cfg)
     level = level_of(cfg.level if cfg.level is not None else trained_on)
     rows = table(logits, Referee(level, cfg.fit), split=cfg.split, n=cfg.n, first=cfg.first, exposure=exposure)
-    print(results.markdown(rows, level.probe))
+    print(statistics.markdown(rows, level.probe))
     if cfg.out is not None:
         write_json(Path(cfg.out), {"level": level.name, "split": cfg.split, "first": cfg.first, "n": cfg.n, "rows": rows})
         print(f"written: {cfg.out}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import MISSING
 
-from experiments import cli, results
+from experiments import cli, statistics
 from experiments.errors import ExperimentError
 from experiments.evaluate import WARM_WAIT, Logits, Referee, greedy, play_policy
 
@@ -127,7 +127,7 @@ def export_model(
 def card(run: Run, level: Level, table: list[dict[str, Any]], frames: int) -> str:
     """The model card: what it is, what it scored, where its limits are."""
     about, config = run.versions, run.config
-    scores = results.markdown(table, level.probe) if table else "Not evaluated: the training was interrupted."
+    scores = statistics.markdown(table, level.probe) if table else "Not evaluated: the training was interrupted."
     return f"""# Conductor for level {level.number}, {level.name}
 
 {level.teaching}

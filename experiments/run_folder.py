@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments import results
+from experiments import statistics
 from experiments.config import TrainConfig
 from experiments.errors import ExperimentError
 from experiments.files import new_folder, write_json, write_text, write_with
@@ -160,7 +160,7 @@ def report(folder: Path, cfg: TrainConfig, about: dict[str, Any], table: list[di
 
 ## Held-out instances (`test`)
 
-{results.markdown(table, level.probe)}
+{statistics.markdown(table, level.probe)}
 
 ![learning curve](curve.png)
 

@@ -50,7 +50,7 @@ def train(cfg: TrainConfig, command: str = "") -> float:
 
 
 def _train_in(folder: Path, cfg: TrainConfig, about: dict[str, Any]) -> float:
-    from experiments import results, run_folder
+    from experiments import run_folder, statistics
     from experiments.algorithms import make_model, prepare_torch, torch_logits
     from experiments.callbacks import Examiner, Overseer, Rows, make_logger, make_progress, start_wandb
     from experiments.evaluate import Referee, table
@@ -101,8 +101,8 @@ def _train_in(folder: Path, cfg: TrainConfig, about: dict[str, Any]) -> float:
         env.close()
         if wandb_run is not None:
             wandb_run.finish()
-    score = next(row["mean"] for row in test if row["player"] == results.TRAINED)
-    print(f"{ended} after {facts['frames']:,} frames in {seconds:.1f} s\n\n{results.markdown(test, level.probe)}\n")
+    score = next(row["mean"] for row in test if row["player"] == statistics.TRAINED)
+    print(f"{ended} after {facts['frames']:,} frames in {seconds:.1f} s\n\n{statistics.markdown(test, level.probe)}\n")
     print(f"run folder: {folder}\nreport:     {folder / 'report.md'}\nbundle:     {folder / 'bundle'}", flush=True)
     if not math.isfinite(score):
         raise FloatingPointError(f"the test score of {folder} is {score}")

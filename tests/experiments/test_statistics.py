@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments import results
+from experiments import statistics
 from experiments.callbacks import Examiner, Look
 from experiments.export import choose_golden, margins
 
@@ -28,7 +28,7 @@ def episodes(totals: list[float], seed: int = 0, **columns: float) -> np.ndarray
 
 
 def test_compare() -> None:
-    table = results.compare(
+    table = statistics.compare(
         {
             "trained": episodes([0.5, 0.7, 0.9], calls=4, cold_starts=1, status=1, makespan=2.5),
             "random": episodes([0.1, 0.2, 0.3], calls=3, cold_starts=3),
@@ -49,30 +49,30 @@ def test_compare() -> None:
     # The differences to the optimum are the same on every instance: paired, their interval has no width.
     assert exact["difference_low"] == pytest.approx(-0.1) == exact["difference_high"]
     assert exact["makespan"] is None
-    text = results.markdown(table)
+    text = statistics.markdown(table)
     assert text.splitlines()[2].startswith("| exact_best |")
     assert "proven optimum" in text
 
 
 def test_best_known_without_a_proof_is_the_best_other_player() -> None:
-    table = results.compare({"trained": episodes([1.0, 1.0]), "random": episodes([0.0, 0.0]), "fifo": episodes([0.5, 0.5])})
+    table = statistics.compare({"trained": episodes([1.0, 1.0]), "random": episodes([0.0, 0.0]), "fifo": episodes([0.5, 0.5])})
     assert [row["perf"] for row in table] == [2.0, 0.0, 1.0]
 
 
 def test_players_on_different_instances_are_refused() -> None:
     with pytest.raises(ValueError, match="same instances"):
-        results.compare({"random": episodes([0.1, 0.2]), "fifo": episodes([0.1, 0.2], seed=9)})
+        statistics.compare({"random": episodes([0.1, 0.2]), "fifo": episodes([0.1, 0.2], seed=9)})
 
 
 def test_interval_covers_the_mean_at_its_rate() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(100):
-        low, high = results.interval(rng.normal(1.0, 0.5, 100))
+        low, high = statistics.interval(rng.normal(1.0, 0.5, 100))
         covered += low <= 1.0 <= high
     assert 88 <= covered <= 100
     values = rng.normal(size=64)
-    assert results.interval(values) == results.interval(values)
+    assert statistics.interval(values) == statistics.interval(values)
 
 
 def examiner(perfs: list[float], *, proven: bool = False, when_solved: bool = True) -> Examiner:
