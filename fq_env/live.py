@@ -1,0 +1,68 @@
+"""Which columns of the observation and which actions a level can ever use: a specialist need not compute with the others.
+
+Declared from the level's file and the feature tables, never sampled: a column that is not live is zero in every observation,
+an action that is not live is never legal.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fq_env.level import Level
+from pit import layout
+
+
+def _never(level: Level) -> set[str]:
+    """Slot and pool features that are zero in every observation of the level, at any exposure."""
+    system = level.system
+    never = {"overrun", "freshness", "queue"}  # no physics of theirs yet
+    if system.order_hidden:
+        never.add("rank")
+    if not system.models:
+        never |= {"copies", "ready_demand", "near_demand", "victim_demand", "loading", "warm_idle"}
+    if not any(function.code for function in system.functions.values()):
+        never.add("code")
+    for verb in ("lite", "premium"):
+        if not _used(level, verb):
+            never |= {f"duration_{verb}", f"quality_{verb}", f"price_{verb}"}
+    return never
+
+
+def _used(level: Level, verb: str) -> bool:
+    """Whether the verb is enabled and, if it names a variant, some function has it."""
+    variants = {name for function in level.system.functions.values() for name, _ in function.variants()}
+    return verb in level.system.verbs and (verb not in layout.VERBS[: layout.N_VARIANTS] or verb in variants)
+
+
+def _slots(level: Level) -> int:
+    """The most slots that can be filled: one per ready task."""
+    return min(layout.N_SLOTS, level.max_tasks)
+
+
+def live_columns(level: Level, exposure: str | None = None) -> np.ndarray:
+    """Columns that can be other than zero, bool (512,); `exposure` None: the level's own."""
+    seen = layout.EXPOSURES.index(exposure or level.exposure)
+    never, slots, pools = _never(level), _slots(level), len(level.system.pools)
+    tail = {"tail_tasks", "tail_work", "tail_rank", "tail_age"} if level.max_tasks <= layout.N_SLOTS else set()
+    streams = {"arrival_rate", "arrival_cv", "stream_open"}
+    live = np.zeros(layout.N_OBSERVATION, bool)
+    for i, (name, feature) in enumerate(layout.columns()):
+        block, dot, short = name.rpartition(".")
+        if block.startswith("slot"):
+            possible = int(block[4:]) < slots and short not in never
+        elif dot:
+            possible = int(block[4:]) < pools and short not in never
+        else:
+            possible = name not in tail | streams
+        live[i] = possible and feature.exposure <= seen
+    return live
+
+
+def live_actions(level: Level) -> np.ndarray:
+    """Actions that can be legal, bool (128,): the level's verbs on the slots that can be filled, and `wait`."""
+    live = np.zeros(layout.N_ACTIONS, bool)
+    for verb, name in enumerate(layout.VERBS):
+        if _used(level, name):
+            live[verb : _slots(level) * layout.N_VERBS : layout.N_VERBS] = True
+    live[layout.WAIT] = True
+    return live
