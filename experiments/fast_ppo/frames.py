@@ -50,10 +50,10 @@ class Frames:
         return np.arange(new.start, new.stop)
 
     def batch(self, frames: np.ndarray, net: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Puts `frames` (b,) into the network's input, sorted by rung; (frames in that order, where each rung ends)."""
+        """Loads `frames` (b,) into a network, sorted by rung; (frames in that order, where each rung ends)."""
         order = self._order[: len(frames)]
         kernels.arrange(frames, self.rungs, order, self._ends)
-        kernels.gather(self._flat, self._offsets, order, self._ends, self.ladder.widths, net.x.numpy())
+        net.load(self._flat, self._offsets, order, self._ends)
         return order, self._ends
 
 

@@ -74,8 +74,7 @@ def slot_ladder(live_columns: np.ndarray | None = None, live_actions: np.ndarray
         live_columns: bool (512,), False where a column is zero in every observation; None: all live.
         live_actions: bool (128,), False where an action is never legal; None: all live.
     """
-    columns_live = np.ones(N_OBSERVATION, bool) if live_columns is None else live_columns
-    actions_live = np.ones(N_ACTIONS, bool) if live_actions is None else live_actions
+    columns_live, actions_live = _declared(live_columns, N_OBSERVATION), _declared(live_actions, N_ACTIONS)
     pools = GLOBAL_OFFSET if live_columns is not None else POOL_OFFSET + N_POOL_FEATURES  # undeclared: one pool is usual
     columns = [np.r_[GLOBAL_OFFSET:N_OBSERVATION, POOL_OFFSET:pools]]
     actions = [np.arange(WAIT, N_ACTIONS)]
@@ -87,6 +86,21 @@ def slot_ladder(live_columns: np.ndarray | None = None, live_actions: np.ndarray
     columns[-1] = np.r_[columns[-1], pools:GLOBAL_OFFSET]
     columns[1], actions[1] = np.r_[columns[0], columns[1]], np.r_[actions[0], actions[1]]
     return _ladder([c[columns_live[c]] for c in columns[1:]], [a[actions_live[a]] for a in actions[1:]])
+
+
+def member_ladder(live_columns: np.ndarray | None = None, live_actions: np.ndarray | None = None) -> Ladder:
+    """The same columns and actions for a network that computes slot by slot: rung k holds the context and k slots, alike."""
+    columns_live, actions_live = _declared(live_columns, N_OBSERVATION), _declared(live_actions, N_ACTIONS)
+    of_slots = columns_live[:POOL_OFFSET].reshape(N_SLOTS, N_SLOT_FEATURES)
+    features = np.flatnonzero(of_slots.any(axis=0))
+    verbs = np.flatnonzero(actions_live[:WAIT].reshape(N_SLOTS, N_VERBS).any(axis=0))
+    slots = range(int(of_slots.any(axis=1).sum()))
+    columns = [POOL_OFFSET + np.flatnonzero(columns_live[POOL_OFFSET:]), *(s * N_SLOT_FEATURES + features for s in slots)]
+    return _ladder(columns, [WAIT + np.flatnonzero(actions_live[WAIT:]), *(s * N_VERBS + verbs for s in slots)])
+
+
+def _declared(live: np.ndarray | None, size: int) -> np.ndarray:
+    return np.ones(size, bool) if live is None else live
 
 
 def _ladder(columns: Sequence[np.ndarray], actions: Sequence[np.ndarray]) -> Ladder:

@@ -19,11 +19,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from experiments.fast_ppo import kernels
+from experiments.fast_ppo import kernels, slot_towers, towers
 from experiments.fast_ppo.autograd import Autograd
 from experiments.fast_ppo.frames import Frames
-from experiments.fast_ppo.ladder import Ladder, flat_ladder, slot_ladder
-from experiments.fast_ppo.towers import Towers, fits
+from experiments.fast_ppo.ladder import Ladder, flat_ladder, member_ladder, slot_ladder
+from experiments.fast_ppo.slot_towers import SlotTowers
+from experiments.fast_ppo.towers import Towers
 from pit.layout import N_ACTIONS, N_OBSERVATION
 
 SAMPLER = 0x5A3B1E  # tells the sampler's stream from the environments' streams of the same seed
@@ -83,30 +84,27 @@ class FastPPO(MaskablePPO):
         if self.device.type != "cpu":
             raise ValueError(f"FastPPO runs on the CPU; use device='cpu' or MaskablePPO (got {self.device})")
         super()._setup_model()
-        ladder = self._ladder() if fits(self.policy) else None
-        rows = max(self.n_envs, self.batch_size or self.n_steps * self.n_envs)
-        if ladder is None:
-            self._net: Towers | Autograd = Autograd(self.policy, self._flat(), rows)
-        else:
-            self._net = Towers(self.policy, ladder, rows)
+        self._net = self._network(max(self.n_envs, self.batch_size or self.n_steps * self.n_envs))
         self._rollout = Rollout(self.n_steps, self.n_envs, self._net.ladder)
         self.rollout_buffer = self._rollout  # type: ignore[assignment]
 
-    def _flat(self) -> Ladder:
-        return flat_ladder(int(np.prod(self.observation_space.shape or ())), int(self.action_space.n))  # type: ignore[attr-defined]
-
-    def _ladder(self) -> Ladder:
-        flat = self._flat()
+    def _network(self, rows: int) -> Towers | SlotTowers | Autograd:
+        """The policy's network by hand where we have one, else through autograd."""
+        flat = flat_ladder(int(np.prod(self.observation_space.shape or ())), int(self.action_space.n))  # type: ignore[attr-defined]
         of_the_pit = (len(flat.columns), len(flat.actions)) == (N_OBSERVATION, N_ACTIONS)
-        return slot_ladder(self.live_columns, self.live_actions) if of_the_pit else flat
+        if towers.fits(self.policy):
+            return Towers(self.policy, slot_ladder(self.live_columns, self.live_actions) if of_the_pit else flat, rows)
+        if of_the_pit and slot_towers.fits(self.policy):
+            return SlotTowers(self.policy, member_ladder(self.live_columns, self.live_actions), rows)
+        return Autograd(self.policy, flat, rows)
 
     # ------------------------------------------------------------------ rollout
     def _values(self, frames: Frames) -> np.ndarray:
         """Values (k,) float32 of all stored frames."""
-        values, numbers, block = np.empty(frames.size, np.float32), np.arange(frames.size), len(self._net.x)
+        values, numbers, block = np.empty(frames.size, np.float32), np.arange(frames.size), self._net.rows
         for start in range(0, frames.size, block):
-            order, ends = frames.batch(numbers[start : start + block], self._net)
-            self._net.forward(ends, policy=False)
+            order, _ = frames.batch(numbers[start : start + block], self._net)
+            self._net.forward(policy=False)
             values[order] = self._net.values.numpy()[: len(order), 0]
         return values
 
@@ -139,8 +137,8 @@ class FastPPO(MaskablePPO):
                 now = roll.frames.add(self._last_obs, masks)
             except ValueError as error:
                 raise RuntimeError(f"at {self.num_timesteps:,} frames {error}") from None
-            order, ends = roll.frames.batch(now, net)
-            net.forward(ends, value=False)
+            order, _ = roll.frames.batch(now, net)
+            net.forward(value=False)
             actions = roll.actions[t]
             kernels.sample(
                 net.logits.numpy(), order, roll.frames.words, net.ladder.places, now[0], uniform[t], actions, roll.log_probs[t]
@@ -234,11 +232,11 @@ class FastPPO(MaskablePPO):
         """Losses of the frames `batch` (b,) into `sums`, their gradient into the networks."""
         net, roll = self._net, self._rollout
         order, ends = roll.frames.batch(batch, net)
-        net.forward(ends)
+        net.forward()
         kernels.losses(
             net.logits.numpy(), net.values.numpy()[:, 0], order, roll.frames.words, net.ladder.places,
             net.ladder.heights, ends, roll.actions.ravel(), roll.log_probs.ravel(), roll.advantages.ravel(),
             roll.returns.ravel(), roll.values.ravel(), self.normalize_advantage and len(batch) > 1, clip, clip_vf,
             self.ent_coef, self.vf_coef, net.d_logits.numpy(), net.d_values.numpy()[:, 0], sums,
         )  # fmt: skip
-        net.backward(ends)
+        net.backward()

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 from torch import nn
 
 from experiments.fast_ppo import FastPPO, kernels
+from experiments.networks import SlotsPolicy
 from fq_env.level import load_level
 from fq_env.live import live_actions, live_columns
 from fq_env.sb3 import make_sb3_env
@@ -59,8 +60,13 @@ def make(cls: type = FastPPO, level: int = 11, live: bool = False, widths: Any =
     kwargs.setdefault("env", make_sb3_env(level, N, 5))
     if live:
         kwargs |= {"live_columns": live_columns(load_level(level)), "live_actions": live_actions(load_level(level))}
-    policy = {"net_arch": {"pi": list(widths), "vf": list(widths)[:2]}, "activation_fn": kwargs.pop("activation", nn.ReLU)}
-    return cls("MlpPolicy", policy_kwargs=policy, device="cpu", **kwargs)
+    policy: str | type = "MlpPolicy"
+    if widths == "slots":
+        policy, net_arch = SlotsPolicy, [48, 32]
+    else:
+        net_arch = {"pi": list(widths), "vf": list(widths)[:2]}
+    policy_kwargs = {"net_arch": net_arch, "activation_fn": kwargs.pop("activation", nn.ReLU)}
+    return cls(policy, policy_kwargs=policy_kwargs, device="cpu", **kwargs)
 
 
 def learned(rollouts: int = 2, **kwargs: Any) -> tuple[Any, Watched]:
@@ -88,7 +94,8 @@ def evaluate(model: Any, obs: np.ndarray, actions: np.ndarray, masks: np.ndarray
 
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize(
-    "level, widths, activation", [(1, (64, 64), nn.ReLU), (11, (32,), nn.Tanh), (11, (96, 64, 32), nn.ReLU)]
+    "level, widths, activation",
+    [(1, (64, 64), nn.ReLU), (11, (32,), nn.Tanh), (11, (96, 64, 32), nn.ReLU), (1, "slots", nn.ReLU), (11, "slots", nn.ReLU)],
 )
 @pytest.mark.parametrize("clip_vf", [None, 0.05])
 def test_losses_and_gradients_are_those_of_autograd(
@@ -117,12 +124,12 @@ def test_losses_and_gradients_are_those_of_autograd(
     assert clipped > 0.02  # there is something to clip
     expected = [policy_loss.item(), value_loss.item(), entropy.mean().item(), (ratio - 1 - ratio.log()).mean().item(), clipped]
     np.testing.assert_allclose(sums / 256, expected, rtol=1e-5, atol=1e-6)
-    for parameter, view, rows, columns in net._named():
-        gradient = parameter.grad.numpy()
-        part = (slice(None) if rows is None else rows, slice(None) if columns is None else columns)[: gradient.ndim]
-        np.testing.assert_allclose(net._same(view, net.gradient).numpy(), gradient[part], rtol=0, atol=1e-6)
-        gradient[part] = 0.0
-        assert not gradient.any()  # what is left out has no gradient
+    for link in net.links:
+        expected = link.part(link.parameter.grad).numpy()
+        np.testing.assert_allclose(net.same(link.view, net.gradient).numpy(), expected, rtol=0, atol=1e-6)
+    for link in net.links:
+        link.put(link.parameter.grad, torch.zeros((), dtype=torch.float64))
+    assert not any(parameter.grad.any() for parameter in model.policy.parameters())  # what is left out has no gradient
 
 
 def test_one_step_is_stock_one() -> None:
