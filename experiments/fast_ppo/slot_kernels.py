@@ -51,26 +51,29 @@ def pool(members, counts, pooled, which):
     e = members.shape[1]
     m = 0
     for i in range(counts.shape[0]):
-        mean, highest, who = pooled[i, :e], pooled[i, e:], which[i]
+        mean, highest, who, n = pooled[i, :e], pooled[i, e:], which[i], counts[i]
+        if n == 0:
+            pooled[i] = np.float32(0.0)
+            continue
         for j in range(e):
-            mean[j] = highest[j] = np.float32(0.0)
-        for k in range(counts[i]):
-            member = members[m]
-            m += 1
-            if k == 0:
-                for j in range(e):
-                    mean[j] = highest[j] = member[j]
-                    who[j] = 0
-                continue
+            mean[j] = members[m, j]
+        for j in range(e):
+            highest[j] = members[m, j]
+        for j in range(e):
+            who[j] = np.int32(0)
+        for k in range(1, n):
+            member, me = members[m + k], np.int32(k)  # as wide as a float32: LLVM selects both in one vector
             for j in range(e):
                 mean[j] += member[j]
-                higher = member[j] > highest[j]
-                highest[j] = member[j] if higher else highest[j]
-                who[j] = k if higher else who[j]
-        if counts[i] > 1:
-            share = np.float32(1.0) / np.float32(counts[i])
             for j in range(e):
-                mean[j] *= share
+                new, old = member[j], highest[j]
+                higher = new > old
+                who[j] = me if higher else who[j]
+                highest[j] = new if higher else old
+        m += n
+        share = np.float32(1.0) / np.float32(n)
+        for j in range(e):
+            mean[j] *= share
 
 
 @_compiled
@@ -82,10 +85,10 @@ def unpool(d_pooled, counts, which, members, add, d_members):
         mean, highest, who = d_pooled[i, :e], d_pooled[i, e:], which[i]
         share = np.float32(1.0) / np.float32(max(1, counts[i]))
         for k in range(counts[i]):
-            member, d = members[m], d_members[m]
+            member, d, me = members[m], d_members[m], np.int32(k)
             m += 1
             for j in range(e):
-                new = (d[j] if add else np.float32(0.0)) + mean[j] * share + (highest[j] if who[j] == k else np.float32(0.0))
+                new = (d[j] if add else np.float32(0.0)) + mean[j] * share + (highest[j] if who[j] == me else np.float32(0.0))
                 d[j] = new if member[j] > np.float32(0.0) else np.float32(0.0)
 
 
