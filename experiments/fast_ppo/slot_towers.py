@@ -95,6 +95,14 @@ class SlotTowers(FlatWeights):
         self._n = len(frames)
         self._m = slot_kernels.unpack(flat, offsets, frames, ends, self._g.numpy(), self._x.numpy(), self._counts)
 
+    def multiplications(self) -> int:
+        """Multiplications of one forward and backward pass over the loaded frames; empty slots are not counted."""
+        of_members = [*self.encoder, self.own, self.verbs]
+        of_frames = [*self.pooled, self.shared, self.value]
+        deep = sum(self._m * layer.weight.numel() for layer in of_members)
+        deep += sum(self._n * layer.weight.numel() for layer in of_frames)
+        return 3 * deep + 2 * (self._m * self.slot.weight.numel() + self._n * self.context.weight.numel())
+
     @torch.no_grad()
     def forward(self, policy: bool = True, value: bool = True) -> None:
         """From the loaded frames to `logits` and `values`, row by row."""

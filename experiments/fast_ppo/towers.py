@@ -65,6 +65,14 @@ class Towers(FlatWeights):
         )
         self._n, self._rungs = len(frames), [span for span in spans if span[0] < span[1]]
 
+    def multiplications(self) -> int:
+        """Multiplications of one forward and backward pass over the loaded frames; what a rung leaves out is not counted."""
+        heads = [(self._n, self.towers[1][-1].weight.numel())]
+        heads += [(end - start, height * self.towers[0][-1].weight.shape[1]) for start, end, _, height in self._rungs]
+        hidden = [(self._n, layer.weight.numel()) for tower in self.towers for layer in tower[:-1]]
+        first = [(end - start, width * len(self.shared.bias)) for start, end, width, _ in self._rungs]
+        return 3 * sum(rows * size for rows, size in heads + hidden) + 2 * sum(rows * size for rows, size in first)
+
     def _activate(self, h: Tensor) -> Tensor:
         return h.relu_() if self.relu else h.tanh_()
 

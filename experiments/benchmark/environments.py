@@ -1,30 +1,18 @@
-"""How fast the environments are: `python -m experiments.benchmark env` (or `compile`, `all`).
+"""How fast the environments are.
 
-All contestants of a table run in every round, one after the other, in CPU seconds of this process, so that neighbours on
-the machine and its clock hit them alike; what is printed is the median over rounds with [min..max]. Actions are random legal
-ones, recorded in a first pass and replayed from the same seed, so no contestant's time holds the choice of an action; it does
-hold the observation, the mask, the reward and the reset of finished episodes.
+Actions are random legal ones, recorded in a first pass and replayed from the same seed, so no contestant's time holds the
+choice of an action; it does hold the observation, the mask, the reward and the reset of finished episodes.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from omegaconf import MISSING
 
-from experiments import cli
-from experiments.errors import ExperimentError
-from experiments.files import check_out, write_json
+from experiments.benchmark.race import Contestant, length_for, race, spread
 
 SIZES = (256, 512, 1024)  # environments of the kernel table
 ADAPTER_N = 256
@@ -33,59 +21,10 @@ SEED = 7
 COMMANDS = ("env", "compile", "all")
 
 
-@dataclass
-class BenchmarkConfig:
-    """Keys of the command; explained in `configs/benchmark.yaml`."""
-
-    what: str = MISSING
-    levels: list[int] = MISSING
-    rounds: int = MISSING
-    seconds: float = MISSING
-    out: str | None = MISSING
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """`run()` does `steps` environment steps, the same ones each time it is called."""
-
-    name: str
-    steps: int
-    run: Callable[[], None]
-
-
 def random_legal(masks: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """A uniformly random legal action per row of masks (n, 128), from uniform numbers (n,) in [0, 1)."""
     ranks = (uniform * masks.sum(axis=1)).astype(np.int64)
     return (np.cumsum(masks, axis=1) > ranks[:, None]).argmax(axis=1)
-
-
-def spread(values: Iterable[float]) -> dict[str, float]:
-    """Median, least and largest."""
-    array = np.fromiter(values, np.float64)
-    return {"median": float(np.median(array)), "min": float(array.min()), "max": float(array.max())}
-
-
-def race(contestants: list[Contestant], rounds: int) -> np.ndarray:
-    """Nanoseconds of CPU per environment step, (rounds, contestants); who starts a round rotates."""
-    for contestant in contestants:  # warm: nothing compiled or imported for the first time is timed
-        contestant.run()
-    times = np.empty((rounds, len(contestants)))
-    for r in range(rounds):
-        for k in range(len(contestants)):
-            c = (r + k) % len(contestants)
-            began = time.process_time_ns()
-            contestants[c].run()
-            times[r, c] = (time.process_time_ns() - began) / contestants[c].steps
-    return times
-
-
-def length_for(seconds: float, step: Callable[[], object]) -> int:
-    """How many calls of `step` take about that many CPU seconds (at least 20)."""
-    step()
-    began = time.process_time_ns()
-    for _ in range(20):
-        step()
-    return max(20, int(seconds * 1e9 / max(1.0, (time.process_time_ns() - began) / 20)))
 
 
 # --------------------------------------------------------------------------- contestants
@@ -217,7 +156,7 @@ def vector_contestants(level: int, n: int, seconds: float) -> tuple[Contestant, 
 
 
 # --------------------------------------------------------------------------- tables
-def kernel_table(cfg: BenchmarkConfig) -> dict[str, Any]:
+def kernel_table(cfg: Any) -> dict[str, Any]:
     """The kernel at several sizes."""
     contestants = [kernel_contestant(level, n, cfg.seconds) for level in cfg.levels for n in SIZES]
     times = race(contestants, cfg.rounds)
@@ -241,7 +180,7 @@ def versus(title: str, fast: Contestant, slow: Contestant, rounds: int) -> dict[
     return {"ratio": ratio, "ns_per_step": rows}
 
 
-def adapter_table(cfg: BenchmarkConfig) -> dict[str, Any]:
+def adapter_table(cfg: Any) -> dict[str, Any]:
     """What stable-baselines3's adapter and its masks cost over the raw kernel."""
     result: dict[str, Any] = {}
     print(f"\nstable-baselines3 over the raw kernel, n = {ADAPTER_N}")
@@ -265,7 +204,7 @@ def adapter_table(cfg: BenchmarkConfig) -> dict[str, Any]:
     return result
 
 
-def env_tables(cfg: BenchmarkConfig) -> dict[str, Any]:
+def env_tables(cfg: Any) -> dict[str, Any]:
     """All tables about stepping."""
     from fq_env import env_id
 
@@ -281,66 +220,3 @@ def env_tables(cfg: BenchmarkConfig) -> dict[str, Any]:
         "vector": versus("SyncVectorEnv over the native one", *vector_contestants(first, SYNC_N, cfg.seconds), cfg.rounds),
         "adapter": adapter_table(cfg),
     }
-
-
-START = """
-import time
-wall, cpu = time.perf_counter(), time.process_time()
-from fq_env.engine import Engine
-imported = time.perf_counter() - wall
-engine = Engine(1, 1, seed=0)
-engine.reset()
-engine.step(__import__("numpy").array([112]))
-print(imported, time.perf_counter() - wall, time.process_time() - cpu)
-"""
-
-
-def compile_table(cfg: BenchmarkConfig) -> dict[str, Any]:
-    """Seconds from the start of the imports to the end of the first step, with an empty kernel cache and with a filled one."""
-    rows: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as cache:
-        for name in ("first ever, empty cache", "again, cached", "again, cached (2)"):
-            done = subprocess.run(
-                (sys.executable, "-c", START),
-                capture_output=True,
-                text=True,
-                check=True,
-                env={**os.environ, "FQ_CACHE_DIR": cache},
-            )
-            imported, wall, cpu = map(float, done.stdout.split())
-            rows[name] = {"import_s": imported, "import_and_first_step_s": wall, "cpu_s": cpu}
-    print("\nStart: imports, kernels, first reset and step (level 1, n = 1)")
-    for name, row in rows.items():
-        wall, cpu, imported = row["import_and_first_step_s"], row["cpu_s"], row["import_s"]
-        print(f"  {name:<26} {wall:6.2f} s (CPU {cpu:.2f} s; of it imports {imported:.2f} s)")
-    return rows
-
-
-def benchmark(cfg: BenchmarkConfig) -> dict[str, Any]:
-    """Runs what was asked for, prints it and, if asked, writes it as JSON."""
-    if cfg.what not in COMMANDS:
-        raise ExperimentError(f"what={cfg.what}: must be one of {', '.join(COMMANDS)}")
-    if cfg.rounds < 1 or cfg.seconds <= 0 or not cfg.levels:
-        raise ExperimentError(f"rounds={cfg.rounds} seconds={cfg.seconds} levels={cfg.levels}: must be positive and not empty")
-    check_out(cfg.out)
-    figures: dict[str, Any] = {"python": platform.python_version(), "processor": platform.machine(), "cores": os.cpu_count()}
-    figures |= {"rounds": cfg.rounds, "seconds": cfg.seconds}
-    if cfg.what in ("env", "all"):
-        figures |= env_tables(cfg)
-    if cfg.what in ("compile", "all"):
-        figures["start"] = compile_table(cfg)
-    if cfg.out is not None:
-        write_json(Path(cfg.out), figures)
-        print(f"\nwritten: {cfg.out}")
-    return figures
-
-
-def main() -> None:
-    """The command line; a first word without `=` is what to measure."""
-    cli.one_thread_per_process()
-    arguments = [f"what={a}" if i == 0 and "=" not in a and not a.startswith("-") else a for i, a in enumerate(sys.argv[1:])]
-    cli.guarded(lambda: benchmark(cli.read("benchmark", BenchmarkConfig, arguments, __doc__ or "")), BenchmarkConfig)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,71 @@
+"""How fast things are, beside others in the same run: `python -m experiments.benchmark env` (or `compile`, `train`, `all`).
+
+All contestants of a table run in every round, one after the other, so that neighbours on the machine and its clock hit them
+alike; what is printed is the median over rounds with [min..max].
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from experiments import cli
+from experiments.benchmark.environments import env_tables
+from experiments.benchmark.starting import compile_table
+from experiments.errors import ExperimentError
+from experiments.files import check_out, write_json
+
+COMMANDS = ("env", "compile", "train", "all")
+
+
+@dataclass
+class BenchmarkConfig:
+    """Keys of the command; explained in `configs/benchmark.yaml`."""
+
+    what: str = MISSING
+    levels: list[int] = MISSING
+    rounds: int = MISSING
+    seconds: float = MISSING
+    threads: list[int] = MISSING
+    networks: list[str] = MISSING
+    out: str | None = MISSING
+
+
+def benchmark(cfg: BenchmarkConfig) -> dict[str, Any]:
+    """Runs what was asked for, prints it and, if asked, writes it as JSON."""
+    if cfg.what not in COMMANDS:
+        raise ExperimentError(f"what={cfg.what}: must be one of {', '.join(COMMANDS)}")
+    if cfg.rounds < 1 or cfg.seconds <= 0 or not cfg.levels:
+        raise ExperimentError(f"rounds={cfg.rounds} seconds={cfg.seconds} levels={cfg.levels}: must be positive and not empty")
+    check_out(cfg.out)
+    figures: dict[str, Any] = {"python": platform.python_version(), "processor": platform.machine(), "cores": os.cpu_count()}
+    figures |= {"rounds": cfg.rounds, "seconds": cfg.seconds}
+    if cfg.what in ("env", "all"):
+        figures |= env_tables(cfg)
+    if cfg.what in ("compile", "all"):
+        figures["start"] = compile_table()
+    if cfg.what in ("train", "all"):
+        from experiments.benchmark.learners import train_tables
+
+        figures["train"] = train_tables(cfg)
+    if cfg.out is not None:
+        write_json(Path(cfg.out), figures)
+        print(f"\nwritten: {cfg.out}")
+    return figures
+
+
+def main() -> None:
+    """The command line; a first word without `=` is what to measure."""
+    cli.one_thread_per_process()
+    arguments = [f"what={a}" if i == 0 and "=" not in a and not a.startswith("-") else a for i, a in enumerate(sys.argv[1:])]
+    cli.guarded(lambda: benchmark(cli.read("benchmark", BenchmarkConfig, arguments, __doc__ or "")), BenchmarkConfig)
+
+
+if __name__ == "__main__":
+    main()
