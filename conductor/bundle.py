@@ -22,7 +22,7 @@ from safetensors.numpy import save
 
 from conductor.errors import ConductorError
 from conductor.files import canonical, parse_canonical, sync_directory
-from conductor.policy import Policy, tensor_shapes
+from conductor.policy import NetworkSpec, Policy, make_policy, tensor_shapes
 from pit import layout, rules
 from pit.errors import PitError
 
@@ -37,14 +37,6 @@ Scalar = str | int | float | bool | None
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class NetworkSpec(_Strict):
-    """The closed list of networks. `layers` are the hidden sizes; inputs (512) and outputs (128) are the Pit's."""
-
-    kind: Literal["mlp"]
-    layers: list[int] = Field(max_length=8)
-    activation: Literal["relu", "tanh"]
 
 
 class RuleSpec(_Strict):
@@ -110,10 +102,12 @@ def write_bundle(
 
     Args:
         directory: the folder to make. An existing one is refused unless `overwrite`.
-        tensors: float32 arrays: `policy.0.weight` (layers[0], 512), `policy.0.bias` (layers[0],), `policy.1.weight`
-            (layers[1], layers[0]), ..., `action.weight` (128, layers[-1]), `action.bias` (128,). Weights are (out, in) as in
-            `torch.nn.Linear`, so the arrays of a state dict fit as they are. An activation follows every `policy.*` layer.
-        network: `{"kind": "mlp", "layers": [256, 256], "activation": "tanh"}` (or `"relu"`).
+        tensors: float32 arrays, named and shaped as `conductor.policy.tensor_shapes` says for the network. Weights are
+            (out, in) as in `torch.nn.Linear`, so the arrays of a state dict fit as they are.
+        network: `{"kind": "mlp", "layers": [256, 256], "activation": "tanh"}`: `policy.0.weight` (layers[0], 512),
+            `policy.0.bias` (layers[0],), ..., `action.weight` (128, layers[-1]), `action.bias` (128,); an activation (`tanh`
+            or `relu`) follows every `policy.*` layer. Or `{"kind": "slots", "widths": [64, 64], "activation": "relu"}`:
+            `slot.weight` (widths[0], 25), ..., `globals.bias` (16,); `conductor.policy.Slots` has its formulas.
         golden: `obs` float32 (k, 512), `mask` uint8 or bool (k, 128), `action` int64 (k,), k >= 1: what the trained network
             did (masked argmax). Choose observations whose best legal logit is ahead of the next by at least `MIN_MARGIN`.
         system_yaml: the functions and pools it was trained for, as YAML text of a `SystemSpec`.
@@ -211,7 +205,7 @@ def _load(path: Path, margin: float) -> Bundle:
     manifest = _read_manifest(path, raw)
     _check_files(path, contents, manifest)
     tensors = _read_tensors(path / "policy.safetensors", contents["policy.safetensors"])
-    shapes = tensor_shapes(manifest.network.layers)
+    shapes = tensor_shapes(manifest.network)
     for name in sorted(set(tensors) ^ set(shapes)):
         what = "is missing" if name in shapes else "does not belong there"
         raise ConductorError(f"{path}/policy.safetensors: tensor {name} {what}; the network needs {', '.join(shapes)}")
@@ -227,7 +221,7 @@ def _load(path: Path, margin: float) -> Bundle:
             raise ConductorError(
                 f"{path}/manifest.json: the {name} table it was trained over is not this Pit's; train or export it again"
             )
-    policy = Policy(tensors, manifest.network.layers, manifest.network.activation)
+    policy = make_policy(manifest.network, tensors)
     _check_golden(path / "golden.safetensors", contents["golden.safetensors"], policy, margin)
     texts = []
     for name in ("system.yaml", "card.md"):

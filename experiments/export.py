@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,17 +38,37 @@ class ExportConfig:
     golden: int = MISSING
 
 
-def tensors_of(model: Any) -> dict[str, np.ndarray]:
-    """The policy tower and the action head of an SB3 actor-critic policy, named as a bundle names them (float32)."""
+def _layers(model: Any) -> list[Any]:
+    """The linear layers of the policy's MLP, without the action head."""
     from torch import nn
 
-    layers = [module for module in model.policy.mlp_extractor.policy_net if isinstance(module, nn.Linear)]
-    named = {f"policy.{i}": layer for i, layer in enumerate(layers)} | {"action": model.policy.action_net}
-    tensors = {}
-    for name, layer in named.items():
-        tensors[f"{name}.weight"] = layer.weight.detach().numpy().copy()
-        tensors[f"{name}.bias"] = layer.bias.detach().numpy().copy()
-    return tensors
+    return [module for module in model.policy.mlp_extractor.policy_net if isinstance(module, nn.Linear)]
+
+
+def _is_slots(model: Any) -> bool:
+    from experiments.networks import SlotsExtractor
+
+    return isinstance(model.policy.mlp_extractor, SlotsExtractor)
+
+
+def network_of(model: Any) -> dict[str, Any]:
+    """The network of a learner's policy as a manifest describes it: kind, sizes, activation."""
+    from experiments.networks import ACTIVATIONS
+
+    activation = next(name for name, kind in ACTIVATIONS.items() if kind is model.policy.activation_fn)
+    if _is_slots(model):
+        return {"kind": "slots", "widths": list(model.policy.net_arch), "activation": activation}
+    return {"kind": "mlp", "layers": [layer.out_features for layer in _layers(model)], "activation": activation}
+
+
+def tensors_of(model: Any) -> dict[str, np.ndarray]:
+    """The policy's half of a learner's network, with the action head, named as a bundle names it (float32)."""
+    policy = model.policy
+    if _is_slots(model):
+        parts = [("", policy.mlp_extractor.actor), ("", policy.action_net)]
+    else:
+        parts = [(f"policy.{i}.", layer) for i, layer in enumerate(_layers(model))] + [("action.", policy.action_net)]
+    return {f"{prefix}{name}": tensor.numpy().copy() for prefix, part in parts for name, tensor in part.state_dict().items()}
 
 
 def record(logits: Logits, level: Level, exposure: str) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +116,7 @@ def export_model(
     from conductor.bundle import MIN_MARGIN, load_bundle, write_bundle
     from experiments.algorithms import torch_logits
 
-    logits = torch_logits(model)
+    logits, network = torch_logits(model), network_of(model)
     obs, masks = record(logits, level, run.exposure)
     values = logits(obs)
     actions = greedy(values, masks)
@@ -103,10 +124,10 @@ def export_model(
     write_bundle(
         out,
         tensors=tensors_of(model),
-        network={"kind": "mlp", "layers": list(run.config["net_arch"]), "activation": run.config["activation"]},
+        network=network,
         golden={"obs": obs[chosen], "mask": masks[chosen].astype(np.uint8), "action": actions[chosen]},
         system_yaml=yaml.safe_dump(level.system.model_dump(mode="json", exclude_none=True), sort_keys=False),
-        card=card(run, level, table, int(model.num_timesteps)),
+        card=card(run, level, table, int(model.num_timesteps), network),
         levels=[str(run.config["level"])],
         seeds=[int(run.config["seed"])],
         training_hash=run.versions["configuration"],
@@ -118,21 +139,24 @@ def export_model(
     )
     bundle = load_bundle(out)
     clear = np.flatnonzero(margins(values, masks) >= MIN_MARGIN)
-    wrong = [int(i) for i in clear if bundle.policy.act(obs[i], masks[i]) != actions[i]]
+    alone = np.array([bundle.policy.act(obs[i], masks[i]) for i in clear])
+    together = greedy(bundle.policy.logits_many(obs), masks)[clear]
+    wrong = int(((alone != actions[clear]) | (together != actions[clear])).sum())
     if wrong:
-        raise ExperimentError(f"{out}: decides otherwise than the trained network in {len(wrong)} of {len(clear)} decisions")
+        raise ExperimentError(f"{out}: decides otherwise than the trained network in {wrong} of {len(clear)} decisions")
     return bundle
 
 
-def card(run: Run, level: Level, table: list[dict[str, Any]], frames: int) -> str:
+def card(run: Run, level: Level, table: list[dict[str, Any]], frames: int, network: Mapping[str, Any]) -> str:
     """The model card: what it is, what it scored, where its limits are."""
     about, config = run.versions, run.config
+    sizes = ", ".join(str(value) for value in network.values())
     scores = statistics.markdown(table, level.probe) if table else "Not evaluated: the training was interrupted."
     return f"""# Conductor for level {level.number}, {level.name}
 
 {level.teaching}
 
-A policy network ({config["net_arch"]}, {config["activation"]}) from 512 features of the Pit to 128 actions, trained
+A policy network ({sizes}) from 512 features of the Pit to 128 actions, trained
 with {config["algo"]} for {frames:,} frames (seed {config["seed"]}, exposure {run.exposure}, commit {about["git_commit"]}).
 
 ## Held-out instances

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from conductor.policy import Policy, tensor_shapes
+from conductor.policy import MlpSpec, NetworkSpec, SlotsSpec, make_policy, tensor_shapes
 
 MODULE = """
 import os, signal, subprocess, sys, time
@@ -56,7 +56,8 @@ def die_once(job):
 def returns_a_set(job):
     return {1, 2}
 """
-LAYERS = [16, 8]
+NETWORK = MlpSpec(kind="mlp", layers=[16, 8], activation="tanh")
+SLOTS = SlotsSpec(kind="slots", widths=[12, 10], activation="relu")
 
 
 def small_workflow(**functions: Any) -> dict[str, Any]:
@@ -91,23 +92,32 @@ def small_workflow(**functions: Any) -> dict[str, Any]:
     }
 
 
-def random_tensors(seed: int = 0) -> dict[str, np.ndarray]:
+def random_tensors(seed: int = 0, network: NetworkSpec = NETWORK) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in tensor_shapes(LAYERS).items()}
+    return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in tensor_shapes(network).items()}
 
 
-def bundle_parts(seed: int = 0) -> dict[str, Any]:
+def random_observations(count: int, seed: int = 0) -> np.ndarray:
+    """Observations (count, 512) float32; the i-th has i % 17 slots in use, anywhere."""
+    rng = np.random.default_rng(seed)
+    obs = rng.uniform(0.01, 1.0, (count, 512)).astype(np.float32)
+    places = rng.permuted(np.tile(np.arange(16), (count, 1)), axis=1)
+    obs[:, :400].reshape(count, 16, 25)[places >= np.arange(count)[:, None] % 17] = 0.0
+    return obs
+
+
+def bundle_parts(seed: int = 0, network: NetworkSpec = NETWORK) -> dict[str, Any]:
     """Arguments of `write_bundle` for a network of random weights."""
-    tensors = random_tensors(seed)
-    policy = Policy(tensors, LAYERS, "tanh")
+    tensors = random_tensors(seed, network)
+    policy = make_policy(network, tensors)
     rng = np.random.default_rng(seed + 1)
-    obs, mask = rng.random((64, 512), dtype=np.float32), rng.random((64, 128)) < 0.3
+    obs, mask = random_observations(64, seed), rng.random((64, 128)) < 0.3
     mask[:, 0] = True
     keep = [i for i in range(64) if np.diff(np.sort(policy.logits(obs[i])[mask[i]])[-2:])[0] > 0.01]
     action = np.array([policy.act(obs[i], mask[i]) for i in keep], np.int64)
     return {
         "tensors": tensors,
-        "network": {"kind": "mlp", "layers": LAYERS, "activation": "tanh"},
+        "network": network.model_dump(),
         "golden": {"obs": obs[keep], "mask": mask[keep], "action": action},
         "system_yaml": "pools: {}\n",
         "card": "# Random weights\n",

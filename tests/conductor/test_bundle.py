@@ -19,7 +19,8 @@ from conductor import bundle as module
 from conductor.bundle import Bundle, load_bundle, write_bundle
 from conductor.errors import ConductorError
 from conductor.files import canonical
-from tests.conductor.helpers import bundle_parts, random_tensors
+from conductor.policy import make_policy
+from tests.conductor.helpers import NETWORK, SLOTS, bundle_parts, random_tensors
 
 
 def reseal(folder: Path, **changes: Any) -> None:
@@ -45,12 +46,23 @@ def test_round_trip(bundle: Bundle) -> None:
         assert again.policy.act(obs, mask) == action
 
 
-def test_forward_pass_is_the_network_that_the_tensors_say(bundle: Bundle) -> None:
-    t = {name: array.astype(np.float64) for name, array in random_tensors().items()}
-    obs = np.random.default_rng(5).random(512, dtype=np.float32)
-    hidden = np.tanh(t["policy.1.weight"] @ np.tanh(t["policy.0.weight"] @ obs + t["policy.0.bias"]) + t["policy.1.bias"])
-    expected = t["action.weight"] @ hidden + t["action.bias"]
-    np.testing.assert_allclose(bundle.policy.logits(obs), expected, rtol=1e-4, atol=1e-5)
+def test_round_trip_of_slots(tmp_path: Path) -> None:
+    parts = bundle_parts(1, SLOTS)
+    write_bundle(tmp_path / "bundle", **parts)
+    again = load_bundle(tmp_path / "bundle")
+    assert again.manifest.network == SLOTS
+    obs = parts["golden"]["obs"]
+    np.testing.assert_array_equal(again.policy.logits_many(obs), make_policy(SLOTS, parts["tensors"]).logits_many(obs))
+    with pytest.raises(ConductorError, match=r"tensor encoder\.bias is missing"):
+        wrong = {name: array for name, array in parts["tensors"].items() if name != "encoder.bias"}
+        write_bundle(tmp_path / "other", **{**parts, "tensors": wrong})
+    with pytest.raises(ConductorError, match=r"tensor action\.bias is missing"):
+        write_bundle(tmp_path / "other", **{**parts, "network": NETWORK.model_dump()})
+
+
+def test_the_manifest_says_mlp_as_it_always_did(bundle: Bundle) -> None:
+    """Earlier bundles hold these bytes and must load."""
+    assert b'"network":{"activation":"tanh","kind":"mlp","layers":[16,8]}' in (bundle.path / "manifest.json").read_bytes()
 
 
 REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
@@ -65,7 +77,17 @@ REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
     ("nested", lambda f: (f / "manifest.json").write_text("[" * 100_000), "not canonical JSON"),
     ("unknown key", lambda f: reseal(f, more=1), "more: Extra inputs are not permitted"),
     ("format", lambda f: reseal(f, format="fq.policy/2"), "format"),
-    ("kind", lambda f: reseal(f, network={"kind": "lstm", "layers": [16, 8], "activation": "tanh"}), "network.kind"),
+    (
+        "kind",
+        lambda f: reseal(f, network={"kind": "lstm", "layers": [16, 8], "activation": "tanh"}),
+        "not match any of the expected",
+    ),
+    ("no kind", lambda f: reseal(f, network={"layers": [16, 8], "activation": "tanh"}), "discriminator 'kind'"),
+    ("activation", lambda f: reseal(f, network={**NETWORK.model_dump(), "activation": "elu"}), "network.mlp.activation"),
+    ("layers", lambda f: reseal(f, network={**NETWORK.model_dump(), "layers": [16, 0]}), "network.mlp.layers.1"),
+    ("widths", lambda f: reseal(f, network={**SLOTS.model_dump(), "widths": [12]}), "network.slots.widths"),
+    ("mixed", lambda f: reseal(f, network={**SLOTS.model_dump(), "layers": [12]}), "network.slots.layers"),
+    ("other network", lambda f: reseal(f, network=SLOTS.model_dump()), "tensor action.bias does not belong"),
     ("rule", lambda f: reseal(f, rule={"name": "magic", "params": {}}), "rule 'magic' is unknown"),
     ("missing file", lambda f: (f / "card.md").unlink(), "card.md: is missing"),
     ("extra file", lambda f: (f / "extra.bin").write_bytes(b"x"), "extra.bin: is a file too many"),
