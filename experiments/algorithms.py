@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,21 +11,26 @@ import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
-from torch import nn
 
-from experiments.config import TrainConfig
+from experiments.config import TrainConfig, level_of
 from experiments.errors import ExperimentError
+from experiments.networks import policy_of
+from fq_env.live import live_actions, live_columns
 
 if TYPE_CHECKING:
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
-CHECKPOINT = "checkpoint.zip"
+CHECKPOINT = "checkpoint.zip"  # the learner between its last two rollouts
+BEST = "best.zip"  # the learner at the best of its looks
 
 
 def algorithm(name: str) -> type[Any]:
-    """The class behind `algo=`: `maskable_ppo` (stock sb3-contrib) or `ppo` (stock stable-baselines3)."""
+    """The class behind `algo=`: `fast_ppo` (ours), `maskable_ppo` (stock sb3-contrib) or `ppo` (stock stable-baselines3)."""
+    if name == "fast_ppo":
+        from experiments.fast_ppo import FastPPO
+
+        return FastPPO
     if name == "maskable_ppo":
         from sb3_contrib import MaskablePPO
 
@@ -32,16 +38,18 @@ def algorithm(name: str) -> type[Any]:
     return PPO
 
 
-def prepare_torch(threads: int) -> None:
+def prepare_torch(threads: int, precision: str = "highest") -> None:
     """One process, few threads, no argument checks in distributions (they cost 5-15 % and trip on 128 masked logits)."""
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
     torch.distributions.Distribution.set_default_validate_args(False)
 
 
 def make_model(cfg: TrainConfig, env: VecEnv) -> OnPolicyAlgorithm:
     """An untrained learner over `env`, with its random state and the environments' seeded by `cfg.seed`."""
+    policy, policy_kwargs = policy_of(cfg)
     model: OnPolicyAlgorithm = algorithm(cfg.algo)(
-        "MlpPolicy",
+        policy,
         env,
         learning_rate=LinearSchedule(cfg.learning_rate, cfg.learning_rate_end, 1.0),
         n_steps=cfg.n_steps,
@@ -53,26 +61,38 @@ def make_model(cfg: TrainConfig, env: VecEnv) -> OnPolicyAlgorithm:
         vf_coef=cfg.vf_coef,
         clip_range=cfg.clip_range,
         max_grad_norm=cfg.max_grad_norm,
-        policy_kwargs={
-            "net_arch": {"pi": list(cfg.net_arch), "vf": list(cfg.net_arch)},
-            "activation_fn": ACTIVATIONS[cfg.activation],
-        },
+        target_kl=cfg.target_kl,
+        policy_kwargs=policy_kwargs,
         seed=cfg.seed,
         device="cpu",
+        **_live(cfg),
     )
     return model
 
 
+def _live(cfg: TrainConfig) -> dict[str, np.ndarray]:
+    """What the level declares that its observations and masks can hold; only our own learner makes use of it."""
+    if cfg.algo != "fast_ppo":
+        return {}
+    level = level_of(cfg.level)
+    return {"live_columns": live_columns(level, cfg.exposure), "live_actions": live_actions(level)}
+
+
 def load_model(folder: Path, algo: str) -> OnPolicyAlgorithm:
-    """The learner saved in a run folder. Only for runs of your own: its zip holds pickles, a bundle does not.
+    """The learner saved in a run folder: at its best look, or, before there was one, at its last checkpoint.
+
+    Only for runs of your own: its zip holds pickles, a bundle does not.
 
     Raises:
-        ExperimentError: there is no checkpoint.
+        ExperimentError: there is none, or it is broken.
     """
-    path = folder / CHECKPOINT
-    if not path.is_file():
+    path = next((folder / name for name in (BEST, CHECKPOINT) if (folder / name).is_file()), None)
+    if path is None:
         raise ExperimentError(f"run={folder}: holds no {CHECKPOINT}; name the folder of a run that was trained")
-    model: OnPolicyAlgorithm = algorithm(algo).load(path, device="cpu")
+    try:
+        model: OnPolicyAlgorithm = algorithm(algo).load(path, device="cpu")
+    except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ExperimentError(f"{path}: cannot be read ({str(error).splitlines()[0]}); name another run") from None
     return model
 
 

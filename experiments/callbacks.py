@@ -1,111 +1,52 @@
-"""What happens beside the learning: scores, rows of metrics, progress, looks at the validation score, stopping, checkpoints.
+"""What happens beside the learning: scores, looks at the validation score, stopping, checkpoints.
 
-Looks happen between an update and the next rollout, so what was scored is what is saved when the training stops there.
+All of it between an update and the next rollout: what was scored there is what is saved there, and a training that goes on
+from there has lost nothing.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+import torch
+from rich.progress import Progress, TaskID
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
-from experiments import statistics
-from experiments.algorithms import CHECKPOINT, torch_logits
+from experiments import checkpoints, statistics
+from experiments.algorithms import BEST, CHECKPOINT, torch_logits
 from experiments.config import TrainConfig
+from experiments.errors import ExperimentError
 from experiments.evaluate import Referee, play_policy
-from experiments.files import write_text, write_with
+from experiments.interrupts import Interrupted, Interrupts
+from experiments.records import Rows
+from fq_env.state import EPISODE
+from pit import layout
 
 RECENT = 1000  # episodes in the progress bar's score
-PARTS = (
-    "total",
-    "base",
-    "efficiency",
-    "stability",
-    "optimization",
-    "makespan",
-    "steps",
-    "wrong_calls",
-    "warnings",
-    "waits",
-    "holds",
-)
+PARTS = ("total", "base", "efficiency", "stability", "optimization", "makespan")
+COUNTS = ("steps", "wrong_calls", "warnings", "waits", "holds")
+# The observation's column that is 0 where the clock has moved since the last action (or an episode has just begun).
+ACTIONS_SINCE_CLOCK = layout.GLOBAL_OFFSET + [f.name for f in layout.GLOBAL_FEATURES].index("actions_since_clock")
 
 
-class Rows(KVWriter):
-    """Every logged value as one row per number of frames: for `metrics.csv`, the learning curve and W&B."""
-
-    def __init__(self, path: Path, wandb_run: Any = None) -> None:
-        self.path = path
-        self.rows: list[dict[str, float]] = []
-        self._wandb = wandb_run
-        self._sent = 0
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Adds the values to the row of `step`; a row goes to W&B once the next one has begun."""
-        if not self.rows or self.rows[-1]["frames"] != step:
-            self._send()
-            self.rows.append({"frames": step})
-        values = {key: float(value) for key, value in key_values.items() if isinstance(value, (int, float, np.number))}
-        self.rows[-1].update(values)
-
-    def _send(self) -> None:
-        if self._wandb is not None:
-            for row in self.rows[self._sent :]:
-                self._wandb.log(row, step=int(row["frames"]))
-        self._sent = len(self.rows)
-
-    def save(self) -> None:
-        """Writes all rows as CSV, atomically."""
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.path, text.getvalue())
-
-    def close(self) -> None:
-        """Sends and saves what is left."""
-        self._send()
-        self.save()
-
-
-def make_logger(cfg: TrainConfig, folder: Path, rows: Rows) -> Logger:
-    """stable-baselines3's logger with our writers: rows always, TensorBoard if wanted."""
-    writers: list[KVWriter] = [rows]
-    if cfg.tensorboard:
-        writers.append(TensorBoardOutputFormat(str(folder / "tensorboard")))
-    return Logger(str(folder), writers)
-
-
-def start_wandb(cfg: TrainConfig, folder: Path, config: dict[str, Any]) -> Any:
-    """A W&B run, or None if it is disabled (then the package is not even imported)."""
-    if cfg.wandb.mode == "disabled":
-        return None
-    import wandb
-
-    return wandb.init(
-        project=cfg.wandb.project,
-        mode=cfg.wandb.mode,  # type: ignore[arg-type]
-        dir=str(folder),
-        name=folder.name,
-        group=folder.parent.name,
-        config=config,
-        settings=wandb.Settings(silent=True),
-    )
+def means(episodes: np.ndarray) -> dict[str, float]:
+    """Mean score parts and counts of episode records (n,), n > 0; among them what a level names as its probe."""
+    found = {name: float(episodes[name].mean()) for name in (*PARTS, *COUNTS)}
+    calls = max(1, int(episodes["calls"].sum()))
+    found |= {f"{name}_per_call": float(episodes[name].sum() / calls) for name in ("cold_starts", "loads")}
+    return found | {"solved": float((episodes["status"] == layout.SOLVED).mean())}
 
 
 @dataclass
 class Look:
-    """One look at the validation score."""
+    """One look at the validation score: after how many frames, the mean score, and `statistics.perf` of it."""
 
     frames: int
     total: float
@@ -130,20 +71,25 @@ class Examiner:
         self.proven = statistics.EXACT in episodes
         return self._players
 
-    def look(self, model: Any) -> Look:
-        """Plays the validation instances with the model as it is now."""
-        rows = play_policy(
+    def look(self, model: Any) -> tuple[Look, dict[str, float]]:
+        """Plays the validation instances with the model as it is now; the look, and `means` of the episodes."""
+        episodes = play_policy(
             torch_logits(model),
             self.referee.level,
             split="validation",
             n=self.cfg.evaluation.validation,
             exposure=self.exposure,
         )
-        total = float(rows["total"].mean())
+        found = means(episodes)
         best = self._players.get(statistics.EXACT, max(self._players.values()))
-        look = Look(int(model.num_timesteps), total, statistics.perf(total, self._players["random"], best))
-        self.looks.append(look)
-        return look
+        perf = statistics.perf(found["total"], self._players["random"], best)
+        self.looks.append(Look(int(model.num_timesteps), found["total"], perf))
+        return self.looks[-1], found | {"perf": perf}
+
+    @property
+    def best(self) -> Look:
+        """The look with the highest score, the first of equals."""
+        return max(self.looks, key=lambda look: look.total)
 
     def verdict(self) -> str | None:
         """Why the training may stop now, or None."""
@@ -165,93 +111,198 @@ class Examiner:
         return since
 
 
-class Overseer(BaseCallback):
-    """The one callback of a training: it gathers scores and, between rollouts, looks, logs, stops and saves."""
+class Ended(Exception):
+    """The training is solved; raised between two rollouts, so that not one frame more is played."""
 
-    def __init__(self, cfg: TrainConfig, folder: Path, rows: Rows, examiner: Examiner, progress: Progress) -> None:
+
+class Overseer(BaseCallback):
+    """The one callback of a training: it gathers scores and, between rollouts, looks, logs, stops and saves.
+
+    Args:
+        memory: what `memory()` gave to the checkpoint from which this training goes on; None at its beginning.
+        on_look: called after each look, when all is logged and saved; what it raises ends the training.
+
+    Raises:
+        FloatingPointError: a reward, a loss or a weight is not finite; the checkpoint before it is whole.
+        ExperimentError: an environment offers no legal action.
+        Interrupted: a signal was noted; the checkpoint is written.
+        Ended: the level is solved; the checkpoint is written.
+        OSError: a file cannot be written; the checkpoint before it is whole.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        folder: Path,
+        rows: Rows,
+        examiner: Examiner,
+        progress: Progress,
+        interrupts: Interrupts,
+        memory: dict[str, Any] | None = None,
+        on_look: Callable[[Look], None] | None = None,
+    ) -> None:
         super().__init__()
         self.cfg, self.folder, self.rows, self.examiner, self.progress = cfg, folder, rows, examiner, progress
+        self.interrupts, self.on_look = interrupts, on_look
         self.stopped: str | None = None
-        self._rollouts = 0
-        self._finished: list[dict[str, Any]] = []
+        self.resumed: list[str] = []
+        self.seconds = self.cpu_seconds = 0.0  # of training, wall and CPU, over all parts of it
         self._recent: deque[float] = deque(maxlen=RECENT)
+        if memory is not None:
+            examiner.looks = [Look(**look) for look in memory["looks"]]
+            self.stopped, self.resumed = memory["stopped"], memory["resumed"]
+            self.seconds, self.cpu_seconds = memory["seconds"], memory["cpu_seconds"]
+            self._recent.extend(memory["recent"])
+        self._done = 0  # frames up to which everything here is done
         self._bar: TaskID | None = None
-        self._began = self._lap = 0.0
-        self._lap_frames = 0
+        self._lap = self._cpu_lap = self._learning = self._rollout_seconds = 0.0
+        self._gather()
+
+    def memory(self) -> dict[str, Any]:
+        """What a training that goes on from here must know, as JSON."""
+        return {
+            "looks": [asdict(look) for look in self.examiner.looks],
+            "stopped": self.stopped,
+            "resumed": self.resumed,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "recent": list(self._recent),
+        }
+
+    def _gather(self) -> None:
+        """Begins the sums of a rollout."""
+        self._finished: list[Any] = []
+        self._legal = self._zero_time = self._decisions = 0
 
     def _on_training_start(self) -> None:
-        self._began = self._lap = time.perf_counter()
-        self._bar = self.progress.add_task("", total=self.cfg.total_timesteps, score="–", fps="–", validation="–")
+        self._done, self._lap, self._cpu_lap = self.num_timesteps, time.perf_counter(), time.process_time()
+        self._bar = self.progress.add_task(
+            "", total=self.cfg.total_timesteps, completed=self.num_timesteps, score="–", fps="–", validation="–"
+        )
+        self._check_masks(self.training_env.action_masks())  # type: ignore[attr-defined]
 
+    # ------------------------------------------------------------------ within a rollout
     def _on_rollout_start(self) -> None:
-        """After an update (or before the first): a look when one is due, then the row of the frames so far."""
-        every = self.cfg.evaluation.every
-        if every and self._rollouts and self._rollouts % every == 0:
-            self.look()
-            self.stopped = self.examiner.verdict()
-            self.save()
-        if self._rollouts:
-            self.logger.dump(self.num_timesteps)
-        self._rollouts += 1
+        if self.num_timesteps > self._done:
+            self._between(last=False)
+        self._gather()
+        self._learning = time.perf_counter()
 
     def _on_step(self) -> bool:
-        if self.locals["dones"].any():
+        dones, obs, masks = self.locals["dones"], self.locals["new_obs"], self.training_env.action_masks()  # type: ignore[attr-defined]
+        if dones.any():
             self._finished += [info["score"] for info in self.locals["infos"] if info]
-        return self.stopped is None
+        if not np.isfinite(self.locals["rewards"]).all():
+            raise self._not_finite("a reward", "the level or the environment is at fault")
+        self._check_masks(masks)
+        self._legal += int(np.count_nonzero(masks))
+        self._zero_time += int(np.count_nonzero(obs[:, ACTIONS_SINCE_CLOCK]))
+        self._decisions += len(dones)
+        return True
+
+    def _check_masks(self, masks: np.ndarray) -> None:
+        some = masks.view(np.uint64).any(axis=1)  # eight flags at a time
+        if not some.all():
+            raise ExperimentError(
+                f"environment {int(np.argmin(some))} offers no legal action after {self.model.num_timesteps:,} frames: its "
+                f"action mask is empty; a level's rules must always leave one, such as `wait`"
+            )
 
     def _on_rollout_end(self) -> None:
         """The scores of the episodes that ended in this rollout, and the progress bar."""
-        done, self._finished = self._finished, []
-        if done:
-            for part in PARTS:
-                self.logger.record(f"episode/{part}", float(np.mean([score[part] for score in done])))
-            calls = max(1, sum(score["calls"] for score in done))
-            for count in ("cold_starts", "loads"):
-                self.logger.record(f"episode/{count}_per_call", sum(score[count] for score in done) / calls)
-            self.logger.record("episode/solved", float(np.mean([score["status"] == 1 for score in done])))
-            self.logger.record("episode/finished", len(done))
-            self._recent += [score["total"] for score in done]
         now = time.perf_counter()
-        fps = (self.num_timesteps - self._lap_frames) / (now - self._lap)
-        self._lap, self._lap_frames = now, self.num_timesteps
-        self.logger.record("time/frames_per_second", fps)
-        self.logger.record("time/seconds", now - self._began)
+        self._rollout_seconds, self._learning = now - self._learning, now
+        self.logger.record("time/rollout_seconds", self._rollout_seconds)
+        if self._finished:
+            episodes = np.array(self._finished, EPISODE)
+            for name, value in means(episodes).items():
+                self.logger.record(f"episode/{name}", value)
+            self.logger.record("episode/finished", len(episodes))
+            self._recent.extend(episodes["total"].tolist())
+        self.logger.record("decisions/legal_actions", self._legal / self._decisions)
+        self.logger.record("decisions/legal_share", self._legal / self._decisions / layout.N_ACTIONS)
+        jumps = self._decisions - self._zero_time
+        self.logger.record("decisions/zero_time_per_clock_jump", self._zero_time / max(1, jumps))
         if self._bar is not None:
             score = f"{np.mean(self._recent):.3f}" if self._recent else "–"
-            self.progress.update(self._bar, completed=self.num_timesteps, score=score, fps=f"{fps:,.0f}")
+            self.progress.update(self._bar, completed=self.num_timesteps, score=score)
 
+    # ------------------------------------------------------------------ between two rollouts
     def _on_training_end(self) -> None:
-        if self.stopped is not None:
-            return  # the last look was at these weights; only a first step of one more rollout has been taken since
-        if not self.examiner.looks or self.examiner.looks[-1].frames != self.num_timesteps:
-            self.look()
-        self.logger.dump(self.num_timesteps)
+        if self.num_timesteps > self._done:
+            self._between(last=True)
 
-    def look(self) -> None:
+    def _between(self, last: bool) -> None:
+        """After an update: checks, a look when one is due, the row of this rollout, a checkpoint when one is due."""
+        updated = time.perf_counter()
+        self._check_learner()
+        rollout = self.num_timesteps // (self.cfg.n_envs * self.cfg.n_steps)
+        every = self.cfg.evaluation.every
+        look = self.look() if last or (every and rollout % every == 0) else None
+        if look is not None and not last:
+            self.stopped = self.examiner.verdict()
+        looked = time.perf_counter() if look else updated
+        self._log_times(update=updated - self._learning, look=looked - updated)
+        self.logger.dump(self.num_timesteps)
+        self.rows.send()
+        self._done = self.num_timesteps
+        interrupt = self.interrupts.noted
+        if last or self.stopped or interrupt or rollout % self.cfg.checkpoint.every == 0:
+            self.save()
+        if look is not None and self.on_look is not None:
+            self.on_look(look)
+        if interrupt:
+            raise Interrupted(interrupt)
+        if self.stopped:
+            raise Ended
+
+    def _check_learner(self) -> None:
+        """Refuses to go on, or to save, with a loss or a weight that is not finite."""
+        record = self.logger.name_to_value
+        if "train/entropy_loss" in record:
+            self.logger.record("train/entropy", -record["train/entropy_loss"])
+        for key, value in record.items():
+            if key.startswith("train/") and key.endswith("loss") and not math.isfinite(value):
+                raise self._not_finite(f"`{key}`")
+        for name, weights in self.model.policy.named_parameters():
+            if not torch.isfinite(weights).all():
+                raise self._not_finite(f"the weight `{name}`")
+
+    def _not_finite(self, what: str, advice: str = "a smaller `learning_rate` may help") -> FloatingPointError:
+        return FloatingPointError(f"{what} is not finite after {self.model.num_timesteps:,} frames ({advice})")
+
+    def _log_times(self, update: float, look: float) -> None:
+        """Speed, and where the time since the last row went; what is left of it are logging and checkpoints."""
+        now, cpu = time.perf_counter(), time.process_time()
+        lap, self._lap = now - self._lap, now
+        self.seconds += lap
+        self.cpu_seconds += cpu - self._cpu_lap
+        self._cpu_lap = cpu
+        fps = (self.num_timesteps - self._done) / lap
+        self.logger.record("time/update_seconds", update)
+        self.logger.record("time/look_seconds", look)
+        for name, seconds in {"rollout": self._rollout_seconds, "update": update, "look": look}.items():
+            self.logger.record(f"time/{name}_share", seconds / lap)
+        self.logger.record("time/frames_per_second", fps)
+        self.logger.record("time/seconds", self.seconds)
+        if self._bar is not None:
+            self.progress.update(self._bar, fps=f"{fps:,.0f}")
+
+    def look(self) -> Look:
         """One look at the validation score, told to the logger, the bar and, without a terminal, as a line."""
-        look = self.examiner.look(self.model)
-        self.logger.record("validation/total", look.total)
-        self.logger.record("validation/perf", look.perf)
+        look, found = self.examiner.look(self.model)
+        for name, value in found.items():
+            self.logger.record(f"validation/{name}", value)
+        if look is self.examiner.best:
+            checkpoints.write_bytes(self.folder / BEST, checkpoints.model_bytes(self.model))
         if self._bar is not None:
             self.progress.update(self._bar, validation=f"{look.total:.3f}")
         if self.progress.disable:
-            rate = look.frames / (time.perf_counter() - self._began)
+            rate = (look.frames - self._done) / (time.perf_counter() - self._lap)
             print(f"{look.frames:>10,} frames  {rate:>8,.0f}/s  validation {look.total:.4f}  perf {look.perf:.3f}", flush=True)
+        return look
 
     def save(self) -> None:
-        """The learner and the rows so far, atomically."""
-        write_with(self.folder / CHECKPOINT, self.model.save)
+        """The rows, then the checkpoint, each atomically: the rows may know more than the checkpoint, never less."""
         self.rows.save()
-
-
-def make_progress(visible: bool) -> Progress:
-    """The bar: share of the budget, frames per second, recent scores, time left. Invisible without a terminal."""
-    progress = Progress(
-        TextColumn("{task.percentage:>3.0f} %"),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[fps]} frames/s  score {task.fields[score]}  validation {task.fields[validation]}"),
-        TimeRemainingColumn(),
-        disable=not visible,
-    )
-    progress.disable = progress.disable or not progress.console.is_terminal
-    return progress
+        checkpoints.save(self.folder / CHECKPOINT, self.model, self.training_env, self.memory())  # type: ignore[arg-type]

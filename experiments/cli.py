@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from experiments.errors import ExperimentError
 
@@ -94,15 +95,17 @@ def read(name: str, schema: type[Schema], arguments: list[str], intro: str) -> S
     """The configuration of a command without Hydra: schema, then `configs/NAME.yaml`, then the arguments."""
     if "--help" in arguments or "-h" in arguments:
         show_help(name, intro)
+    config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(configs_dir() / f"{name}.yaml"))
     for argument in arguments:
-        key, equals, _ = argument.partition("=")
+        key, equals, text = argument.partition("=")
         if not equals:
             raise ExperimentError(f"`{argument}` is not of the form key=value (see --help)")
         if key not in keys_of(schema):
             raise unknown_key(key, schema)
-    config = OmegaConf.merge(
-        OmegaConf.structured(schema), OmegaConf.load(configs_dir() / f"{name}.yaml"), OmegaConf.from_dotlist(arguments)
-    )
+        try:
+            config.merge_with_dotlist([argument])
+        except YAMLError:  # not YAML, such as the pattern */bundle: taken as it stands
+            OmegaConf.update(config, key, text)
     return OmegaConf.to_object(config)  # type: ignore[return-value]
 
 

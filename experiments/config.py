@@ -40,6 +40,13 @@ class StopConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """How often a training can be resumed from."""
+
+    every: int = MISSING
+
+
+@dataclass
 class WandbConfig:
     """Weights & Biases."""
 
@@ -69,11 +76,16 @@ class TrainConfig:
     vf_coef: float = MISSING
     clip_range: float = MISSING
     max_grad_norm: float = MISSING
-    net_arch: list[int] = MISSING
+    target_kl: float | None = MISSING
+    network: str = MISSING
+    net_arch: list[int] | None = MISSING
     activation: str = MISSING
     torch_threads: int = MISSING
+    matmul_precision: str = MISSING
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     stop: StopConfig = field(default_factory=StopConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resume: str | None = MISSING
     runs: str = MISSING
     folder: str | None = MISSING
     progress_bar: bool = MISSING
@@ -82,9 +94,11 @@ class TrainConfig:
 
 
 CHOICES = {
-    "algo": ("maskable_ppo", "ppo"),
+    "algo": ("fast_ppo", "maskable_ppo", "ppo"),
+    "matmul_precision": ("highest", "high", "medium"),
     "exposure": (*EXPOSURES, None),
     "reward": REWARDS,
+    "network": ("mlp", "symphony", "slots"),
     "activation": ("relu", "tanh"),
     "wandb.mode": ("disabled", "offline", "online"),
 }
@@ -106,8 +120,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "torch_threads": (1, 1024),
     "evaluation.every": (0, 1e9),
     "evaluation.validation": (2, 65_536),
-    "evaluation.test": (2, 1_000_000),
+    "evaluation.test": (0, 1_000_000),
     "evaluation.fit": (1, 65_536),
+    "checkpoint.every": (1, 1e9),
     "stop.patience": (1, 1e9),
     "stop.progress": (0.0, 1.0),
     "stop.mastery": (0.0, 10.0),
@@ -170,14 +185,28 @@ def check(cfg: TrainConfig, config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if not low <= value <= high:
             raise ExperimentError(f"{key}={value}: must lie between {low:g} and {high:g}")
-    if not 1 <= len(cfg.net_arch) <= 8 or any(not 1 <= width <= 4096 for width in cfg.net_arch):
-        raise ExperimentError(f"net_arch={cfg.net_arch}: must be one to eight widths between 1 and 4096, such as [64,64]")
+    if cfg.target_kl is not None and not 0.0 < cfg.target_kl <= 10.0:
+        raise ExperimentError(f"target_kl={cfg.target_kl}: must be null or lie between 0 and 10, such as 0.03")
+    if cfg.net_arch is not None:
+        _check_widths(cfg.network, cfg.net_arch)
+    if cfg.evaluation.test == 1:
+        raise ExperimentError("evaluation.test=1: must be 0 (no test, no bundle) or at least 2")
     rollout = cfg.n_envs * cfg.n_steps
     if rollout % cfg.batch_size:
         raise ExperimentError(
             f"batch_size={cfg.batch_size}: must divide n_envs x n_steps = {cfg.n_envs} x {cfg.n_steps} = {rollout}; "
             f"{_nearest_divisor(rollout, cfg.batch_size)} would"
         )
+
+
+def _check_widths(network: str, net_arch: list[int]) -> None:
+    lengths, wanted = {
+        "mlp": (range(1, 9), "one to eight widths between 1 and 4096, such as [64,64]"),
+        "slots": ((2,), "two widths between 1 and 4096, of the encoder and of the context, such as [64,64]"),
+        "symphony": ((), "null, because the sizes of network=symphony are fixed; network=mlp takes any"),
+    }[network]
+    if len(net_arch) not in lengths or any(not 1 <= width <= 4096 for width in net_arch):
+        raise ExperimentError(f"net_arch={net_arch}: must be {wanted}")
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

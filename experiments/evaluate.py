@@ -1,14 +1,17 @@
-"""Held-out scores: a policy and the players on the same instances of a split.
+"""Held-out scores: trained policies and players on the same instances of a split.
 
-As a command: `python -m experiments.evaluate run=RUNDIR` or `bundle=DIR`. As a library: `play_policy`, `Referee`.
+As a command: `python -m experiments.evaluate runs=RUN bundles=[DIR,...] level=11`; runs of the same configuration that differ
+in their seed are one method with several training seeds. As a library: `play_policy`, `Referee`, `open_policies`.
 """
 
 from __future__ import annotations
 
 import functools
+import glob
+import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +20,13 @@ from omegaconf import MISSING
 
 from experiments import cli, statistics
 from experiments.errors import ExperimentError
-from experiments.files import check_out, write_json
+from experiments.files import check_out_folder, write_folder, write_json, write_text
 
 if TYPE_CHECKING:
     from fq_env.level import Level
 
 CHUNK = 512  # environments of one evaluation block: more would leave the cache
-RULES = ("random", "fifo", "critical_path")  # players without fitted numbers
+SPLITS = ("train", "validation", "test")
 WARM_WAIT = "critical_path_warm_wait"
 # Logits (k, 128) of observations (k, 512) float32.
 Logits = Callable[[np.ndarray], np.ndarray]
@@ -67,11 +70,12 @@ def play_policy(
     return np.concatenate(blocks)
 
 
+# --------------------------------------------------------------------------- players
 @dataclass
 class Referee:
-    """Plays the players on a level's instances, each at most once per set of instances.
+    """Plays the players on a level's instances.
 
-    `fit` training instances serve to fit the rule's threshold; validation and test instances never do.
+    `fit` training instances serve to fit the rule's threshold, once; validation and test instances never do.
     """
 
     level: Level
@@ -84,26 +88,56 @@ class Referee:
 
         return dict(fit_warm_wait(self.level, split="train", n=self.fit))
 
-    def players(self, split: str, n: int, first: int = 0) -> dict[str, np.ndarray]:
-        """Name -> episode records (n,) of every player, and `exact_best` (totals only) where an optimum is proven."""
+    def players(self, split: str, n: int, first: int = 0, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """Name -> episode records (n,) of the players (all, or those named), in the order of `PLAYERS`.
+
+        `exact_best` (totals only) is left out where no optimum is proven.
+        """
+        played = {name: player(self, split, n, first) for name, player in PLAYERS.items() if names is None or name in names}
+        return {name: episodes for name, episodes in played.items() if episodes is not None}
+
+
+Player = Callable[[Referee, str, int, int], np.ndarray | None]
+
+
+def rule(name: str) -> Player:
+    """A player of `fq_env.players` without fitted numbers."""
+
+    def player(referee: Referee, split: str, n: int, first: int) -> np.ndarray:
         from fq_env.players import play
 
-        episodes = {name: play(self.level, name, split=split, n=n, first=first) for name in RULES}
-        episodes[WARM_WAIT] = play(self.level, WARM_WAIT, split=split, n=n, first=first, **self.fitted)
-        exact = self._exact(split, n, first)
-        if exact is not None:
-            episodes[statistics.EXACT] = exact
-        return episodes
+        return play(referee.level, name, split=split, n=n, first=first)
 
-    def _exact(self, split: str, n: int, first: int) -> np.ndarray | None:
-        from fq_env.errors import FQError
-        from fq_env.players import exact_best
+    return player
 
-        try:
-            totals = [(exact_best(self.level, split, instance),) for instance in range(first, first + n)]
-        except FQError:
-            return None  # no search covers this level
-        return np.array(totals, [("total", "f8")])
+
+def fitted_warm_wait(referee: Referee, split: str, n: int, first: int) -> np.ndarray:
+    """The rule with its threshold and variant fitted on training instances."""
+    from fq_env.players import play
+
+    return play(referee.level, WARM_WAIT, split=split, n=n, first=first, **referee.fitted)
+
+
+def exact(referee: Referee, split: str, n: int, first: int) -> np.ndarray | None:
+    """The proven optimum, totals only; None where no search covers the level."""
+    from fq_env.errors import FQError
+    from fq_env.players import exact_best
+
+    try:
+        totals = [(exact_best(referee.level, split, instance),) for instance in range(first, first + n)]
+    except FQError:
+        return None
+    return np.array(totals, [("total", "f8")])
+
+
+# A new player is one entry: (referee, split, n, first instance) -> episode records (n,), or None where a level has no such.
+PLAYERS: dict[str, Player] = {
+    "random": rule("random"),
+    "fifo": rule("fifo"),
+    "critical_path": rule("critical_path"),
+    WARM_WAIT: fitted_warm_wait,
+    statistics.EXACT: exact,
+}
 
 
 def table(
@@ -114,69 +148,184 @@ def table(
     return statistics.compare({statistics.TRAINED: trained, **referee.players(split, n, first)})
 
 
+# --------------------------------------------------------------------------- trained policies
+@dataclass(frozen=True)
+class Policy:
+    """A trained policy that was opened. `configuration` is the hash of how it was trained but for its `seed`."""
+
+    path: Path
+    logits: Logits
+    level: str
+    exposure: str
+    seed: int
+    configuration: str
+    commit: str
+
+
+def open_bundle(path: Path) -> Policy:
+    """The policy of a bundle. Raises ConductorError."""
+    from conductor.bundle import load_bundle
+
+    bundle = load_bundle(path)
+    about = bundle.manifest
+    logits = bundle.policy.logits_many
+    return Policy(path, logits, about.levels[0], about.exposure, about.seeds[0], about.training, about.git_commit)
+
+
+def open_run(path: Path) -> Policy:
+    """The policy that a run exported, or, if it was interrupted before that, the one of its checkpoint."""
+    if (path / "bundle" / "manifest.json").is_file():
+        return replace(open_bundle(path / "bundle"), path=path)
+    from experiments.algorithms import load_model, torch_logits
+    from experiments.run_folder import read_run
+
+    run = read_run(path)
+    logits = torch_logits(load_model(run.folder, run.config["algo"]))
+    about, level, seed = run.versions, str(run.config["level"]), int(run.config["seed"])
+    return Policy(path, logits, level, run.exposure, seed, about["configuration"], about["git_commit"])
+
+
+def paths_of(key: str, value: Any) -> list[Path]:
+    """The folders that `key=value` names: a path, a pattern, or a list of both; each folder once.
+
+    Raises:
+        ExperimentError: a pattern finds nothing.
+    """
+    found: dict[Path, Path] = {}
+    for word in [] if value is None else value if isinstance(value, list) else [value]:
+        names = sorted(glob.glob(str(word))) if re.search(r"[*?\[]", str(word)) else [str(word)]
+        if not names:
+            raise ExperimentError(f"{key}={word}: no folder matches this pattern")
+        for name in names:
+            found.setdefault(Path(name).resolve(), Path(name))
+    return list(found.values())
+
+
+def open_policies(key: str, value: Any) -> list[Policy]:
+    """The policies of the run folders and bundles that `key=value` names.
+
+    Raises:
+        ExperimentError: one is neither a run folder nor a bundle.
+        ConductorError: a bundle does not pass its checks.
+    """
+    policies = []
+    for path in paths_of(key, value):
+        if (path / "manifest.json").is_file():
+            policies.append(open_bundle(path))
+        elif (path / "config.yaml").is_file():
+            policies.append(open_run(path))
+        else:
+            raise ExperimentError(
+                f"{key}={path}: is neither a run folder (config.yaml) nor a bundle (manifest.json); name one of them"
+            )
+    return policies
+
+
+def methods(policies: Sequence[Policy]) -> dict[str, list[Policy]]:
+    """Name -> policies that differ in their training seed only, in the given order."""
+    groups: dict[tuple[str, ...], list[Policy]] = {}
+    for policy in policies:
+        key: tuple[str, ...] = (policy.configuration, policy.commit, policy.level, policy.exposure)
+        if any(policy.seed == other.seed for other in groups.get(key, [])):
+            key = (*key, str(policy.path))  # the same training twice says nothing of seeds
+        groups.setdefault(key, []).append(policy)
+    return {name_of(group): group for group in groups.values()}
+
+
+def name_of(group: Sequence[Policy]) -> str:
+    """A method's name in tables: the path of its first policy, and how many seeds there are."""
+    return str(group[0].path) + (f" ({len(group)} seeds)" if len(group) > 1 else "")
+
+
+def level_for(level: Any, policies: Sequence[Policy]) -> Level:
+    """The level that `level=` names, or the one on which all policies were trained. Raises ExperimentError."""
+    from experiments.config import level_of
+
+    if level is not None:
+        return level_of(level)
+    trained_on = sorted({policy.level for policy in policies})
+    if len(trained_on) != 1:
+        what = f"the policies were trained on levels {', '.join(trained_on)}" if trained_on else "no policy names one"
+        raise ExperimentError(f"level=null: {what}; say which to play, for example level={(trained_on or ['11'])[0]}")
+    return level_of(trained_on[0])
+
+
+def play_method(policies: Sequence[Policy], level: Level, *, split: str, n: int, first: int = 0) -> np.ndarray:
+    """Episode records (seeds, n) of a method's policies, each with the exposure that it was trained under."""
+    return np.stack([play_policy(p.logits, level, split=split, n=n, first=first, exposure=p.exposure) for p in policies])
+
+
+# --------------------------------------------------------------------------- the command
 @dataclass
 class EvaluateConfig:
     """Keys of the command; explained in `configs/evaluate.yaml`."""
 
-    run: str | None = MISSING
-    bundle: str | None = MISSING
+    runs: Any = MISSING
+    bundles: Any = MISSING
+    players: Any = MISSING
     level: Any = MISSING
     split: str = MISSING
     n: int = MISSING
     first: int = MISSING
-    fit: int = 256
+    fit: int = MISSING
     out: str | None = MISSING
 
 
-def policy_from(cfg: EvaluateConfig) -> tuple[Logits, str, str]:
-    """The logits of the run's or bundle's policy, its level and its exposure."""
-    if (cfg.run is None) == (cfg.bundle is None):
-        raise ExperimentError("name either run=RUNDIR or bundle=DIR")
-    if cfg.bundle is not None:
-        from conductor.bundle import load_bundle
+def check_instances(split: str, n: int, first: int, fit: int) -> None:
+    """Refuses a split that does not exist and counts that make no table. Raises ExperimentError."""
+    if split not in SPLITS:
+        raise ExperimentError(f"split={split}: must be one of {', '.join(SPLITS)}")
+    if n < 2 or first < 0 or fit < 1:
+        raise ExperimentError(f"n={n} first={first} fit={fit}: n must be at least 2, first at least 0, fit at least 1")
 
-        bundle = load_bundle(Path(cfg.bundle))
-        policy = bundle.policy
 
-        def logits(obs: np.ndarray) -> np.ndarray:
-            return np.stack([policy.logits(row).copy() for row in obs])
-
-        return logits, bundle.manifest.levels[0], bundle.manifest.exposure
-    from experiments.algorithms import load_model, torch_logits
-    from experiments.run_folder import read_run
-
-    run = read_run(Path(str(cfg.run)))
-    return torch_logits(load_model(run.folder, run.config["algo"])), run.config["level"], run.exposure
+def chosen_players(value: Any) -> list[str]:
+    """The players that `players=` names, all if null; `random` is always among them, as perf is measured from it."""
+    names = list(PLAYERS) if value is None else [str(v) for v in (value if isinstance(value, list) else [value])]
+    for name in names:
+        if name not in PLAYERS:
+            raise ExperimentError(f"players={name}: must be among {', '.join(PLAYERS)}")
+    return ["random", *(name for name in names if name != "random")]
 
 
 def evaluate(cfg: EvaluateConfig) -> list[dict[str, Any]]:
-    """Plays, prints and, if asked, writes the table."""
-    from experiments.config import level_of
-
-    if cfg.split not in ("train", "validation", "test"):
-        raise ExperimentError(f"split={cfg.split}: must be one of train, validation, test")
-    if cfg.n < 2 or cfg.first < 0 or cfg.fit < 1:
-        raise ExperimentError(
-            f"n={cfg.n} first={cfg.first} fit={cfg.fit}: n must be at least 2, first at least 0, fit at least 1"
-        )
-    check_out(cfg.out)
-    logits, trained_on, exposure = policy_from(cfg)
-    level = level_of(cfg.level if cfg.level is not None else trained_on)
-    rows = table(logits, Referee(level, cfg.fit), split=cfg.split, n=cfg.n, first=cfg.first, exposure=exposure)
-    print(statistics.markdown(rows, level.probe))
+    """Plays, prints and, if asked, writes the table with its figures; the rows of `statistics.compare`."""
+    check_instances(cfg.split, cfg.n, cfg.first, cfg.fit)
+    names = chosen_players(cfg.players)
+    check_out_folder(cfg.out)
+    found = methods([*open_policies("runs", cfg.runs), *open_policies("bundles", cfg.bundles)])
+    level = level_for(cfg.level, [policy for group in found.values() for policy in group])
+    where: dict[str, Any] = {"split": cfg.split, "n": cfg.n, "first": cfg.first}
+    episodes = {name: play_method(group, level, **where) for name, group in found.items()}
+    episodes |= Referee(level, cfg.fit).players(names=names, **where)
+    rows = statistics.compare(episodes, list(found))
+    text = statistics.markdown(rows, level.probe)
+    print(text)
     if cfg.out is not None:
-        write_json(Path(cfg.out), {"level": level.name, "split": cfg.split, "first": cfg.first, "n": cfg.n, "rows": rows})
-        print(f"written: {cfg.out}")
+        policies = {
+            name: [{"path": str(p.path), "seed": p.seed, "trained_on": p.level, "exposure": p.exposure} for p in group]
+            for name, group in found.items()
+        }
+        title = f"level {level.number}, {level.name}: {cfg.n:,} {cfg.split} instances"
+
+        def write(folder: Path) -> None:
+            from experiments import figures
+
+            write_text(folder / "table.md", f"# {title}\n\n{text}\n")
+            write_json(folder / "results.json", {"level": level.name, **where, "policies": policies, "rows": rows})
+            scores = {name: statistics.totals(records) for name, records in episodes.items()}
+            figures.profiles(folder / "profile.png", scores, title)
+            figures.intervals(folder / "intervals.png", rows, title)
+
+        print(f"\nwritten: {write_folder(Path(cfg.out), write)}")
     return rows
 
 
 def main() -> None:
-    """The command line."""
+    """The command line; `run=` and `bundle=` are the same as `runs=` and `bundles=`."""
     cli.one_thread_per_process()
-    cli.guarded(
-        lambda: evaluate(cli.read("evaluate", EvaluateConfig, sys.argv[1:], __doc__ or "")),
-        EvaluateConfig,
-    )
+    words = [re.sub(r"^(run|bundle)=", r"\1s=", word) for word in sys.argv[1:]]
+    cli.guarded(lambda: evaluate(cli.read("evaluate", EvaluateConfig, words, __doc__ or "")), EvaluateConfig)
 
 
 if __name__ == "__main__":

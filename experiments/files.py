@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,32 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def write_folder(path: Path, write: Callable[[Path], object]) -> Path:
+    """Lets `write(temporary)` fill a new folder beside `path`, then renames it to `path`; a folder there is replaced."""
+    temporary, aside = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in ("", ".old"))
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        if path.exists():
+            path.rename(aside)
+        temporary.rename(path)
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
 def check_out(out: str | None) -> None:
     """Before the work is done: refuses an `out=` file whose folder does not exist. Raises ExperimentError."""
     if out is not None and not Path(out).absolute().parent.is_dir():
         raise ExperimentError(f"out={out}: its folder does not exist; make it or name another file")
+
+
+def check_out_folder(out: str | None) -> None:
+    """Before the work is done: refuses an `out=` folder that exists, or that has none to stand in. Raises ExperimentError."""
+    check_out(out)
+    if out is not None and Path(out).exists():
+        raise ExperimentError(f"out={out}: exists already and is not overwritten; name another folder")
 
 
 def new_folder(path: Path, key: str) -> Path:

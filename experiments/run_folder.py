@@ -1,24 +1,31 @@
 """A run's folder: made once, never overwritten; everything in it is whole or absent.
 
-`config.yaml` (resolved), `versions.json`, `metrics.csv`, `checkpoint.zip`, `results.json`, `curve.png`, `report.md`,
-`tensorboard/`, `bundle/`.
+`config.yaml` (resolved), `versions.json`, `metrics.csv`, `tensorboard/`, `checkpoint.zip` (to go on from), `best.zip` (the
+learner at its best look); once complete `curve.png`, `report.md`, `bundle/` and, last of all, `results.json`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import os
 import platform
+import secrets
+import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from experiments import statistics
-from experiments.config import TrainConfig
+from experiments import sources, statistics
+from experiments.config import TrainConfig, finished, level_of
 from experiments.errors import ExperimentError
 from experiments.files import new_folder, write_json, write_text, write_with
 
@@ -67,6 +74,9 @@ def versions(cfg: TrainConfig, exposure: str, command: str) -> dict[str, Any]:
         "seed": cfg.seed,
         "exposure": exposure,
         "configuration": configuration_hash(asdict(cfg)),
+        "code": code_hashes(),
+        "level": _sha256(level_of(cfg.level).model_dump_json(exclude={"training"})),
+        "wandb_id": secrets.token_hex(4),
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -87,10 +97,55 @@ def git_commit() -> str:
 
 
 def configuration_hash(config: dict[str, Any]) -> str:
-    """sha256 of a configuration without the keys that only say where records go."""
-    records = ("runs", "folder", "progress_bar", "tensorboard", "wandb")
-    kept = {key: value for key, value in sorted(config.items()) if key not in records}
-    return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(kept), sort_keys=True).encode()).hexdigest()
+    """sha256 of a configuration without its seed, so that runs which differ in it alone are one method, and without the keys
+    that only say where records go."""
+    left_out = ("seed", "runs", "folder", "progress_bar", "tensorboard", "wandb", "checkpoint", "resume")
+    kept = {key: value for key, value in sorted(config.items()) if key not in left_out}
+    return _sha256(OmegaConf.to_yaml(OmegaConf.create(kept), sort_keys=True))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_hashes() -> dict[str, str]:
+    """Package -> sha256 of those of its sources that a training imports."""
+    digests: dict[str, Any] = {}
+    for file in sources.sources():
+        name = file.relative_to(sources.ROOT)
+        digest = digests.setdefault(name.parts[0], hashlib.sha256())
+        digest.update(f"\0{name}\0".encode() + file.read_bytes())
+    return {package: digest.hexdigest() for package, digest in digests.items()}
+
+
+def changes(then: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], bool]:
+    """How two `versions` differ in what decides the bits of a training, as phrases for people; and whether the world (the
+    Pit, the game or the level) is among it."""
+    found = [
+        f"{name} {now[name]} instead of {then.get(name)}" for name in ("python", "machine") if now[name] != then.get(name)
+    ]
+    for name, value in now["packages"].items():
+        if value != then["packages"].get(name):
+            found.append(f"{name} {value} instead of {then['packages'].get(name)}")
+    before = then.get("code", {}) | {"level": then.get("level")}
+    changed = [name for name, value in (now["code"] | {"level": now["level"]}).items() if value != before.get(name)]
+    found += ["another version of the level" if name == "level" else f"other code in {name}/" for name in changed]
+    return found, bool({"pit", "fq_env", "level"} & set(changed))
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Nobody else trains in the folder meanwhile; the lock ends with the process. Raises ExperimentError."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot lock a folder
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ExperimentError(f"{folder}: another process is training in it; wait until it has ended") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def begin(folder: Path, cfg: TrainConfig, about: dict[str, Any]) -> None:
@@ -99,17 +154,27 @@ def begin(folder: Path, cfg: TrainConfig, about: dict[str, Any]) -> None:
     write_json(folder / "versions.json", about)
 
 
+def tidy(folder: Path) -> None:
+    """Removes what a killed process left half-written: everything under a temporary name."""
+    for path in folder.glob(".*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def point_latest(folder: Path) -> Path:
     """Makes `latest` beside a complete run folder lead to it (a symbolic link, replaced in one step); the link's path."""
     link = folder.parent / "latest"
     scratch = folder.parent / f".latest-{folder.name}"
+    scratch.unlink(missing_ok=True)
     scratch.symlink_to(folder.name)
     scratch.replace(link)
     return link
 
 
-def read_run(folder: Path) -> Run:
-    """Reads a run folder's configuration. Raises ExperimentError if it is none."""
+def read_run(folder: Path, key: str = "run") -> Run:
+    """Reads a run folder's configuration; `key` is what named it. Raises ExperimentError if it is none."""
     import json
 
     try:
@@ -119,8 +184,19 @@ def read_run(folder: Path) -> Run:
         return Run(folder, {str(key): value for key, value in config.items()}, about["exposure"], about)
     except (OSError, ValueError, KeyError, AssertionError):
         raise ExperimentError(
-            f"run={folder}: is no run folder (config.yaml and versions.json); name one that a training made"
+            f"{key}={folder}: is no run folder (config.yaml and versions.json); name one that a training made"
         ) from None
+
+
+def configuration(run: Run) -> TrainConfig:
+    """The checked configuration of a run that goes on. Raises ExperimentError if it is not of this version."""
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(TrainConfig), run.config)
+        assert isinstance(config, DictConfig)
+        return finished(config)
+    except (OmegaConfBaseException, ExperimentError) as error:
+        reason = str(error).splitlines()[0]
+        raise ExperimentError(f"resume={run.folder}: its config.yaml is not of this version ({reason}); train anew") from None
 
 
 def save_curve(path: Path, rows: list[dict[str, float]], players: dict[str, float], title: str) -> None:
@@ -146,7 +222,12 @@ def save_curve(path: Path, rows: list[dict[str, float]], players: dict[str, floa
 
 def report(folder: Path, cfg: TrainConfig, about: dict[str, Any], table: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     """`report.md`: what was trained, how it ended, the table, and the command that gives it again."""
-    level = facts["level"]
+    level, best = facts["level"], facts["best"]
+    scores = statistics.markdown(table, level.probe) if table else "Not played (`evaluation.test=0`)."
+    again = "The same command on the same machine and versions gives the same weights. " if not facts["resumed"] else ""
+    resumed = "".join(f"\n* resumed {how}" for how in facts["resumed"])
+    widths = f" {cfg.net_arch}" if cfg.net_arch else ""
+    bundle = " The bundle for the conductor is in `bundle/`." if table else ""
     rate = facts["frames"] / max(facts["seconds"], 1e-9)
     packages = ", ".join(f"{name} {about['packages'][name]}" for name in ("numba", "torch") if name in about["packages"])
     text = f"""# Level {level.number}, {level.name}: {cfg.algo}, seed {cfg.seed}
@@ -154,13 +235,14 @@ def report(folder: Path, cfg: TrainConfig, about: dict[str, Any], table: list[di
 {level.teaching}
 
 * {facts["frames"]:,} frames in {facts["seconds"]:.1f} s ({rate:,.0f} frames/s); {facts["ended"]}
-* exposure {about["exposure"]}, reward {cfg.reward}, network {list(cfg.net_arch)} {cfg.activation}
+* the policy that is kept: after {best["frames"]:,} frames, at the best look (validation {best["total"]:.4f}){resumed}
+* exposure {about["exposure"]}, reward {cfg.reward}, network {cfg.network}{widths} {cfg.activation}
 * pass mark: perf {level.pass_mark}
 * commit {about["git_commit"]}, Python {about["python"]}, {packages}
 
 ## Held-out instances (`test`)
 
-{statistics.markdown(table, level.probe)}
+{scores}
 
 ![learning curve](curve.png)
 
@@ -170,8 +252,8 @@ def report(folder: Path, cfg: TrainConfig, about: dict[str, Any], table: list[di
 {about["command"]}
 ```
 
-The same command on the same machine and versions gives the same weights. What was used is in `config.yaml` and
-`versions.json`. The bundle for the conductor is in `bundle/`.
+{again}What was used is in `config.yaml` and
+`versions.json`.{bundle}
 """
     write_text(folder / "report.md", text)
     return text

@@ -2,42 +2,59 @@
 
 Checks the configuration, trains with progress and looks at the validation score, plays the held-out test instances against all
 players, and leaves a run folder with checkpoint, metrics, curve, report and bundle. `-m level=1,11 seed=0,1` trains several;
-`--cfg job` prints the configuration.
+`--cfg job` prints the configuration; `resume=RUN` goes on with a run that was interrupted, bit for bit.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import os
 import shlex
+import shutil
 import sys
-import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import cli
 from experiments.config import TrainConfig, derived, finished, level_of, register
+from experiments.errors import ExperimentError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from experiments.callbacks import Examiner, Look, Overseer
+    from experiments.checkpoints import Checkpoint
+    from experiments.interrupts import Interrupts
+    from experiments.run_folder import Run
+
 INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
 
+OnLook = Callable[["Look"], None]
 
-def train(cfg: TrainConfig, command: str = "") -> float:
-    """One training, from a checked configuration to a complete run folder.
+
+def train(cfg: TrainConfig, command: str = "", on_look: OnLook | None = None) -> float:
+    """One training, from a checked configuration to a complete run folder; or `resume`, if the configuration names a run.
 
     Args:
-        cfg: from `config.finished`.
+        cfg: from `config.finished`. With `evaluation.test=0` the test instances are never played and no bundle is made.
         command: what to write into the report as the command to reproduce.
+        on_look: called after each look at the validation score. What it raises ends the training and is passed on; the
+            run folder is then that of an interrupted run.
 
     Returns:
-        The mean test score of the greedy policy, finite.
+        The mean test score of the policy that is kept, the one of the best look; with `evaluation.test=0` its validation
+        score. Finite.
 
     Raises:
-        ExperimentError: the run folder exists or cannot be made.
-        KeyboardInterrupt: Ctrl-C; when the checkpoint is safe, with a sentence that says where.
+        ExperimentError: the run folder exists or cannot be made or written, or something is not finite.
+        interrupts.Interrupted: Ctrl-C or SIGTERM, a KeyboardInterrupt; with a sentence that says how to go on.
     """
+    if cfg.resume is not None:
+        return resume(Path(cfg.resume), on_look)
     from experiments import run_folder
 
     level = level_of(cfg.level)
@@ -46,66 +63,167 @@ def train(cfg: TrainConfig, command: str = "") -> float:
     about = run_folder.versions(cfg, exposure, command or f"python -m experiments.train level={cfg.level} seed={cfg.seed}")
     run_folder.begin(folder, cfg, about)
     print(f"level {cfg.level} ({level.title}), seed {cfg.seed}, {cfg.algo}, exposure {exposure}: {derived(cfg)}", flush=True)
-    return _train_in(folder, cfg, about)
+    with run_folder.locked(folder):
+        return _train_in(run_folder.read_run(folder), cfg, on_look)
 
 
-def _train_in(folder: Path, cfg: TrainConfig, about: dict[str, Any]) -> float:
-    from experiments import run_folder, statistics
-    from experiments.algorithms import make_model, prepare_torch, torch_logits
-    from experiments.callbacks import Examiner, Overseer, Rows, make_logger, make_progress, start_wandb
-    from experiments.evaluate import Referee, table
-    from experiments.export import export_model
-    from experiments.files import write_json
+def resume(folder: Path, on_look: OnLook | None = None) -> float:
+    """Goes on with an interrupted run from its last checkpoint (without one from the beginning), to a complete run folder.
+
+    On one torch thread, on the same machine and versions, the weights are those of a run that was never interrupted; other
+    versions are named in a warning. A run that is complete is left as it is.
+
+    Returns and raises as `train`; also
+        ExperimentError: the folder is no run, is in use, or its checkpoint is broken.
+    """
+    from experiments import run_folder
+    from experiments.algorithms import CHECKPOINT
+
+    run = run_folder.read_run(folder.resolve(), "resume")
+    cfg = run_folder.configuration(run)
+    results = run.folder / "results.json"
+    if results.is_file():
+        found = json.loads(results.read_text(encoding="utf-8"))
+        print(
+            f"{run.folder} is complete after {found['frames']:,} frames; a larger budget is a new run (its schedules differ)"
+        )
+        return float(found["score"])
+    now = run_folder.versions(cfg, run.exposure, run.versions["command"])
+    differences, other_world = run_folder.changes(run.versions, now)
+    with run_folder.locked(run.folder):
+        run_folder.tidy(run.folder)
+        checkpoint = None
+        if (run.folder / CHECKPOINT).is_file():
+            from experiments import checkpoints
+
+            checkpoint = checkpoints.read(run.folder / CHECKPOINT)
+        frames = checkpoint.frames if checkpoint else 0
+        print(f"{run.folder}: goes on after {frames:,} of {cfg.total_timesteps:,} frames", flush=True)
+        if differences:
+            world = "; the environments begin new episodes" if other_world and frames else ""
+            print(f"warning: not bit for bit what it would have been: {', '.join(differences)}{world}", file=sys.stderr)
+        how = ", with ".join([f"after {frames:,} frames", *differences])
+        return _train_in(run, cfg, on_look, resumed=how, checkpoint=checkpoint, same_world=not other_world)
+
+
+def _train_in(run: Run, cfg: TrainConfig, on_look: OnLook | None, **going_on: Any) -> float:
+    """The training, and what a user is told if it does not come to its end."""
+    from experiments import checkpoints
+    from experiments.algorithms import CHECKPOINT
+    from experiments.interrupts import Interrupted, Interrupts
+
+    def kept() -> str:
+        frames = checkpoints.frames_of(run.folder / CHECKPOINT)
+        after = f"after {frames:,} of {cfg.total_timesteps:,} frames" if frames else "at the beginning"
+        return f"`python -m experiments.train resume={shlex.quote(str(run.folder))}` goes on {after}"
+
+    try:
+        with Interrupts() as interrupts:
+            return _play_out(run, cfg, on_look, interrupts, **going_on)
+    except Interrupted as stop:
+        raise Interrupted(stop.number, f"interrupted; {kept()}") from None
+    except FloatingPointError as error:
+        raise ExperimentError(f"{error}, so the training stopped; {kept()}") from None
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise ExperimentError(
+            f"{run.folder}: cannot be written ({what}), so the training stopped; once it can, {kept()}"
+        ) from None
+
+
+def _play_out(
+    run: Run,
+    cfg: TrainConfig,
+    on_look: OnLook | None,
+    interrupts: Interrupts,
+    resumed: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    same_world: bool = True,
+) -> float:
+    from experiments.algorithms import make_model, prepare_torch
+    from experiments.callbacks import Ended, Examiner, Overseer
+    from experiments.evaluate import Referee
+    from experiments.records import METRICS, Rows, make_logger, make_progress, start_wandb
     from fq_env.sb3 import make_sb3_env
 
-    prepare_torch(cfg.torch_threads)
-    level = level_of(cfg.level)
-    run = run_folder.read_run(folder)
-    wandb_run = start_wandb(cfg, folder, run.config)
-    rows = Rows(folder / "metrics.csv", wandb_run)
-    logger = make_logger(cfg, folder, rows)
-    env = make_sb3_env(level, cfg.n_envs, cfg.seed, exposure=run.exposure, reward=cfg.reward)
-    try:
-        referee = Referee(level, cfg.evaluation.fit)
-        examiner = Examiner(cfg, referee, run.exposure)
+    prepare_torch(cfg.torch_threads, cfg.matmul_precision)
+    level, folder = level_of(cfg.level), run.folder
+    frames = checkpoint.frames if checkpoint else 0
+    with contextlib.ExitStack() as stack:
+        wandb_run = start_wandb(cfg, folder, run.config, run.versions["wandb_id"])
+        if wandb_run is not None:
+            stack.callback(wandb_run.finish)
+        rows = Rows(folder / METRICS, wandb_run, frames)
+        logger = make_logger(cfg, folder, rows, None if resumed is None else frames)
+        stack.callback(logger.close)
+        env = stack.enter_context(
+            contextlib.closing(make_sb3_env(level, cfg.n_envs, cfg.seed, exposure=run.exposure, reward=cfg.reward))
+        )
+        examiner = Examiner(cfg, Referee(level, cfg.evaluation.fit), run.exposure)
         players = examiner.prepare()
         print("validation: " + ", ".join(f"{name} {score:.4f}" for name, score in players.items()), flush=True)
         model = make_model(cfg, env)
         model.set_logger(logger)
+        if checkpoint is not None:
+            checkpoint.restore(model, env, same_world)
         with make_progress(cfg.progress_bar) as progress:
-            overseer = Overseer(cfg, folder, rows, examiner, progress)
-            began = time.perf_counter()
-            try:
-                model.learn(cfg.total_timesteps, callback=overseer)
-            except KeyboardInterrupt:
-                overseer.save()
-                raise KeyboardInterrupt(
-                    f"interrupted after {model.num_timesteps:,} frames; the checkpoint is in {folder}, and "
-                    f"`python -m experiments.export run={folder}` makes a bundle of it"
-                ) from None
-            seconds = time.perf_counter() - began
-        overseer.save()
-        ended = f"stopped early, {overseer.stopped}" if overseer.stopped else "the whole budget was spent"
-        test = table(torch_logits(model), referee, split="test", n=cfg.evaluation.test, exposure=run.exposure)
-        looks = [vars(look) for look in examiner.looks]
-        facts = {"frames": int(model.num_timesteps), "seconds": seconds, "ended": ended, "stopped": bool(overseer.stopped)}
-        write_json(
-            folder / "results.json", {**facts, "test": test, "validation": looks, "players": players, "rule": referee.fitted}
-        )
-        run_folder.save_curve(folder / "curve.png", rows.rows, players, f"level {level.number}, {level.name}, seed {cfg.seed}")
-        run_folder.report(folder, cfg, about, test, {**facts, "level": level})
-        export_model(model, run, level, folder / "bundle", golden=64, table=test, rule=referee.fitted)
-        run_folder.point_latest(folder)
-    finally:
-        logger.close()
-        env.close()
-        if wandb_run is not None:
-            wandb_run.finish()
-    score = next(row["mean"] for row in test if row["player"] == statistics.TRAINED)
-    print(f"{ended} after {facts['frames']:,} frames in {seconds:.1f} s\n\n{statistics.markdown(test, level.probe)}\n")
-    print(f"run folder: {folder}\nreport:     {folder / 'report.md'}\nbundle:     {folder / 'bundle'}", flush=True)
+            memory = checkpoint.memory if checkpoint else None
+            overseer = Overseer(cfg, folder, rows, examiner, progress, interrupts, memory, on_look)
+            if resumed is not None:
+                overseer.resumed.append(resumed)
+            if overseer.stopped is None:
+                interrupts.waiting = True
+                with contextlib.suppress(Ended):
+                    model.learn(
+                        cfg.total_timesteps - model.num_timesteps, callback=overseer, reset_num_timesteps=checkpoint is None
+                    )
+                interrupts.waiting = False
+        return _conclude(run, cfg, examiner, overseer, players)
+
+
+def _conclude(run: Run, cfg: TrainConfig, examiner: Examiner, overseer: Overseer, players: dict[str, float]) -> float:
+    """From a trained learner to the complete folder; every step may have been done before. The score."""
+    from experiments import run_folder, statistics
+    from experiments.algorithms import load_model, torch_logits
+    from experiments.evaluate import table
+    from experiments.export import export_model
+    from experiments.files import write_json
+
+    level, folder, referee = level_of(cfg.level), run.folder, examiner.referee
+    best = load_model(folder, cfg.algo)
+    test: list[dict[str, Any]] = []
+    if cfg.evaluation.test:
+        test = table(torch_logits(best), referee, split="test", n=cfg.evaluation.test, exposure=run.exposure)
+    score = next((row["mean"] for row in test if row["player"] == statistics.TRAINED), examiner.best.total)
+    facts = {
+        "frames": overseer.rows.rows[-1]["frames"],
+        "seconds": overseer.seconds,
+        "cpu_seconds": overseer.cpu_seconds,
+        "ended": f"stopped early, {overseer.stopped}" if overseer.stopped else "the whole budget was spent",
+        "stopped": bool(overseer.stopped),
+        "resumed": overseer.resumed,
+        "best": asdict(examiner.best),
+    }
+    run_folder.save_curve(
+        folder / "curve.png", overseer.rows.rows, players, f"level {level.number}, {level.name}, seed {cfg.seed}"
+    )
+    run_folder.report(folder, cfg, run.versions, test, {**facts, "level": level})
+    if test:
+        shutil.rmtree(folder / "bundle", ignore_errors=True)  # of an earlier attempt, or exported meanwhile
+        export_model(best, run, level, folder / "bundle", golden=64, table=test, rule=referee.fitted)
     if not math.isfinite(score):
-        raise FloatingPointError(f"the test score of {folder} is {score}")
+        raise FloatingPointError(f"the score of {folder} is {score}")
+    looks = [asdict(look) for look in examiner.looks]
+    rest = {"score": score, "test": test, "validation": looks, "players": players, "rule": referee.fitted}
+    write_json(folder / "results.json", facts | rest)
+    run_folder.point_latest(folder)
+    print(f"{facts['ended']} after {facts['frames']:,} frames in {facts['seconds']:.1f} s")
+    print(f"best at {examiner.best.frames:,} frames: validation {examiner.best.total:.4f}\n")
+    if test:
+        print(f"{statistics.markdown(test, level.probe)}\n")
+    print(f"run folder: {folder}\nreport:     {folder / 'report.md'}")
+    if test:
+        print(f"bundle:     {folder / 'bundle'}", flush=True)
     return float(score)
 
 
@@ -113,9 +231,16 @@ def _job(config: DictConfig) -> float:
     """What Hydra calls for each job; a user's mistake ends the process with one sentence."""
     from hydra.core.hydra_config import HydraConfig
 
-    given = [o for o in HydraConfig.get().overrides.task if not o.startswith("folder=")]
-    command = shlex.join(["python", "-m", "experiments.train", *given])
-    return float(cli.guarded(lambda: train(finished(config), command), TrainConfig))
+    given = HydraConfig.get().overrides.task
+    command = shlex.join(["python", "-m", "experiments.train", *(o for o in given if not o.startswith("folder="))])
+
+    def work() -> float:
+        if config.resume is not None and len(given) > 1:
+            others = " ".join(o for o in given if not o.startswith("resume="))
+            raise ExperimentError(f"resume={config.resume}: goes on as the run was configured; leave out {others}")
+        return train(finished(config), command)
+
+    return float(cli.guarded(work, TrainConfig))
 
 
 def main() -> None:
@@ -132,7 +257,7 @@ def main() -> None:
         cli.guarded(command, TrainConfig)
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'interrupted before the training began'}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(getattr(stop, "code", INTERRUPTED)) from None
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ This is the only module of the game that imports stable-baselines3.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,6 +113,22 @@ class FunctionQuestVecEnv(VecEnv):
     def action_masks(self) -> np.ndarray:
         """The legal actions now: a new bool array (n, 128), no row all False."""
         return self._engine.masks.copy()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Copies of all that the next step depends on: `memory` (n, bytes) uint8, `masks` (n, 128) bool."""
+        return {"memory": self._engine.memory.copy(), "masks": self.action_masks()}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Puts a `state()` back, into environments of the same levels and version; the learner keeps the observations.
+
+        Raises:
+            FQError: it is of another number of environments or of other levels.
+        """
+        engine = self._engine
+        for name, own in (("memory", engine.memory), ("masks", engine.masks)):
+            if state[name].shape != own.shape or state[name].dtype != own.dtype:
+                raise FQError(f"the state's {name} is {state[name].shape}; that of these environments is {own.shape}")
+            own[:] = state[name]
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """New train streams at the next reset, one per environment, all derived from `seed` (None: from fresh entropy)."""

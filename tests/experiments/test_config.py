@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import benchmark, evaluate, export, train
+from experiments import compare, evaluate, export, results, train, watch
+from experiments.benchmark import __main__ as benchmark
 
 LIGHT = "import sys; sys.modules['torch'] = sys.modules['stable_baselines3'] = None; "
 START = LIGHT + "import experiments.train as t; sys.argv = ['train', *sys.argv[1:]]; t.main()"
@@ -70,10 +71,35 @@ def test_an_existing_run_folder_is_not_overwritten(
 @pytest.mark.parametrize(
     ("command", "arguments", "part"),
     [
-        (evaluate, (), "run=RUNDIR or bundle=DIR"),
-        (evaluate, ("run=nowhere",), "run=nowhere"),
+        (evaluate, (), "level=null: no policy names one"),
+        (evaluate, ("run=nowhere",), "runs=nowhere"),
+        (evaluate, ("run=no*where",), "runs=no*where"),
+        (evaluate, ("bundles=[nowhere",), "bundles=[nowhere"),
         (evaluate, ("run=nowhere", "splitt=test"), "did you mean `split`"),
         (evaluate, ("run=nowhere", "split=exam"), "split=exam"),
+        (evaluate, ("level=1", "players=[fifo,nobody]"), "players=nobody"),
+        (evaluate, ("level=1", "n=1"), "n=1"),
+        (evaluate, ("level=1", "out=."), "out=.: exists"),
+        (compare, (), "a=null"),
+        (compare, ("fifo",), "b=null"),
+        (compare, ("fifo", "random"), "level=null"),
+        (compare, ("fifo", "nobody", "level=1"), "b=nobody"),
+        (compare, ("fifo", "random", "critical_path"), "`critical_path` is one too many"),
+        (compare, ("b=fifo", "random", "critical_path"), "`critical_path` is one too many"),
+        (compare, ("exact_best", "fifo", "level=11"), "a=exact_best"),
+        (compare, ("a=[]", "b=fifo"), "a=[]"),
+        (results, ("seeds=0",), "seeds=0"),
+        (results, ("levels=1,99",), "99"),
+        (results, ("overrides=[seed=3]",), "seed=3"),
+        (results, ("overrides=[learning_rat=3]",), "learning_rate"),
+        (results, ("readme=missing.md",), "readme=missing.md"),
+        (watch, ("split=exam",), "split=exam"),
+        (watch, ("instance=-1",), "instance=-1"),
+        (watch, ("bundle=nowhere",), "bundle=nowhere"),
+        (watch, ("bundles=nowhere", "level=1"), "nowhere/level-01"),
+        (watch, ("player=nobody",), "player=nobody"),
+        (watch, ("player=fifo", "bundle=x"), "only one can play"),
+        (watch, ("player=fifo", "gif=film.png"), "gif=film.png"),
         (export, (), "run"),
         (export, ("run=nowhere",), "run=nowhere"),
         (export, ("nowhere",), "key=value"),
@@ -83,8 +109,14 @@ def test_an_existing_run_folder_is_not_overwritten(
     ],
 )
 def test_other_commands_refuse(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: object, arguments: tuple[str, ...], part: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    command: object,
+    arguments: tuple[str, ...],
+    part: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert part in refused(monkeypatch, capsys, command, *arguments)
 
 

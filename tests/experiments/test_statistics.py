@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import statistics
 from experiments.callbacks import Examiner, Look
@@ -51,7 +53,35 @@ def test_compare() -> None:
     assert exact["makespan"] is None
     text = statistics.markdown(table)
     assert text.splitlines()[2].startswith("| exact_best |")
+    assert "lead of trained" in text
     assert "proven optimum" in text
+
+
+def test_a_method_with_several_seeds() -> None:
+    table = statistics.compare(
+        {
+            "ours": np.stack([episodes([0.5, 0.7], calls=4, cold_starts=1), episodes([0.7, 0.9], calls=4, cold_starts=3)]),
+            "random": episodes([0.1, 0.3], calls=1),
+            "fifo": episodes([0.4, 0.4], calls=1),
+        },
+        ["ours"],
+    )
+    ours, random, fifo = table
+    assert (ours["seeds"], ours["n"], random["seeds"]) == (2, 2, 1)
+    assert (ours["policy"], fifo["policy"]) == (True, False)
+    assert ours["mean"] == pytest.approx(0.7) == pytest.approx(ours["iqm"])
+    assert ours["cold_starts_per_call"] == pytest.approx(0.5)
+    assert ours["perf"] == pytest.approx((0.7 - 0.2) / (0.4 - 0.2))
+    assert (random["against"], random["difference"]) == ("ours", pytest.approx(0.5))
+    assert random["probability"] == 1.0
+    assert "up to 2" in statistics.markdown(table)
+
+
+def test_without_a_policy_the_best_rule_is_the_reference() -> None:
+    table = statistics.compare(
+        {"random": episodes([0.1, 0.2]), "fifo": episodes([0.4, 0.5]), "late": episodes([0.3, 0.5])}, []
+    )
+    assert [row.get("against") for row in table] == ["fifo", None, "fifo"]
 
 
 def test_best_known_without_a_proof_is_the_best_other_player() -> None:
@@ -73,6 +103,81 @@ def test_interval_covers_the_mean_at_its_rate() -> None:
     assert 88 <= covered <= 100
     values = rng.normal(size=64)
     assert statistics.interval(values) == statistics.interval(values)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 100, 101])
+def test_iqm_is_scipys_trimmed_mean(n: int) -> None:
+    values = np.random.default_rng(n).normal(size=(3, n))
+    assert statistics.iqm(values) == pytest.approx(stats.trim_mean(values, 0.25, axis=1))
+
+
+def test_iqm_by_hand() -> None:
+    assert statistics.iqm(np.array([9.0, 1.0, 3.0, -50.0])) == 2.0  # -50 and 9 are cut
+    assert statistics.centre(np.array([[9.0, 1.0], [3.0, -50.0]])) == pytest.approx([-9.25, 2.0])
+
+
+def test_performance_profile_by_hand() -> None:
+    scores = np.array([[0.1, 0.5], [0.5, 0.9]])
+    taus = np.array([0.0, 0.1, 0.5, 0.9, 1.0])
+    expected = [1.0, 0.75, 0.25, 0.0, 0.0]  # a score equal to the threshold is not above it
+    assert statistics.performance_profile(scores, taus).tolist() == expected
+    several = statistics.performance_profile(np.stack([scores, scores - 0.2]), taus)
+    assert several.tolist() == [expected, [0.75, 0.75, 0.25, 0.0, 0.0]]
+
+
+def test_probability_of_improvement() -> None:
+    a, b = np.array([[0.5, 0.5, 0.9]]), np.array([[0.4, 0.5, 0.95]])
+    assert statistics.probability_of_improvement(a, b) == pytest.approx((1 + 0.5 + 0) / 3)
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, (5, 1)).astype(float), rng.integers(1, 7, (4, 1)).astype(float)
+    u = stats.mannwhitneyu(a[:, 0], b[:, 0]).statistic  # of one instance: the statistic itself
+    assert statistics.probability_of_improvement(a, b) == pytest.approx(u / 20)
+    assert statistics.probability_of_improvement(a, b) + statistics.probability_of_improvement(b, a) == pytest.approx(1)
+
+
+def width(*scores: np.ndarray, statistic: Callable[..., np.ndarray] = lambda s: s.mean(axis=(-2, -1))) -> float:
+    low, high = statistics.stratified_bootstrap(statistic, *scores)
+    return float(high - low)
+
+
+def test_what_the_bootstrap_resamples() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=(1, 200))
+    # Seeds that play alike add nothing: the instances are the same for all of them, and are drawn once.
+    assert width(np.repeat(one, 8, axis=0)) == pytest.approx(width(one), rel=0.1)
+    assert width(one) == pytest.approx(2 * 1.96 * one.std() / np.sqrt(200), rel=0.1)
+    # Instances that are alike leave the spread of the seeds.
+    seeds = np.repeat(rng.normal(size=(40, 1)), 50, axis=1)
+    assert width(seeds) == pytest.approx(2 * 1.96 * seeds.std() / np.sqrt(40), rel=0.1)
+    # Paired: what both find hard cancels.
+    assert width(one, one - 0.1, statistic=lambda a, b: (a - b).mean(axis=(-2, -1))) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_bootstrap_in_small_blocks_is_the_same_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.random.default_rng(0).normal(size=(3, 100))
+    whole = statistics.stratified_bootstrap(statistics.centre, scores)
+    shapes: list[int] = []
+
+    def centre(block: np.ndarray) -> np.ndarray:
+        shapes.append(len(block))
+        return statistics.centre(block)
+
+    monkeypatch.setattr(statistics, "BLOCK", 3 * 100 * 7)
+    parts = statistics.stratified_bootstrap(centre, scores)
+    assert max(shapes) == 7
+    assert sum(shapes) == statistics.RESAMPLES
+    assert np.abs(np.array(parts) - np.array(whole)).max() < 0.02
+
+
+def test_intervals_over_seeds_and_instances_cover_at_their_rate() -> None:
+    """Scores with effects of the seed, of the instance and of both: 12 seeds on 100 instances, 100 times."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(100):
+        scores = rng.normal(0, 0.2, (12, 1)) + rng.normal(0, 1, (1, 100)) + rng.normal(0, 0.3, (12, 100))
+        low, high = statistics.stratified_bootstrap(lambda s: s.mean(axis=(-2, -1)), scores, resamples=500)
+        covered += low <= 0 <= high
+    assert 88 <= covered <= 100
 
 
 def examiner(perfs: list[float], *, proven: bool = False, when_solved: bool = True) -> Examiner:

@@ -1,26 +1,39 @@
-"""A tiny training end to end: a whole run folder, a bundle that loads, the same weights for the same seed, Ctrl-C."""
+"""A tiny training end to end: a whole run folder, a bundle of its best policy, the same weights for the same seed, signals."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
+import re
+import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments import export, train
+from experiments import callbacks, export, train
+from tests.experiments import training
 
 TINY = (
     *("total_timesteps=4096", "n_envs=32", "n_steps=32", "batch_size=256", "net_arch=[32]", "stop.when_solved=false"),
     *("evaluation.every=2", "evaluation.validation=16", "evaluation.test=32", "evaluation.fit=16"),
 )
-FILES = ("config.yaml", "versions.json", "metrics.csv", "checkpoint.zip", "results.json", "curve.png", "report.md", "bundle")
+FILES = (
+    "config.yaml",
+    "versions.json",
+    "metrics.csv",
+    "checkpoint.zip",
+    "best.zip",
+    "results.json",
+    "curve.png",
+    "report.md",
+    "bundle",
+)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -81,16 +94,55 @@ def test_multirun_in_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert len(list((tmp_path / "runs").glob("level-*/latest"))) == 2
 
 
-@pytest.mark.slow
-def test_ctrl_c_leaves_a_checkpoint(root: Path, tmp_path: Path) -> None:
+def test_the_policy_of_the_best_look_is_kept(tmp_path: Path) -> None:
+    """Evaluated, exported and loaded is the policy that scored best, not the last one."""
+    from conductor.bundle import load_bundle
+    from experiments.algorithms import load_model, torch_logits
+    from experiments.evaluate import play_policy
+    from fq_env.level import load_level
+
     folder = tmp_path / "run"
-    arguments = (
-        "level=1",
-        f"folder={folder}",
-        "total_timesteps=1_000_000_000",
-        "evaluation.every=2",
-        "stop.when_solved=false",
+    score = train.train(
+        training.config("learning_rate=0.02", "learning_rate_end=0.02", "evaluation.test=8", f"folder={folder}")
     )
+    found = json.loads((folder / "results.json").read_text())
+    best = max(found["validation"], key=lambda look: look["total"])
+    assert found["best"] == best
+    assert best["frames"] < found["frames"] == 4096, "the case is worth testing"
+    model = load_model(folder, "fast_ppo")
+    assert model.num_timesteps == best["frames"]
+    for split, wanted in (("validation", best["total"]), ("test", score)):
+        assert play_policy(torch_logits(model), load_level(1), split=split, n=8)["total"].mean() == wanted
+    weights = model.policy.mlp_extractor.policy_net[0].weight.detach().numpy()
+    np.testing.assert_array_equal(load_bundle(folder / "bundle").policy._weights[0].reshape(-1), weights.reshape(-1))
+    assert f"after {best['frames']:,} frames, at the best look" in (folder / "report.md").read_text()
+
+
+def test_without_a_test_the_test_instances_are_never_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fq_env.engine import Engine
+
+    splits: set[str | None] = set()
+    reset = Engine.reset
+
+    def noted(self: Engine, indices: Any = None, *, split: str | None = None, instances: Any = None) -> None:
+        splits.add(split)
+        reset(self, indices, split=split, instances=instances)
+
+    monkeypatch.setattr(Engine, "reset", noted)
+    looks: list[callbacks.Look] = []
+    score = train.train(training.config(f"folder={tmp_path / 'run'}"), on_look=looks.append)
+    assert splits == {None, "train", "validation"}
+    assert score == max(look.total for look in looks)
+    assert [look.frames for look in looks] == [1024, 2048, 3072, 4096]
+    assert (tmp_path / "run" / "results.json").exists()
+    assert not (tmp_path / "run" / "bundle").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_says_how_to_go_on(root: Path, tmp_path: Path, number: int) -> None:
+    folder = tmp_path / "a run"
+    arguments = ("level=1", f"folder='{folder}'", "total_timesteps=200_000", "evaluation.every=2", "stop.when_solved=false")
     with subprocess.Popen(
         (sys.executable, "-m", "experiments.train", *arguments),
         cwd=root,
@@ -100,20 +152,19 @@ def test_ctrl_c_leaves_a_checkpoint(root: Path, tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert any("perf" in line for line in process.stdout), "a look was printed"
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == train.INTERRUPTED
-    assert "interrupted after" in err
+    assert process.returncode == 128 + number
     assert "Traceback" not in err
-    assert (folder / "checkpoint.zip").is_file()
+    said = re.search(r"interrupted; `python (.*)` goes on after ([\d,]+) of 200,000 frames", err)
+    assert said, err
     done = subprocess.run(
-        (sys.executable, "-m", "experiments.export", f"run={folder}"),
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+        (sys.executable, *shlex.split(said[1])), cwd=root, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert f"goes on after {said[2]} of 200,000 frames" in done.stdout
     assert (folder / "bundle" / "manifest.json").is_file()
+    with open(folder / "metrics.csv", newline="") as file:
+        frames = [int(row["frames"]) for row in csv.DictReader(file)]
+    assert frames == list(range(frames[0], frames[-1] + 1, frames[0])), "every rollout once"
+    assert frames[-1] >= 200_000

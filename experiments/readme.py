@@ -1,0 +1,83 @@
+"""The results in the README: made from stored result files alone, between two markers, never by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import statistics
+from experiments.errors import ExperimentError
+from experiments.files import write_text
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+INTRODUCTION = """Held-out instances, the same for everybody. IQM: mean of the middle half of the scores of all seeds. In
+brackets 95 % intervals, bootstrap over training seeds and instances. perf: 0 = random, 1 = the proven optimum or, where
+none is known, the best player that is not trained."""
+
+
+def check_readme(readme: str | None) -> None:
+    """Before the work is done: refuses a file without the two markers. Raises ExperimentError."""
+    if readme is not None:
+        _split(Path(readme))
+
+
+def _split(readme: Path) -> tuple[str, str, str]:
+    """What stands before, between and behind the markers."""
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    before, begin, rest = text.partition(BEGIN)
+    between, end, behind = rest.partition(END)
+    if not begin or not end:
+        raise ExperimentError(f"readme={readme}: needs the lines {BEGIN} and {END}, between which the results go")
+    return before, between, behind
+
+
+def shown(readme: Path) -> str:
+    """What stands between the markers. Raises ExperimentError if they are not there."""
+    return _split(readme)[1].strip()
+
+
+def refresh(readme: Path, folder: Path) -> None:
+    """Puts the stored results of `folder` between the markers, atomically. Raises ExperimentError if they are not there."""
+    before, _, behind = _split(readme)
+    write_text(readme, f"{before}{BEGIN}\n{text_of(folder)}\n{END}{behind}")
+
+
+def text_of(folder: Path) -> str:
+    """The text that the stored result files of `folder` give."""
+    stored = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("level-*.json"))]
+    if not stored:
+        return "No results are stored yet; `python -m experiments.results` makes them."
+    return "\n\n".join([INTRODUCTION, *(section(result) for result in stored)])
+
+
+def section(result: dict[str, Any]) -> str:
+    """One level: its table, and what the trainings took."""
+    trainings = result["trainings"]
+    cpu, wall = ([training[key] for training in trainings] for key in ("cpu_seconds", "seconds"))
+    frames = np.median([training["frames"] for training in trainings])
+    probe = result["probe"]
+    lines = [
+        f"**Level {result['level']}, {result['name']}**: {len(trainings)} training seeds, {result['n']:,} instances, "
+        f"`{result['command']}`",
+        "",
+        f"| player | IQM | mean | perf | makespan (s) | {probe.replace('_', ' ')} | lead of the trained policies |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(result["rows"], key=lambda row: -row["iqm"]):
+        name = f"**{row['player']}**" if row["policy"] else row["player"] + (" (bound)" if row["bound"] else "")
+        cells = [name, statistics.ranged(row, "iqm", "iqm_low", "iqm_high", ".3f"), f"{row['mean']:.3f}", f"{row['perf']:.3f}"]
+        cells += ["–" if row[key] is None else format(row[key], form) for key, form in (("makespan", ".1f"), (probe, ".2f"))]
+        cells.append(
+            statistics.ranged(row, "difference", "difference_low", "difference_high", "+.3f") if "against" in row else ""
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    by_seed = ", ".join(f"{training['test']:.3f}" for training in trainings)
+    return "\n".join([
+        *lines,
+        "",
+        f"Mean score by seed: {by_seed}. A training takes {np.median(cpu):.0f} s of CPU [{min(cpu):.0f}..{max(cpu):.0f}], "
+        f"{np.median(wall):.0f} s of wall time [{min(wall):.0f}..{max(wall):.0f}], {frames:,.0f} frames (medians).",
+    ])  # fmt: skip

@@ -1,0 +1,181 @@
+"""Watch one instance being played in the terminal: `python -m experiments.watch level=11`.
+
+Plays with the bundle that is kept for the level, with another (`bundle=DIR`), or with a rule (`player=fifo`), and prints the
+score at the end; `gif=FILE` and `png=FILE` write it as pictures.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import MISSING
+
+from experiments import cli, statistics
+from experiments.errors import ExperimentError
+from experiments.evaluate import SPLITS, WARM_WAIT, Referee, greedy, level_for, open_policies
+
+if TYPE_CHECKING:
+    from fq_env.engine import Engine
+    from fq_env.level import Level
+
+INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
+HOME, TO_END_OF_LINE, BELOW = "\x1b[H", "\x1b[K", "\x1b[J"  # of a terminal: a frame is drawn over the one before
+# Answers the next action of the engine's one environment.
+Choose = Callable[["Engine"], int]
+
+
+@dataclass
+class WatchConfig:
+    """Keys of the command; explained in `configs/watch.yaml`."""
+
+    level: Any = MISSING
+    bundle: str | None = MISSING
+    player: str | None = MISSING
+    split: str = MISSING
+    instance: int = MISSING
+    fit: int = MISSING
+    pause: float = MISSING
+    gif: str | None = MISSING
+    png: str | None = MISSING
+    bundles: str = MISSING
+
+
+def rule_player(name: str, level: Level, instance: int, fit: int) -> Choose:
+    """A player of `fq_env.players`, one action at a time. Raises ExperimentError for an unknown one."""
+    from fq_env.players import PLAYERS, as_player
+    from pit.interface import RULE, drive
+
+    if name not in PLAYERS:
+        raise ExperimentError(f"player={name}: must be one of {', '.join(PLAYERS)}")
+    player = as_player(name, **(Referee(level, fit).fitted if name == WARM_WAIT else {}))
+    if name == "random":
+        rng = np.random.default_rng(instance)
+        return lambda engine: int(rng.choice(np.flatnonzero(engine.masks[0])))
+    return lambda engine: int(drive(engine.memory.ctypes.data, RULE, player.code, 0, player.variant, 0, player.theta))
+
+
+def contestant(cfg: WatchConfig) -> tuple[str, Level, str, Choose]:
+    """Who plays, which level, under which exposure, and how. Raises ExperimentError."""
+    if cfg.player is not None:
+        if cfg.bundle is not None:
+            raise ExperimentError(f"bundle={cfg.bundle} player={cfg.player}: only one can play; leave one out")
+        level = level_for(cfg.level if cfg.level is not None else 11, [])
+        return cfg.player, level, level.exposure, rule_player(cfg.player, level, cfg.instance, cfg.fit)
+    path = cfg.bundle
+    if path is None:
+        number = level_for(cfg.level if cfg.level is not None else 11, []).number
+        path = str(Path(cfg.bundles) / f"level-{number:02d}")
+        if not Path(path).is_dir():
+            raise ExperimentError(
+                f"{path}: no bundle is kept for level {number}; name one by bundle=DIR, a rule by player=critical_path, or "
+                f"train one: python -m experiments.train level={number}"
+            )
+    policies = open_policies("bundle", path)
+    if len(policies) != 1:
+        raise ExperimentError(f"bundle={path}: names {len(policies)} policies; one can play")
+    (policy,) = policies
+    level = level_for(cfg.level, policies)
+
+    def choose(engine: Engine) -> int:
+        return int(greedy(policy.logits(engine.obs), engine.masks)[0])
+
+    return str(policy.path), level, policy.exposure, choose
+
+
+def check(cfg: WatchConfig) -> None:
+    """Refuses what cannot be shown, before anything is played. Raises ExperimentError."""
+    if cfg.split not in SPLITS:
+        raise ExperimentError(f"split={cfg.split}: must be one of {', '.join(SPLITS)}")
+    for key, low in (("instance", 0), ("pause", 0), ("fit", 1)):
+        if not getattr(cfg, key) >= low:
+            raise ExperimentError(f"{key}={getattr(cfg, key)}: must be at least {low}")
+    for key in ("gif", "png"):
+        file = getattr(cfg, key)
+        if file is not None and (Path(file).suffix != f".{key}" or not Path(file).absolute().parent.is_dir()):
+            raise ExperimentError(f"{key}={file}: must be a file NAME.{key} in a folder that exists")
+
+
+def show(text: str, pause: float) -> None:
+    """One frame: over the last one in a terminal, after it elsewhere, where nothing waits."""
+    if sys.stdout.isatty():
+        lines = "".join(f"{line}{TO_END_OF_LINE}\n" for line in text.split("\n"))
+        print(f"{HOME}{lines}{BELOW}", end="", flush=True)
+        time.sleep(pause)
+    else:
+        print(f"{text}\n")
+
+
+def watch(cfg: WatchConfig) -> dict[str, Any]:
+    """The command: plays, shows, and writes the pictures that are asked for; the episode's score and its parts."""
+    from fq_env.engine import Engine
+    from fq_env.picture import render_picture
+    from fq_env.play import actions
+    from fq_env.render import render_text
+
+    check(cfg)
+    name, level, exposure, choose = contestant(cfg)
+    engine = Engine(level, 1, exposure=exposure, autoreset="disabled")
+    engine.reset(split=cfg.split, instances=cfg.instance)
+    title = f"level {level.number}, {level.name} | {cfg.split} instance {cfg.instance} | {name}"
+    pictures, steps, ended = [], 0, False
+    while True:
+        view = engine.pit_view(0)
+        if cfg.gif is not None:
+            pictures.append(render_picture(view))
+        if ended:
+            break
+        action = choose(engine)
+        words = dict(actions(view, engine.masks[0]))[action]
+        steps += 1
+        show(f"{title}\n\n{render_text(view)}\n\nstep {steps}: {words}", cfg.pause)
+        ended = bool(engine.step_one(action))
+    show(f"{title}\n\n{render_text(view)}\n", 0.0)
+    print("\n".join(result(name, level, cfg, view["episode"])))
+    write_pictures(cfg, pictures, view)
+    episode: dict[str, Any] = view["episode"]
+    return episode
+
+
+def result(name: str, level: Level, cfg: WatchConfig, episode: dict[str, Any]) -> list[str]:
+    """The score with its parts beside the critical-path rule's on the same instance, and the optimum where it is proven."""
+    names = ["critical_path", statistics.EXACT]
+    others = Referee(level, cfg.fit).players(cfg.split, 1, cfg.instance, names)
+    lines = [f"{'':24}{'total':>8}" + "".join(f"{part:>14}" for part in statistics.PARTS) + f"{'makespan':>12}"]
+    rows = [(name if len(name) < 24 else f"…{name[-22:]}", episode), ("critical_path", others["critical_path"][0])]
+    for who, row in rows:
+        parts = "".join(f"{row[part]:14.3f}" for part in statistics.PARTS)
+        lines.append(f"{who:24}{row['total']:8.3f}{parts}{row['makespan']:10.1f} s")
+    if statistics.EXACT in others:
+        lines.append(f"{'best possible':24}{others[statistics.EXACT][0]['total']:8.3f}")
+    return lines
+
+
+def write_pictures(cfg: WatchConfig, pictures: list[np.ndarray], view: dict[str, Any]) -> None:
+    """The files that are asked for: the whole episode as GIF, its last state as PNG."""
+    from experiments import figures
+    from fq_env.picture import render_picture
+
+    if cfg.gif is not None:
+        print(f"written: {figures.animation(Path(cfg.gif), pictures, cfg.pause)}")
+    if cfg.png is not None:
+        print(f"written: {figures.picture(Path(cfg.png), render_picture(view))}")
+
+
+def main() -> None:
+    """The command line."""
+    cli.one_thread_per_process()
+    try:
+        cli.guarded(lambda: watch(cli.read("watch", WatchConfig, sys.argv[1:], __doc__ or "")), WatchConfig)
+    except KeyboardInterrupt:
+        print()
+        raise SystemExit(INTERRUPTED) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""One instance in the terminal: what is shown is what the kernel plays, as text, as GIF and as PNG."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import cli, watch
+from experiments.evaluate import WARM_WAIT, Referee, open_bundle, play_method
+from fq_env.level import load_level
+from tests.experiments.bundles import random_bundle
+
+
+def settings(*words: str) -> watch.WatchConfig:
+    return cli.read("watch", watch.WatchConfig, [*words, "fit=8"], "")
+
+
+@pytest.mark.parametrize("level", [1, 11])
+@pytest.mark.parametrize("player", ["fifo", "critical_path", WARM_WAIT])
+def test_a_rule_step_by_step_is_the_rule_at_kernel_speed(capsys: pytest.CaptureFixture[str], level: int, player: str) -> None:
+    expected = Referee(load_level(level), 8).players("validation", 1, 5, [player])[player][0]
+    episode = watch.watch(settings(f"level={level}", f"player={player}", "split=validation", "instance=5"))
+    assert (episode["total"], episode["makespan"]) == (expected["total"], expected["makespan"])
+    out = capsys.readouterr().out
+    assert out.count("\nclock ") == episode["steps"] + 1
+    assert f"step {episode['steps']}: " in out
+    assert f"{episode['total']:.3f}" in out.splitlines()[-3 if level == 1 else -2]
+    assert ("best possible" in out) == (level == 1)
+
+
+def test_random_plays_the_same_each_time() -> None:
+    one, two, other = (watch.watch(settings("level=11", "player=random", f"instance={i}")) for i in (0, 0, 1))
+    assert one == two != other
+
+
+def test_the_kept_bundle_as_text_and_pictures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bundle = random_bundle(tmp_path / "bundles" / "level-01", weights=0, seed=0)
+    expected = play_method([open_bundle(bundle)], load_level(1), split="test", n=1)[0, 0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["watch", "level=1", "gif=film.gif", "png=end.png"])
+    watch.main()
+    out = capsys.readouterr().out
+    assert "bundles/level-01" in out
+    assert f"{expected['total']:8.3f}" in out
+    with Image.open("film.gif") as film, Image.open("end.png") as end:
+        assert film.size == end.size == (640, 360)
+        assert 1 < film.n_frames <= expected["steps"] + 1  # equal neighbours are one frame
+        assert film.info["duration"] == 250
+        film.seek(film.n_frames - 1)
+        last = np.asarray(film.convert("RGB"), np.float64)
+        assert np.abs(last - np.asarray(end.convert("RGB"))).mean() < 4  # a GIF has 256 colours
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundles", "end.png", "film.gif"]
+
+
+def test_a_terminal_draws_over_the_last_frame(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    watch.show("one\ntwo", 0.0)
+    assert capsys.readouterr().out == "\x1b[Hone\x1b[K\ntwo\x1b[K\n\x1b[J"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    watch.show("one\ntwo", 1e9)
+    assert capsys.readouterr().out == "one\ntwo\n\n"
