@@ -5,8 +5,9 @@ Every surface (Gymnasium scalar and vector, SB3, players, evaluation) is a thin 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ def aligned(size: int) -> np.ndarray:
     """`size` zero bytes that begin at a cache line, uint8."""
     raw = np.zeros(size + 64, np.uint8)
     return raw[-raw.ctypes.data % 64 :][:size]
+
+
+def data_address(array: np.ndarray) -> int:
+    """Where the data of a contiguous array lies; asking NumPy takes three times as long."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
 
 
 class Block:
@@ -253,37 +259,22 @@ class Engine:
                 world[name] = offset
             world["level"] = next(k for k, u in enumerate(unique) if u is level)
         kernel = kernels()[0]
-        self._one: Any = kernel.engine
         self._all: Any = kernel.engine
         if threads > 1:
             import numba
 
             numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
             self._all = kernel.engine_parallel
-        self.step_one, self.reset_next = self._bound()
+        kernel.engine(self._address, RESET)  # nothing is asked to reset: this compiles or loads the kernel
+        self._compiled: Any = next(iter(kernel.engine.overloads.values()))
+        # Past Numba's dispatcher, which finds out at every call that two integers are two integers.
+        self._enter = self._compiled.entry_point
         self.seed(seed)
 
-    def _bound(self) -> tuple[Callable[[Any], int], Callable[[], int]]:
-        """`step` and `reset()` of an engine with n = 1, with nothing left to look up.
-
-        `step_one(action)` returns whether the episode ended; `reset_next()` begins the next train instance.
-        """
-        self._one(self._address, RESET)  # nothing is asked to reset: this compiles or loads the kernel
-        address = self._address
-        # Past Numba's dispatcher, which finds out at every call that two integers are two integers.
-        kernel = next(iter(self._one.overloads.values())).entry_point
-        actions, chosen, split, instance = self._actions, self._reset, self._split, self._instance
-
-        def step_one(action: Any) -> int:
-            actions[0] = action
-            return kernel(address, STEP)
-
-        def reset_next() -> int:
-            chosen[0] = True
-            split[0], instance[0] = 0, -1
-            return kernel(address, RESET)
-
-        return step_one, reset_next
+    def step_one(self, action: Any) -> int:
+        """`step` of an engine with n = 1: one action, and whether the episode ended."""
+        self._actions[0] = action
+        return int(self._enter(self._address, STEP))
 
     def __reduce__(self) -> Any:
         raise FQError("an engine cannot be copied or pickled: its records hold addresses; make a new one, or use clone(i)")
@@ -293,8 +284,8 @@ class Engine:
 
         Every row of the new buffer is written by the next full `reset` or `step`, and not before.
         """
-        old, self.obs = self.obs, np.empty(self.obs.shape, np.float32)
-        self._obs_address[0] = self.obs.__array_interface__["data"][0]
+        old, self.obs = self.obs, np.empty_like(self.obs)
+        self._obs_address[0] = data_address(self.obs)
         return old
 
     def _views(self, start: int, dtype: np.dtype[Any]) -> np.ndarray:
@@ -331,7 +322,12 @@ class Engine:
         self._worlds["episode"][i] = 0
 
     def reset(self, indices: Any = None, *, split: str | None = None, instances: int | Sequence[int] | None = None) -> None:
-        """Begins new episodes.
+        """Begins new episodes; the arguments are those of `ask`."""
+        self.ask(indices, split=split, instances=instances)
+        self._run(RESET)
+
+    def ask(self, indices: Any = None, *, split: str | None = None, instances: int | Sequence[int] | None = None) -> None:
+        """Notes what the kernel's resets begin from now on.
 
         Args:
             indices: environments to reset; None means all.
@@ -350,7 +346,6 @@ class Engine:
         self._reset[:] = False
         self._reset[chosen] = True
         self._split[chosen], self._instance[chosen] = code, numbers
-        self._run(RESET)
 
     def _run(self, operation: int) -> int:
         return int(self._all(self._address, operation))
