@@ -221,7 +221,9 @@ def table(owner: np.dtype[Any], offset_field: str, row: np.dtype[Any]) -> Any:
             i64 = context.get_value_type(types.int64)
             base = builder.ptrtoint(args[0], i64)
             where = builder.inttoptr(builder.add(base, i64(position)), context.get_value_type(types.int32).as_pointer())
-            offset = builder.sext(builder.load(where), i64)
+            offset = builder.load(where)
+            offset.set_metadata("invariant.load", builder.module.add_metadata([]))  # no kernel moves a table
+            offset = builder.sext(offset, i64)
             step = builder.mul(context.cast(builder, args[1], signature.args[1], types.int64), i64(size))
             address = builder.add(base, builder.add(offset, step))
             return builder.inttoptr(address, context.get_value_type(signature.return_type))
