@@ -16,19 +16,17 @@ from fq_env.state import (
     EPISODE,
     LEVEL,
     byte_at,
-    due,
     engine_at,
     episode_at,
     float_at,
     integer_at,
     level_at,
-    load_due,
     world_at,
 )
 from fq_env.world import run
 from pit.compiled import address_of, copy_bytes, entry, kernel, parallel_entry
 from pit.interface import act, apply
-from pit.layout import ARRIVE, N_ACTIONS, N_OBSERVATION, N_VERBS, NEVER, ON, SOLVED, WAIT
+from pit.layout import ARRIVE, N_ACTIONS, N_OBSERVATION, N_VERBS, ON, SOLVED, WAIT
 from pit.observation import encode
 from pit.rules import choose
 from pit.slots import refresh_slots, wait_legal, write_mask
@@ -68,10 +66,7 @@ def begin(s, w, L, exposure):
     w.event.subject = 0
     apply(s, w.event)
     deliverable_at_first(s, w)
-    for k in range(s.all_places):
-        due(w, k).when = NEVER
-    for k in range(s.n_copies):
-        load_due(w, k).when = NEVER
+    w.n_due = 0
     w.steps = 0
     w.calls = 0
     w.cold_starts = 0

@@ -156,16 +156,13 @@ def time_left(s, w):
     running = 0
     for k in range(s.n_ready):
         path = max(path, goal(w, ready(s, k).task).rank)
-    for k in range(s.call_rows):
+    for k in range(s.n_calls):
         c = call(s, k)
-        if c.id >= 0:
-            g = goal(w, c.task)
-            run = 0
-            if c.start >= 0:
-                run = min(s.now - c.start, np.int64(g.least))
-            path = max(path, g.rank - run)
-            if task(s, c.task).required == 1:
-                running += run
+        g = goal(w, c.task)
+        since = min(s.now - c.start, np.int64(g.least))
+        run = since if c.start >= 0 else 0
+        path = max(path, g.rank - run)
+        running += run * task(s, c.task).required
     return max(path, (w.work_left - running) / s.all_places)
 
 

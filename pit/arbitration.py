@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pit.compiled import kernel
+from pit.compiled import address_of, find_among_16, kernel
 from pit.layout import N_SLOTS, NEVER
-from pit.state import ready, task, variant
+from pit.state import PIT, ready, task, variant
+
+_KEYS = PIT.fields["keys"][1]  # type: ignore[index]
 
 
 @kernel
@@ -18,6 +20,7 @@ def group_ready(s):
     """Puts every ready task into a slot (function, half-octave of rank, attempted, held); widens buckets if slots run out."""
     for width in range(3):
         n = 0
+        keys = address_of(s) + _KEYS
         s.n_tail = 0
         for k in range(s.n_ready):
             i = ready(s, k).task
@@ -28,23 +31,21 @@ def group_ready(s):
                 key -= bucket * 4
                 if width == 1:
                     key += (bucket >> 1) * 4
-            g = n
-            for j in range(n):  # no early exit: where it would leave is a guess that fails
-                g = j if s.slots[j].key == key else g
-            if g == n:
-                if n == N_SLOTS:
-                    if width < 2:
-                        s.n_tail = 1
-                        break
-                    t.slot = -1
-                    s.n_tail += 1
-                    continue
-                slot = s.slots[g]
-                slot.key = key
-                slot.head = i
-                slot.count = 0
-                n += 1
-            s.slots[g].count += 1
+            g = find_among_16(keys, key, n)
+            if g == N_SLOTS:
+                if width < 2:
+                    s.n_tail = 1
+                    break
+                t.slot = -1
+                s.n_tail += 1
+                continue
+            slot = s.slots[g]
+            head = slot.head
+            count = slot.count
+            s.keys[g] = key
+            slot.head = i if g == n else head  # selected, not branched: whether a task opens a slot is anybody's guess
+            slot.count = 1 if g == n else count + 1
+            n += g == n
             t.slot = g
         s.n_slots = n
         if s.n_tail == 0:

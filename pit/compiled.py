@@ -18,6 +18,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from llvmlite.binding import Linkage, create_pass_builder, create_pipeline_tuning_options
 from numba import types
 from numba.core import cgutils
@@ -257,6 +258,18 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
 
 
 @intrinsic
+def copy_record(typingctx: Any, target: Any, source: Any) -> Any:
+    """Copies one record over another of the same type."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, fro = (builder.bitcast(x, cgutils.voidptr_t) for x in args)
+        cgutils.raw_memcpy(builder, to, fro, context.get_constant(types.int64, target.size), 1)
+        return context.get_dummy_value()
+
+    return types.void(target, source), codegen
+
+
+@intrinsic
 def put(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
     """Writes a float64 as float32 number `index` behind an address."""
 
@@ -284,6 +297,37 @@ def put_byte(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(address, index, value), codegen
+
+
+@intrinsic
+def put_word(typingctx: Any, address: Any, value: Any) -> Any:
+    """Writes a uint64 as eight bytes at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base = context.cast(builder, args[0], signature.args[0], types.int64)
+        builder.store(args[1], builder.inttoptr(base, args[1].type.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(address, types.uint64), codegen
+
+
+@intrinsic
+def find_among_16(typingctx: Any, address: Any, wanted: Any, count: Any) -> Any:
+    """Where `wanted` stands among the first `count` of 16 int32 at an address; `count` if nowhere. All are compared at once."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base, key, end = (context.cast(builder, x, t, types.int64) for x, t in zip(args, signature.args, strict=True))
+        i32 = context.get_value_type(types.int32)
+        lanes = ir.VectorType(i32, 16)
+        stored = builder.load(builder.inttoptr(base, lanes.as_pointer()), align=4)
+        same = ir.Constant(lanes, ir.Undefined)
+        for lane in range(16):
+            same = builder.insert_element(same, builder.trunc(key, i32), i32(lane))
+        equal = builder.bitcast(builder.icmp_signed("==", stored, same), ir.IntType(16))
+        found = builder.or_(builder.zext(equal, end.type), builder.shl(end.type(1), end))  # what stands behind `count` is old
+        return builder.cttz(found, ir.IntType(1)(1))
+
+    return types.int64(address, wanted, count), codegen
 
 
 @intrinsic

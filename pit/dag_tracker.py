@@ -27,7 +27,7 @@ from pit.layout import (
     SOLVED,
     STANDARD,
 )
-from pit.state import call, model, near, ready, successor, task, variant
+from pit.state import model, near, ready, successor, task, variant
 
 _EDGES = np.array(RANK_EDGES)
 _PRIOR_DEVIATION = math.sqrt(PRIOR_SQUARE / PRIOR_COUNT - 1.0)
@@ -187,7 +187,7 @@ def arrive(s):
             s.upper_cost += cost
         if t.open_inputs == 0:
             make_ready(s, i)
-    s.cp_start = path_left(s)
+    s.cp_start = task(s, ready(s, 0).task).rank if s.n_ready > 0 else 0.0
 
 
 @kernel
@@ -253,7 +253,7 @@ def dispatched(s, i, when):
     s.n_ready -= 1
     past = 0
     for k in range(s.n_ready):  # everything behind task i moves up by one
-        past = 1 if ready(s, k).task == i else past
+        past |= ready(s, k).task == i
         ready(s, k).task = ready(s, k + past).task
     m = variant(s, 3 * t.function + STANDARD).model
     if m >= 0:
@@ -321,20 +321,3 @@ def failed(s, i):
     else:
         ended(s, i, 0)
         make_ready(s, i)
-
-
-@kernel
-def path_left(s):
-    """us of critical path left, over ready tasks and calls in flight."""
-    best = 0.0
-    if s.n_ready > 0:
-        best = task(s, ready(s, 0).task).rank
-    for k in range(s.call_rows):
-        c = call(s, k)
-        if c.id >= 0:
-            t = task(s, c.task)
-            left = t.rank
-            if c.start >= 0:
-                left -= min(float(s.now - c.start), t.work)
-            best = max(best, left)
-    return best

@@ -88,7 +88,7 @@ def act(s, action):
             arbitration.hold_slot(s, g, s.now + np.int64(model(s, v.model).load_est))
             s.outcome = OUT_QUEUED
         else:
-            planned = pool_manager.plan(s, 3 * f + verb)
+            planned = pool_manager.plan(s, variant(s, 3 * f + verb))
             automation.before_call(s, np.int64(slot.head), f, verb, planned)
         s.slots_valid = 0
     if blocked:
@@ -126,10 +126,10 @@ def advance(s, t):
 @kernel
 def find_call(s, number):
     """Row of the call with this id; -1 if it is not in flight."""
-    for k in range(s.call_rows):
-        if call(s, k).id == number:
-            return k
-    return -1
+    row = -1
+    for k in range(s.n_calls):  # no early exit: where it would leave is a guess that fails
+        row = k if call(s, k).id == number else row
+    return row
 
 
 @kernel
@@ -165,6 +165,7 @@ def apply(s, e):
                 c = call(s, k)
                 c.start = s.now
                 c.expected_end = s.now + c.est
+                pool_manager.call_changed(s, c.model)
                 dag_tracker.expect(s, c.task, c.expected_end)
     elif 0 <= e.subject < s.n_copies:
         c = copy(s, e.subject)

@@ -17,6 +17,7 @@ from pit.layout import (
     GLOBAL_FEATURES,
     GLOBAL_OFFSET,
     LITE,
+    LOADING,
     MAX_POOLS,
     N_OBSERVATION,
     N_POOL_FEATURES,
@@ -45,6 +46,7 @@ _POOL_CLASS = np.array([f.exposure for f in POOL_FEATURES])
 _GLOBAL_CLASS = np.array([f.exposure for f in GLOBAL_FEATURES])
 _NAMES = {f.name: i for i, f in enumerate(GLOBAL_FEATURES)}
 _LAST = _NAMES["last_none"]
+_NONE = float(NEVER)  # us: no such call
 
 
 @kernel
@@ -134,7 +136,7 @@ def encode_supply(s, slot, at, first, v):
     """Features 6-13 of a slot: when its variants could begin, and who else wants their models; `v` = its standard variant."""
     for k in range(N_VARIANTS):
         if (v.kinds >> k) & 1:
-            put(at, 6 + k, squash(pool_manager.start_delay(s, first + k), s.unit))
+            put(at, 6 + k, squash(pool_manager.start_delay(s, variant(s, first + k)), s.unit))
         else:
             put(at, 6 + k, -1.0)
     put(at, 9, 1.0)
@@ -200,9 +202,14 @@ def encode_pools(s, out):
 
 
 @kernel
-def next_event(s):
-    """us until the next event is expected; beyond all bounds if none is."""
-    left = max(0.0, min(s.next_end, s.next_loaded) - s.now)
+def next_event(s, when):
+    """us until the next event is expected, the first started call at `when`; beyond all bounds if none is."""
+    if s.n_loading > 0:
+        for i in range(s.copy_rows):
+            c = copy(s, i)
+            loaded = c.expected_loaded
+            when = min(when, loaded if c.state == LOADING else _NONE)
+    left = max(0.0, when - s.now)
     if s.n_held > 0:
         left = min(left, float(arbitration.next_hold(s) - s.now))
     return left
@@ -210,23 +217,38 @@ def next_event(s):
 
 @kernel
 def running(s):
-    """(critical path left, overrun calls): over calls in flight, and the first ready task.
+    """(critical path left, overrun calls, us when the first started call is expected to end), over calls in flight.
 
-    A started call has overrun if it has run longer than 1.5 x its estimate plus two spreads.
+    The path is that of the first ready task, too. A started call has overrun if it has run longer than 1.5 x its estimate
+    plus two spreads.
     """
     path = 0.0
     overrun = 0
+    first = _NONE
     if s.n_ready > 0:
         path = task(s, ready(s, 0).task).rank
-    for k in range(s.call_rows):
+    for k in range(s.n_calls):
         c = call(s, k)
-        if c.id < 0:
-            continue
         t = task(s, c.task)
-        ran = float(s.now - c.start) if c.start >= 0 else 0.0
+        started = c.start >= 0
+        end = c.expected_end
+        since = float(s.now - c.start)
+        ran = since if started else 0.0
         path = max(path, t.rank - min(ran, t.work))
-        overrun += 1 if ran > OVERRUN_FACTOR * c.est + OVERRUN_SPREADS * c.spread else 0
-    return path, overrun
+        overrun += ran > OVERRUN_FACTOR * c.est + OVERRUN_SPREADS * c.spread
+        first = min(first, end if started else _NONE)
+    return path, overrun, first
+
+
+@kernel
+def room_in(s, p):
+    """us until a call of pool p is expected to end; beyond all bounds if none is in flight."""
+    first = _NONE
+    for k in range(s.n_calls):
+        c = call(s, k)
+        end = c.expected_end
+        first = min(first, end if c.pool == p else _NONE)
+    return max(0.0, first - s.now)
 
 
 @kernel
@@ -243,22 +265,21 @@ def retries_left(s):
 
 
 @kernel
-def encode_first_slot(s, at):
-    """Full exposure only: what will be warm or free next, for the first slot; the next event."""
-    put(at, 29, squash(next_event(s), s.unit))
+def encode_first_slot(s, at, first):
+    """Full exposure only: what will be warm or free next, for the first slot; the next event (`first`: of started calls)."""
+    put(at, 29, squash(next_event(s, first), s.unit))
     warm = 1.0
     room = 1.0
     if s.n_slots > 0:
-        row = 3 * task(s, s.slots[0].head).function + STANDARD
-        v = variant(s, row)
+        v = variant(s, 3 * task(s, s.slots[0].head).function + STANDARD)
         if s.slots[0].mode[STANDARD] == HERE:
             warm = 0.0
         else:
             warm = squash(pool_manager.free_in(s, v.model), s.unit)
-        if pool_manager.has_place(s, row):
+        if pool_manager.has_place(s, v):
             room = 0.0
         else:
-            room = squash(pool_manager.room_in(s, v.pool), s.unit)
+            room = squash(room_in(s, v.pool), s.unit)
     put(at, 30, warm)
     put(at, 31, room)
     put(at, 33, s.duration_error)
@@ -286,8 +307,8 @@ def encode_tail(s, at, path):
 
 
 @kernel
-def encode_globals(s, at, path, work, overrun):
-    """The 48 globals at float address `at`."""
+def encode_globals(s, at, path, work, overrun, first):
+    """The 48 globals at float address `at`; `first` = when the first started call is expected to end."""
     elapsed = float(s.now - s.t0)
     put(at, 0, crowd(elapsed, s.lb))
     put(at, 1, 1.0 if s.deadline == NEVER else clip((s.deadline - s.now) / (s.deadline - s.t0), -1.0, 1.0))
@@ -321,7 +342,7 @@ def encode_globals(s, at, path, work, overrun):
                 full += 1
         put(at, 32, full / s.n_pools)
     if s.exposure == FULL:
-        encode_first_slot(s, at)
+        encode_first_slot(s, at, first)
     put(at, 36, 1.0 / (1.0 + 4.0) if s.status == ON else 0.0)
     if s.n_tail > 0:
         encode_tail(s, at, path)
@@ -342,14 +363,14 @@ def encode(s, out):
     if s.exposure > 0:
         near_demand(s)
         s.victim_size = -1
-    path, overrun = running(s)
+    path, overrun, first = running(s)
     work = clip(s.work_left / s.work_total, 0.0, 1.0)
     for g in range(s.n_slots):
         at = out + 4 * g * N_SLOT_FEATURES
         encode_slot(s, g, at, path, work)
     if s.exposure > 0:
         encode_pools(s, out)
-    encode_globals(s, out + 4 * GLOBAL_OFFSET, path, work, overrun)
+    encode_globals(s, out + 4 * GLOBAL_OFFSET, path, work, overrun, first)
 
 
 # The kernel writes a block only if its class is exposed; these lines hold it to the declaration.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import uint64
 
 from pit import arbitration, pool_manager
-from pit.compiled import clear, kernel, put_byte
+from pit.compiled import clear, kernel, put_byte, put_word
 from pit.layout import HOLD, N_ACTIONS, N_VARIANTS, N_VERBS, ON, STANDARD, WAIT
 from pit.pool_manager import HERE, NO
 from pit.state import model, task, variant
+
+_SPREAD = np.uint64(sum(1 << (7 * k) for k in range(N_VERBS)))  # times seven bits: bit k of them stands at bit 8 k, too
+_ONES = np.uint64(0x0001010101010101)
 
 
 @kernel
@@ -24,24 +28,23 @@ def refresh_slots(s):
         return
     s.slots_valid = 1
     s.any_start = 0
-    pool_manager.survey(s)
     arbitration.group_ready(s)
     for g in range(s.n_slots):
         slot = s.slots[g]
         t = task(s, slot.head)
         bits = 0
-        kinds = variant(s, 3 * t.function + STANDARD).kinds
+        first = 3 * t.function
+        kinds = variant(s, first + STANDARD).kinds
         for k in range(N_VARIANTS):
             if (kinds >> k) & 1:
-                row = 3 * t.function + k
-                planned = pool_manager.plan(s, row)
-                slot.mode[k] = planned & 3
-                if planned & 3 != NO and t.hold_until == 0 and pool_manager.has_place(s, row):
-                    bits |= 1 << k
+                v = variant(s, first + k)
+                mode = pool_manager.plan(s, v) & 3
+                slot.mode[k] = mode
+                bits |= ((mode != NO) & (t.hold_until == 0) & pool_manager.has_place(s, v)) << k
         if bits != 0:
             s.any_start = 1
         if bits & (1 << STANDARD) and (s.verbs >> HOLD) & 1 and slot.mode[STANDARD] != HERE:
-            v = variant(s, 3 * t.function + STANDARD)
+            v = variant(s, first + STANDARD)
             if pool_manager.free_in(s, v.model) <= model(s, v.model).load_est:
                 bits |= 1 << HOLD
         slot.legal = bits
@@ -53,9 +56,7 @@ def write_mask(s, out):
     clear(out, N_ACTIONS)
     if s.status == ON and s.arrived == 1:
         refresh_slots(s)
-        for g in range(s.n_slots):
-            bits = np.int64(s.slots[g].legal)
-            for verb in range(N_VERBS):
-                put_byte(out, g * N_VERBS + verb, (bits >> verb) & 1)
+        for g in range(s.n_slots):  # seven bits become eight bytes, of which the last is 0 until the next slot is written
+            put_word(out + g * N_VERBS, (uint64(s.slots[g].legal) * _SPREAD) & _ONES)
     if wait_legal(s):
         put_byte(out, WAIT, 1)
