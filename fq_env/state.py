@@ -98,6 +98,7 @@ GOAL = _record(
         ("least", "f8"),  # us, true mean of the fastest usable variant
         ("rank", "f8"),  # us, upward rank of `least`
         ("cost", "f8"),  # micro-units, least
+        ("own", "f8"),  # quality of its best variant, on perfect inputs
         ("best", "f8"),  # quality of the output: reached, or still reachable
         ("stale", "i8"),  # `best` must be computed again
     ]

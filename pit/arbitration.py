@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pit.compiled import address_of, find_among_16, kernel
+from pit.compiled import kernel
 from pit.layout import N_SLOTS, NEVER
-from pit.state import PIT, ready, task, variant
-
-_KEYS = PIT.fields["keys"][1]  # type: ignore[index]
+from pit.state import ready, task, variant
 
 
 @kernel
@@ -20,7 +18,6 @@ def group_ready(s):
     """Puts every ready task into a slot (function, half-octave of rank, attempted, held); widens buckets if slots run out."""
     for width in range(3):
         n = 0
-        keys = address_of(s) + _KEYS
         s.n_tail = 0
         for k in range(s.n_ready):
             i = ready(s, k).task
@@ -31,7 +28,9 @@ def group_ready(s):
                 key -= bucket * 4
                 if width == 1:
                     key += (bucket >> 1) * 4
-            g = find_among_16(keys, key, n)
+            g = n
+            for j in range(n):  # no early exit: where it would leave is a guess that fails
+                g = j if s.keys[j] == key else g
             if g == N_SLOTS:
                 if width < 2:
                     s.n_tail = 1

@@ -18,8 +18,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from llvmlite.binding import Linkage, create_pass_builder, create_pipeline_tuning_options
+from llvmlite.binding import Linkage, create_pass_builder, create_pipeline_tuning_options, set_option
 from numba import types
 from numba.core import cgutils
 from numba.core import config as numba_config
@@ -27,6 +26,8 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
+# What a kernel selects from stays a selection: as a branch, random events would mislead the processor half of the time.
+set_option("", "--x86-cmov-converter=false")
 _HOUSE = Path(__file__).resolve().parent.parent
 
 
@@ -258,6 +259,16 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
 
 
 @intrinsic
+def bits_of(typingctx: Any, value: Any) -> Any:
+    """The 64 bits of a float64, as int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.int64))
+
+    return types.int64(types.float64), codegen
+
+
+@intrinsic
 def copy_record(typingctx: Any, target: Any, source: Any) -> Any:
     """Copies one record over another of the same type."""
 
@@ -309,25 +320,6 @@ def put_word(typingctx: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(address, types.uint64), codegen
-
-
-@intrinsic
-def find_among_16(typingctx: Any, address: Any, wanted: Any, count: Any) -> Any:
-    """Where `wanted` stands among the first `count` of 16 int32 at an address; `count` if nowhere. All are compared at once."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        base, key, end = (context.cast(builder, x, t, types.int64) for x, t in zip(args, signature.args, strict=True))
-        i32 = context.get_value_type(types.int32)
-        lanes = ir.VectorType(i32, 16)
-        stored = builder.load(builder.inttoptr(base, lanes.as_pointer()), align=4)
-        same = ir.Constant(lanes, ir.Undefined)
-        for lane in range(16):
-            same = builder.insert_element(same, builder.trunc(key, i32), i32(lane))
-        equal = builder.bitcast(builder.icmp_signed("==", stored, same), ir.IntType(16))
-        found = builder.or_(builder.zext(equal, end.type), builder.shl(end.type(1), end))  # what stands behind `count` is old
-        return builder.cttz(found, ir.IntType(1)(1))
-
-    return types.int64(address, wanted, count), codegen
 
 
 @intrinsic

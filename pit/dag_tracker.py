@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from pit.compiled import kernel
+from pit.compiled import bits_of, kernel
 from pit.layout import (
     BLOCKED,
     DONE,
@@ -29,7 +29,9 @@ from pit.layout import (
 )
 from pit.state import model, near, ready, successor, task, variant
 
-_EDGES = np.array(RANK_EDGES)
+_EDGES = len(RANK_EDGES)
+_OCTAVE_OF_1 = 1023  # the exponent bits of 1.0
+_MANTISSA_OF_HALF = int(np.float64(RANK_EDGES[1]).view(np.int64)) & ((1 << 52) - 1)  # the half-octaves share it
 _PRIOR_DEVIATION = math.sqrt(PRIOR_SQUARE / PRIOR_COUNT - 1.0)
 
 
@@ -55,26 +57,27 @@ def observe_duration(s, row, x):
 
 
 @kernel
+def bucket(x):
+    """How many of `RANK_EDGES` are larger than x >= 0. They are half-octaves, so the exponents of x and of x / sqrt 2 tell."""
+    bits = bits_of(x)
+    octaves = _OCTAVE_OF_1 + 1 - (bits >> 52)
+    halves = _OCTAVE_OF_1 - ((bits - _MANTISSA_OF_HALF) >> 52)
+    return min(max(octaves, 0), _EDGES // 2) + min(max(halves, 0), _EDGES // 2)
+
+
+@kernel
 def rank_all(s):
     """Work, rank and bucket of every task, from the last to the first; work left."""
     for i in range(s.n_tasks - 1, -1, -1):
         t = task(s, i)
         t.work = t.base[STANDARD] * variant(s, 3 * t.function + STANDARD).ratio
-        best = 0.0
-        k = _EDGES.size
+        t.rank = 0.0
         if s.order_hidden == 0:
+            best = 0.0
             for e in range(t.succ_from, t.succ_to):
-                o = task(s, successor(s, e).task)
-                if o.rank > best:
-                    best = o.rank
-                    k = np.int64(o.bucket)
+                best = max(best, task(s, successor(s, e).task).rank)
             t.rank = t.work + best
-            x = t.rank / s.lb
-            while k > 0 and not _EDGES[k - 1] > x:  # from the successor's bucket, which is not above its own
-                k -= 1
-        else:
-            t.rank = 0.0
-        t.bucket = k
+        t.bucket = bucket(t.rank / s.lb)
     s.work_left = 0.0
     for i in range(s.n_tasks):
         t = task(s, i)

@@ -22,6 +22,7 @@ from pit.spec import History, WorkflowSpec
 _CACHES = (
     "slots",
     "slots_valid",
+    "any_near",
     "any_start",
     "n_slots",
     "n_tail",

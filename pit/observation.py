@@ -23,7 +23,6 @@ from pit.layout import (
     N_POOL_FEATURES,
     N_SLOT_FEATURES,
     N_SLOTS,
-    N_VARIANTS,
     NEVER,
     ON,
     OVERRUN_FACTOR,
@@ -98,8 +97,10 @@ def contrast(a, b):
 @kernel
 def near_demand(s):
     """Per model: blocked tasks whose open inputs are all running, the sooner the more."""
-    for m in range(s.n_models):
-        model(s, m).near = 0.0
+    if s.any_near == 1:
+        for m in range(s.n_models):
+            model(s, m).near = 0.0
+    s.any_near = s.n_near > 0
     for k in range(s.n_near):
         t = task(s, near(s, k).task)
         m = variant(s, 3 * t.function + STANDARD).model
@@ -132,13 +133,20 @@ def victim_demand(s, v):
 
 
 @kernel
+def encode_delay(s, at, first, kinds, k):
+    """Feature 6 + k: when variant k, if it is among the usable `kinds`, could begin; `first` = the function's first variant."""
+    if (kinds >> k) & 1:
+        put(at, 6 + k, squash(pool_manager.start_delay(s, variant(s, first + k)), s.unit))
+    else:
+        put(at, 6 + k, -1.0)
+
+
+@kernel
 def encode_supply(s, slot, at, first, v):
     """Features 6-13 of a slot: when its variants could begin, and who else wants their models; `v` = its standard variant."""
-    for k in range(N_VARIANTS):
-        if (v.kinds >> k) & 1:
-            put(at, 6 + k, squash(pool_manager.start_delay(s, variant(s, first + k)), s.unit))
-        else:
-            put(at, 6 + k, -1.0)
+    encode_delay(s, at, first, v.kinds, LITE)
+    encode_delay(s, at, first, v.kinds, STANDARD)
+    encode_delay(s, at, first, v.kinds, PREMIUM)
     put(at, 9, 1.0)
     if v.model >= 0:
         m = model(s, v.model)
@@ -148,6 +156,16 @@ def encode_supply(s, slot, at, first, v):
         put(at, 12, crowd(m.near, 4.0))
         if slot.mode[STANDARD] == LOAD:
             put(at, 13, crowd(victim_demand(s, v), 4.0))
+
+
+@kernel
+def encode_contrast(s, at, t, v, est, k):
+    """Variant k of task t beside its standard variant v (of estimate `est`): features 14, 16 and 18."""
+    o = variant(s, 3 * t.function + k)
+    other = t.base[k] * o.ratio
+    put(at, 14, contrast(other, est))
+    put(at, 16, clip(o.quality - v.quality, -1.0, 1.0))
+    put(at, 18, contrast(other * o.price, est * v.price))
 
 
 @kernel
@@ -167,14 +185,10 @@ def encode_slot(s, g, at, path, work):
     put(at, 3, work)
     put(at, 4, squash(est, s.unit))
     put(at, 5, clip(t.base[STANDARD] * v.deviation / est, 0.0, 1.0))
-    for side in range(2):
-        k = LITE if side == 0 else PREMIUM
-        if (v.kinds >> k) & 1:
-            o = variant(s, first + k)
-            other = t.base[k] * o.ratio
-            put(at, 14 + side, contrast(other, est))
-            put(at, 16 + side, clip(o.quality - v.quality, -1.0, 1.0))
-            put(at, 18 + side, contrast(other * o.price, est * v.price))
+    if v.kinds & (1 << LITE):
+        encode_contrast(s, at, t, v, est, LITE)
+    if v.kinds & (1 << PREMIUM):
+        encode_contrast(s, at + 4, t, v, est, PREMIUM)
     put(at, 20, count2(t.attempts))
     status = 0.0
     if t.hold_until > 0:

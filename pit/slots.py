@@ -7,7 +7,7 @@ from numba import uint64
 
 from pit import arbitration, pool_manager
 from pit.compiled import clear, kernel, put_byte, put_word
-from pit.layout import HOLD, N_ACTIONS, N_VARIANTS, N_VERBS, ON, STANDARD, WAIT
+from pit.layout import HOLD, LITE, N_ACTIONS, N_VERBS, ON, PREMIUM, STANDARD, WAIT
 from pit.pool_manager import HERE, NO
 from pit.state import model, task, variant
 
@@ -22,6 +22,17 @@ def wait_legal(s):
 
 
 @kernel
+def start_bit(s, slot, t, kinds, k):
+    """Bit k if a slot's head t may be started with variant k, one of the usable `kinds`; notes how it would begin."""
+    if (kinds >> k) & 1 == 0:
+        return 0
+    v = variant(s, 3 * t.function + k)
+    mode = pool_manager.plan(s, v) & 3
+    slot.mode[k] = mode
+    return ((mode != NO) & (t.hold_until == 0) & pool_manager.has_place(s, v)) << k
+
+
+@kernel
 def refresh_slots(s):
     """Groups the ready tasks and finds each slot's legal verbs, if anything has changed since the last time."""
     if s.slots_valid == 1:
@@ -32,17 +43,10 @@ def refresh_slots(s):
     for g in range(s.n_slots):
         slot = s.slots[g]
         t = task(s, slot.head)
-        bits = 0
         first = 3 * t.function
         kinds = variant(s, first + STANDARD).kinds
-        for k in range(N_VARIANTS):
-            if (kinds >> k) & 1:
-                v = variant(s, first + k)
-                mode = pool_manager.plan(s, v) & 3
-                slot.mode[k] = mode
-                bits |= ((mode != NO) & (t.hold_until == 0) & pool_manager.has_place(s, v)) << k
-        if bits != 0:
-            s.any_start = 1
+        bits = start_bit(s, slot, t, kinds, LITE) | start_bit(s, slot, t, kinds, STANDARD) | start_bit(s, slot, t, kinds, PREMIUM)
+        s.any_start |= bits != 0
         if bits & (1 << STANDARD) and (s.verbs >> HOLD) & 1 and slot.mode[STANDARD] != HERE:
             v = variant(s, first + STANDARD)
             if pool_manager.free_in(s, v.model) <= model(s, v.model).load_est:

@@ -112,6 +112,7 @@ PIT = _record(
         ("hint_throttled", "u1"),
         ("drift", "u1"),
         ("slots_valid", "u1"),
+        ("any_near", "u1"),  # some model's `near` may not be 0
         ("any_start", "u1"),  # some slot's start is legal
         ("pools", POOL, (MAX_POOLS,)),
         ("budgets", BUDGET, (MAX_POOLS,)),
