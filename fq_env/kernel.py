@@ -29,7 +29,7 @@ from pit.interface import act, apply
 from pit.layout import ARRIVE, N_ACTIONS, N_OBSERVATION, N_VERBS, ON, SOLVED, WAIT
 from pit.observation import encode
 from pit.rules import choose
-from pit.slots import refresh_slots, wait_legal, write_mask
+from pit.slots import refresh_slots, wait_legal
 from pit.state import pit_at, task
 
 RESET, STEP, PLAY = range(3)
@@ -184,8 +184,7 @@ def reset_one(e, i):
 @kernel
 def show(e, i, s):
     """Observation and mask of environment i into the engine's buffers."""
-    encode(s, e.obs + i * _OBS_BYTES)
-    write_mask(s, e.masks + i * N_ACTIONS)
+    encode(s, e.obs + i * _OBS_BYTES, e.masks + i * N_ACTIONS)
 
 
 @kernel
@@ -215,8 +214,7 @@ def step_one(e, i):
             w.pending = 1
             if e.autoreset == SAME_STEP:
                 if e.final == 1 or truncated == 1:
-                    encode(s, e.final_obs + i * _OBS_BYTES)
-                    write_mask(s, e.final_masks + i * N_ACTIONS)
+                    encode(s, e.final_obs + i * _OBS_BYTES, e.final_masks + i * N_ACTIONS)
                 name_next(w, L, w.split, e.n)
                 begin(s, w, L, e.exposure)
         show(e, i, s)

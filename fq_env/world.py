@@ -12,7 +12,7 @@ from fq_env.randomness import mix, to_noise, to_uniform
 from fq_env.scoring import task_ended
 from fq_env.state import due, goal, load_truth, truth
 from pit.compiled import copy_record, kernel
-from pit.interface import advance, apply, decision_due, find_call, next_timer
+from pit.interface import advance, apply, decision_due, find_call, next_timer, pass_time
 from pit.layout import (
     CMD_LOAD,
     CMD_START,
@@ -145,6 +145,6 @@ def run(s, w, L):
                 return
             advance(s, timer)
         else:
-            advance(s, when)
+            pass_time(s, when)
             happen(s, w)
             carry_out(s, w, L)

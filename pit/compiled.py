@@ -28,6 +28,7 @@ from numba.extending import intrinsic
 
 # What a kernel selects from stays a selection: as a branch, random events would mislead the processor half of the time.
 set_option("", "--x86-cmov-converter=false")
+set_option("", "--disable-cgp-select2branch")
 _HOUSE = Path(__file__).resolve().parent.parent
 
 

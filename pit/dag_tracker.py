@@ -227,11 +227,11 @@ def make_ready(s, i):
 def set_near(s, i):
     """Keeps the sorted list of blocked tasks whose open inputs are all running."""
     t = task(s, i)
-    is_near = 1 if t.state == BLOCKED and t.open_inputs > 0 and t.running_inputs == t.open_inputs else 0
+    is_near = (t.state == BLOCKED) & (t.open_inputs > 0) & (t.running_inputs == t.open_inputs)
     if is_near == t.near:
         return
     t.near = is_near
-    if is_near == 1:
+    if is_near:
         k = s.n_near
         while k > 0 and near(s, k - 1).task > i:
             near(s, k).task = near(s, k - 1).task
@@ -254,10 +254,11 @@ def dispatched(s, i, when):
     t = task(s, i)
     t.state = RUNNING
     s.n_ready -= 1
-    past = 0
+    where = np.int64(s.n_ready)
+    for k in range(s.n_ready):
+        where = k if ready(s, k).task == i else where
     for k in range(s.n_ready):  # everything behind task i moves up by one
-        past |= ready(s, k).task == i
-        ready(s, k).task = ready(s, k + past).task
+        ready(s, k).task = ready(s, k + (k >= where)).task
     m = variant(s, 3 * t.function + STANDARD).model
     if m >= 0:
         model(s, m).ready -= 1

@@ -117,6 +117,12 @@ def advance(s, t):
         if s.horizon <= s.now:
             s.status = EXPIRED
         when = next_timer(s)
+    pass_time(s, t)
+
+
+@kernel
+def pass_time(s, t):
+    """Sets the clock to t (us) if that is later and no timer is due before."""
     if t > s.now:
         s.now = t
         s.zero_actions = 0
@@ -192,7 +198,7 @@ def decision_due(s):
     """Whether the driver should ask for an action: the end, or some start is legal and nobody waits."""
     if s.status != ON:
         return True
-    if s.arrived == 0 or s.waiting == 1 or s.n_ready == s.n_held or not pool_manager.any_place(s):
+    if (s.arrived == 0) | (s.waiting == 1) | (s.n_ready == s.n_held) | (s.n_full == s.n_pools):
         return False
     slots.refresh_slots(s)
     return s.any_start == 1
@@ -214,8 +220,7 @@ def drive(address, operation, value, event, first, second, theta):
     elif operation == DUE:
         return np.int64(decision_due(s))
     elif operation == OBSERVE:
-        observation.encode(s, first)
-        slots.write_mask(s, second)
+        observation.encode(s, first, second)
     elif operation == TIMER:
         return np.int64(next_timer(s))
     elif operation == RULE:

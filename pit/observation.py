@@ -19,6 +19,7 @@ from pit.layout import (
     LITE,
     LOADING,
     MAX_POOLS,
+    N_ACTIONS,
     N_OBSERVATION,
     N_POOL_FEATURES,
     N_SLOT_FEATURES,
@@ -36,7 +37,7 @@ from pit.layout import (
     columns,
 )
 from pit.pool_manager import HERE, LOAD
-from pit.slots import refresh_slots
+from pit.slots import mask_slot, mask_wait, refresh_slots
 from pit.state import call, copy, model, near, ready, task, variant
 
 # Exposure class of each column of one slot, of one pool, and of the globals.
@@ -222,7 +223,8 @@ def next_event(s, when):
         for i in range(s.copy_rows):
             c = copy(s, i)
             loaded = c.expected_loaded
-            when = min(when, loaded if c.state == LOADING else _NONE)
+            sooner = (c.state == LOADING) & (loaded < when)
+            when = loaded if sooner else when
     left = max(0.0, when - s.now)
     if s.n_held > 0:
         left = min(left, float(arbitration.next_hold(s) - s.now))
@@ -350,11 +352,7 @@ def encode_globals(s, at, path, work, overrun, first):
         put(at, 25, efficiency)
         left = max(path, s.work_left / s.all_places)
         put(at, 27, min(1.0, s.lb / (elapsed + left)) if elapsed + left > 0.0 else 1.0)
-        full = 0
-        for p in range(s.n_pools):
-            if s.pools[p].busy >= s.pools[p].places:
-                full += 1
-        put(at, 32, full / s.n_pools)
+        put(at, 32, s.n_full / s.n_pools)
     if s.exposure == FULL:
         encode_first_slot(s, at, first)
     put(at, 36, 1.0 / (1.0 + 4.0) if s.status == ON else 0.0)
@@ -368,10 +366,12 @@ def encode_globals(s, at, path, work, overrun, first):
 
 
 @kernel
-def encode(s, out):
-    """The observation, 512 float32 at address `out`."""
+def encode(s, out, mask):
+    """The observation, 512 float32 at address `out`, and the legal actions, 128 bytes at address `mask`."""
     clear(out, 4 * N_OBSERVATION)
+    clear(mask, N_ACTIONS)
     if s.arrived == 0:
+        mask_wait(s, mask)
         return
     refresh_slots(s)
     if s.exposure > 0:
@@ -382,6 +382,8 @@ def encode(s, out):
     for g in range(s.n_slots):
         at = out + 4 * g * N_SLOT_FEATURES
         encode_slot(s, g, at, path, work)
+        mask_slot(s, g, mask)
+    mask_wait(s, mask)
     if s.exposure > 0:
         encode_pools(s, out)
     encode_globals(s, out + 4 * GLOBAL_OFFSET, path, work, overrun, first)

@@ -73,15 +73,6 @@ def has_place(s, v):
 
 
 @kernel
-def any_place(s):
-    """Whether some pool has a free place: without one no start is legal, whatever is ready."""
-    for p in range(s.n_pools):
-        if s.pools[p].busy < s.pools[p].places:
-            return True
-    return False
-
-
-@kernel
 def settle(s, p):
     """Stores the utilisation average of pool p up to now, before its busy places change."""
     pool = s.pools[p]
@@ -101,13 +92,17 @@ def utilisation(s, p):
 @kernel
 def take_places(s, p, units):
     settle(s, p)
-    s.pools[p].busy += units
+    pool = s.pools[p]
+    pool.busy += units
+    s.n_full += pool.busy == pool.places
 
 
 @kernel
 def free_places(s, p, units):
     settle(s, p)
-    s.pools[p].busy -= units
+    pool = s.pools[p]
+    s.n_full -= pool.busy == pool.places
+    pool.busy -= units
 
 
 @kernel

@@ -73,6 +73,7 @@ PIT = _record(
         ("n_functions", "i4"),
         ("n_models", "i4"),
         ("n_pools", "i4"),
+        ("n_full", "i4"),  # pools without a free place: without another one no start is legal, whatever is ready
         ("n_budgets", "i4"),
         ("n_copies", "i4"),  # rows of the copy table
         ("copy_rows", "i4"),  # rows of it that may not be idle
