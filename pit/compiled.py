@@ -18,6 +18,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from llvmlite.binding import Linkage, create_pass_builder, create_pipeline_tuning_options, set_option
 from numba import types
 from numba.core import cgutils
@@ -257,6 +258,21 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(target, source, size), codegen
+
+
+@intrinsic
+def fetch_line(typingctx: Any, address: Any) -> Any:
+    """Asks the processor for the cache line at an address, which need not exist; nothing waits for it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(context.cast(builder, args[0], signature.args[0], types.int64), cgutils.voidptr_t)
+        i32 = context.get_value_type(types.int32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(prefetch, [pointer, i32(0), i32(3), i32(1)])  # to read it, soon and often, as data
+        return context.get_dummy_value()
+
+    return types.void(address), codegen
 
 
 @intrinsic
