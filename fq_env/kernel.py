@@ -15,24 +15,23 @@ from fq_env.scoring import bounds, deliverable_at_first, potential, score
 from fq_env.state import (
     EPISODE,
     LEVEL,
+    WORLD,
     byte_at,
-    due,
     engine_at,
     episode_at,
     float_at,
     integer_at,
     level_at,
-    load_due,
     world_at,
 )
 from fq_env.world import run
-from pit.compiled import address_of, copy_bytes, entry, kernel, parallel_entry
+from pit.compiled import address_of, copy_bytes, entry, fetch_line, kernel, parallel_entry
 from pit.interface import act, apply
-from pit.layout import ARRIVE, N_ACTIONS, N_OBSERVATION, N_VERBS, NEVER, ON, SOLVED, WAIT
+from pit.layout import ARRIVE, N_ACTIONS, N_OBSERVATION, N_VERBS, ON, SOLVED, WAIT
 from pit.observation import encode
 from pit.rules import choose
-from pit.slots import refresh_slots, wait_legal, write_mask
-from pit.state import pit_at, task
+from pit.slots import refresh_slots, wait_legal
+from pit.state import PIT, pit_at, task
 
 RESET, STEP, PLAY = range(3)
 POTENTIAL, SPARSE, MAKESPAN, CONDUCTOR = range(4)
@@ -40,6 +39,8 @@ DISABLED, NEXT_STEP, SAME_STEP = range(3)
 RANDOM = -1
 _OBS_BYTES = 4 * N_OBSERVATION
 _LEVEL_BYTES, _EPISODE_BYTES = LEVEL.itemsize, EPISODE.itemsize
+_PIT_BYTES, _WORLD_BYTES = PIT.itemsize, WORLD.itemsize
+LINE = 64  # bytes of a cache line
 
 
 @kernel
@@ -68,10 +69,7 @@ def begin(s, w, L, exposure):
     w.event.subject = 0
     apply(s, w.event)
     deliverable_at_first(s, w)
-    for k in range(s.all_places):
-        due(w, k).when = NEVER
-    for k in range(s.n_copies):
-        load_due(w, k).when = NEVER
+    w.n_due = 0
     w.steps = 0
     w.calls = 0
     w.cold_starts = 0
@@ -189,8 +187,7 @@ def reset_one(e, i):
 @kernel
 def show(e, i, s):
     """Observation and mask of environment i into the engine's buffers."""
-    encode(s, e.obs + i * _OBS_BYTES)
-    write_mask(s, e.masks + i * N_ACTIONS)
+    encode(s, e.obs + i * _OBS_BYTES, e.masks + i * N_ACTIONS)
 
 
 @kernel
@@ -220,8 +217,7 @@ def step_one(e, i):
             w.pending = 1
             if e.autoreset == SAME_STEP:
                 if e.final == 1 or truncated == 1:
-                    encode(s, e.final_obs + i * _OBS_BYTES)
-                    write_mask(s, e.final_masks + i * N_ACTIONS)
+                    encode(s, e.final_obs + i * _OBS_BYTES, e.final_masks + i * N_ACTIONS)
                 name_next(w, L, w.split, e.n)
                 begin(s, w, L, e.exposure)
         show(e, i, s)
@@ -276,12 +272,24 @@ def serve(e, operation, i):
             play_one(e, i)
 
 
+@kernel
+def look_ahead(e, i):
+    """Fetches the two records of environment i, so that they are at hand when its turn comes."""
+    base = e.memory + i * e.stride
+    for k in range(0, _PIT_BYTES, LINE):
+        fetch_line(base + k)
+    world = base + pit_at(e.memory).size
+    for k in range(0, _WORLD_BYTES, LINE):
+        fetch_line(world + k)
+
+
 @entry
 def engine(address, operation):
     """One operation on all environments of the engine record at `address`; the number that ended (STEP)."""
     e = engine_at(address)
     ended = 0
     for i in range(e.n):
+        look_ahead(e, i + 1)
         serve(e, operation, i)
         if operation == STEP:
             ended += byte_at(e.terminated + i).x | byte_at(e.truncated + i).x

@@ -10,7 +10,7 @@ import numpy as np
 
 from fq_env.state import goal, load_truth, sink, truth
 from pit.compiled import kernel
-from pit.layout import DONE, GIVEN_UP, N_VARIANTS, ON, SOLVED, STANDARD
+from pit.layout import DONE, N_VARIANTS, ON, SOLVED, STANDARD
 from pit.state import call, model, predecessor, ready, successor, task, variant
 
 
@@ -77,10 +77,8 @@ def bounds(s, w):
 
 @kernel
 def reachable(s, w, i):
-    """The quality that task i's output can still have: its own if it has ended, else the best variant's on the best inputs."""
+    """The quality that the output of task i, which has not ended, can still have: the best variant's on the best inputs."""
     t = task(s, i)
-    if t.state == DONE or t.state == GIVEN_UP:
-        return t.quality
     n = t.pred_to - t.pred_from
     mean = 1.0
     if n > 0 and s.quality_flow > 0.0:
@@ -88,29 +86,37 @@ def reachable(s, w, i):
         for e in range(t.pred_from, t.pred_to):
             mean += goal(w, predecessor(s, e).task).best
         mean /= n
-    return truth(w, 3 * t.function + STANDARD).best * (1.0 - s.quality_flow + s.quality_flow * mean)
+    return goal(w, i).own * (1.0 - s.quality_flow + s.quality_flow * mean)
 
 
 @kernel
 def deliverable(s, w, first):
-    """The best quality still reachable of task `first` and of all that its change touches; then `w.base`."""
-    last = first
-    goal(w, first).stale = 1
-    i = first
-    while i <= last:
-        g = goal(w, i)
-        if g.stale == 1:
-            g.stale = 0
-            best = reachable(s, w, i)
-            if best != g.best:
-                g.best = best
-                t = task(s, i)
-                for e in range(t.succ_from, t.succ_to):
-                    j = successor(s, e).task
-                    goal(w, j).stale = 1
-                    last = max(last, j)
-        i += 1
+    """The best quality still reachable of task `first`, which has ended, and of all that its change touches; then `w.base`."""
+    goal(w, first).best = task(s, first).quality
+    if s.quality_flow > 0.0:
+        last = touch(s, w, first, first)
+        i = first
+        while i < last:
+            i += 1
+            g = goal(w, i)
+            if g.stale == 1:
+                g.stale = 0
+                best = reachable(s, w, i)
+                if best != g.best:
+                    g.best = best
+                    last = touch(s, w, i, last)
     sink_quality(s, w)
+
+
+@kernel
+def touch(s, w, i, last):
+    """What task i's successors can deliver must be computed again; the last of them, or `last` if that is behind it."""
+    t = task(s, i)
+    for e in range(t.succ_from, t.succ_to):
+        j = successor(s, e).task
+        goal(w, j).stale = 1
+        last = max(last, j)
+    return last
 
 
 @kernel
@@ -128,9 +134,10 @@ def deliverable_at_first(s, w):
     w.n_sinks = 0
     for i in range(s.n_tasks):
         g = goal(w, i)
-        g.stale = 0
-        g.best = reachable(s, w, i)
         t = task(s, i)
+        g.stale = 0
+        g.own = truth(w, 3 * t.function + STANDARD).best
+        g.best = reachable(s, w, i)
         if t.required == 1 and t.succ_to == t.succ_from:
             sink(w, w.n_sinks).task = i
             w.n_sinks += 1
@@ -156,16 +163,13 @@ def time_left(s, w):
     running = 0
     for k in range(s.n_ready):
         path = max(path, goal(w, ready(s, k).task).rank)
-    for k in range(s.call_rows):
+    for k in range(s.n_calls):
         c = call(s, k)
-        if c.id >= 0:
-            g = goal(w, c.task)
-            run = 0
-            if c.start >= 0:
-                run = min(s.now - c.start, np.int64(g.least))
-            path = max(path, g.rank - run)
-            if task(s, c.task).required == 1:
-                running += run
+        g = goal(w, c.task)
+        since = min(s.now - c.start, np.int64(g.least))
+        run = since if c.start >= 0 else 0
+        path = max(path, g.rank - run)
+        running += run * task(s, c.task).required
     return max(path, (w.work_left - running) / s.all_places)
 
 

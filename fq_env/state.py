@@ -84,11 +84,11 @@ WORLD = _record(
         ("truth_at", "i4"),
         ("goal_at", "i4"),
         ("due_at", "i4"),
-        ("load_due_at", "i4"),
         ("load_truth_at", "i4"),
         ("edge_at", "i4"),
         ("sink_at", "i4"),
         ("n_sinks", "i4"),
+        ("n_due", "i4"),  # events to come, the next one last
     ]
 )
 TRUTH = _record([("mean", "f8"), ("best", "f8")])  # per variant row: us; best quality of the function (standard's row)
@@ -98,11 +98,12 @@ GOAL = _record(
         ("least", "f8"),  # us, true mean of the fastest usable variant
         ("rank", "f8"),  # us, upward rank of `least`
         ("cost", "f8"),  # micro-units, least
+        ("own", "f8"),  # quality of its best variant, on perfect inputs
         ("best", "f8"),  # quality of the output: reached, or still reachable
         ("stale", "i8"),  # `best` must be computed again
     ]
 )
-DUE = _record([("when", "i8"), ("elapsed", "i8"), ("error", "i8")])
+DUE = _record([("when", "i8"), ("event", EVENT), ("task", "i4")])  # what will happen at `when`, us; -1 = about no task
 LOAD_TRUTH = _record([("mean", "f8"), ("count", "i8")])
 EDGE = _record([("source", "i4"), ("target", "i4")])
 EPISODE = _record(
@@ -131,7 +132,6 @@ byte_at = record_at(_record([("x", "u1")]))
 truth = table(WORLD, "truth_at", TRUTH)
 goal = table(WORLD, "goal_at", GOAL)
 due = table(WORLD, "due_at", DUE)
-load_due = table(WORLD, "load_due_at", DUE)
 load_truth = table(WORLD, "load_truth_at", LOAD_TRUTH)
 edge = table(WORLD, "edge_at", EDGE)
 sink = table(WORLD, "sink_at", INDEX)  # required sinks
@@ -142,8 +142,7 @@ def world_tables(tasks: int, edges: int, functions: int, models: int, copies: in
     rows = (
         ("truth_at", TRUTH, 3 * functions),
         ("load_truth_at", LOAD_TRUTH, models),
-        ("due_at", DUE, places),
-        ("load_due_at", DUE, copies),
+        ("due_at", DUE, places + copies),
         ("goal_at", GOAL, tasks),
         ("edge_at", EDGE, edges),
         ("sink_at", INDEX, tasks),

@@ -10,9 +10,9 @@ from numba import uint64
 
 from fq_env.randomness import mix, to_noise, to_uniform
 from fq_env.scoring import task_ended
-from fq_env.state import due, goal, load_due, load_truth, truth
-from pit.compiled import kernel
-from pit.interface import advance, apply, decision_due, find_call, next_timer
+from fq_env.state import due, goal, load_truth, truth
+from pit.compiled import copy_record, kernel
+from pit.interface import advance, apply, decision_due, find_call, next_timer, pass_time
 from pit.layout import (
     CMD_LOAD,
     CMD_START,
@@ -34,42 +34,66 @@ _ONE = np.uint64(1)
 
 
 @kernel
+def schedule(w, when, kind, subject, error, elapsed, price, i):
+    """Puts an event about task i (-1 = none) among those to come: the next one is the last in order of (time, kind, subject)."""
+    k = w.n_due
+    w.n_due += 1
+    while k > 0:
+        before = due(w, k - 1)
+        e = before.event
+        if before.when > when or (before.when == when and (e.kind > kind or (e.kind == kind and e.subject > subject))):
+            break
+        copy_record(due(w, k), before)
+        k -= 1
+    d = due(w, k)
+    d.when = when
+    d.task = i
+    d.event.kind = kind
+    d.event.subject = subject
+    d.event.error = error
+    d.event.elapsed = elapsed
+    d.event.quality = -1.0
+    d.event.size = 0
+    d.event.price = price
+
+
+@kernel
 def begin_call(s, w, L, k):
     """The call in row k begins: its true duration and outcome are drawn."""
     c = call(s, k)
     t = task(s, c.task)
-    d = due(w, k)
     row = 3 * c.function + c.variant
     key = (np.int64(c.task) * 1024 + min(np.int64(t.attempts), 1023)) * 4 + c.variant
     mean = truth(w, row).mean * goal(w, c.task).factor
-    d.elapsed = max(1, np.int64(mean * to_noise(mix(w.durations, key), w.noise)))
-    d.error = OK
+    elapsed = max(1, np.int64(mean * to_noise(mix(w.durations, key), w.noise)))
+    error = OK
     w.calls += 1
     w.cold_starts += c.cold
     if L.order_hidden == 1:
         if L.needs[c.function] & ~w.have != uint64(0):
-            d.error = ERR_PRECONDITION
+            error = ERR_PRECONDITION
             w.wrong_calls += 1
         elif t.required == 0:
             w.wrong_calls += 1
     elif L.failure_rate > 0.0:
         u = to_uniform(mix(w.failures, key))
         if u < L.failure_rate:  # it fails part of the way
-            d.error = ERR_ERROR
-            d.elapsed = max(1, np.int64(d.elapsed * (u / L.failure_rate)))
-    d.when = s.now + d.elapsed
+            error = ERR_ERROR
+            elapsed = max(1, np.int64(elapsed * (u / L.failure_rate)))
+    price = elapsed * variant(s, row).price // 1_000_000
+    schedule(w, s.now + elapsed, FINISHED, c.id, error, elapsed, price, c.task)
 
 
 @kernel
 def begin_load(s, w, i):
     """Copy i begins to load."""
-    c = copy(s, i)
-    t = load_truth(w, c.model)
-    d = load_due(w, i)
-    d.elapsed = max(1, np.int64(t.mean * to_noise(mix(w.loads, np.int64(c.model) * 65536 + t.count), w.load_noise)))
-    d.when = s.now + d.elapsed
+    m = copy(s, i).model
+    t = load_truth(w, m)
+    elapsed = max(1, np.int64(t.mean * to_noise(mix(w.loads, np.int64(m) * 65536 + t.count), w.load_noise)))
     t.count += 1
     w.load_count += 1
+    price = elapsed * model(s, m).price // 1_000_000
+    schedule(w, s.now + elapsed, LOADED, i, OK, elapsed, price, -1)
 
 
 @kernel
@@ -89,58 +113,19 @@ def carry_out(s, w, L):
 
 
 @kernel
-def next_due(s, w):
-    """(us, row) of the next event in the order (time, kind, subject): row < 0 is the load of copy -1 - row; NEVER if none."""
-    when = NEVER
-    row = 0
-    if s.n_loading > 0:
-        for i in range(s.copy_rows):
-            at = load_due(w, i).when
-            better = at < when
-            when = at if better else when
-            row = -1 - i if better else row
-    for k in range(s.call_rows):
-        at = due(w, k).when
-        if at == when and at < NEVER and row >= 0:
-            row = k if call(s, k).id < call(s, row).id else row
-        better = at < when
-        when = at if better else when
-        row = k if better else row
-    return when, row
-
-
-@kernel
-def happen(s, w, L, row):
-    """The event that is due now."""
-    e = w.event
-    e.error = OK
-    e.quality = -1.0
-    e.size = 0
-    if row < 0:
-        i = -1 - row
-        e.kind = LOADED
-        e.subject = i
-        e.elapsed = load_due(w, i).elapsed
-        e.price = e.elapsed * model(s, copy(s, i).model).price // 1_000_000
+def happen(s, w):
+    """The next event, which is due now."""
+    w.n_due -= 1
+    d = due(w, w.n_due)
+    apply(s, d.event)
+    if d.task < 0:
         w.load_cost = 0.0
-        load_due(w, i).when = NEVER
-        apply(s, e)
         return
-    c = call(s, row)
-    d = due(w, row)
-    i = np.int64(c.task)
-    f = np.int64(c.function)
-    e.kind = FINISHED
-    e.subject = c.id
-    e.error = d.error
-    e.elapsed = d.elapsed
-    e.price = d.elapsed * variant(s, 3 * f + c.variant).price // 1_000_000
-    d.when = NEVER
-    apply(s, e)
-    if d.error == OK:
-        w.have |= _ONE << uint64(f & 63)
-    if task(s, i).state == DONE or task(s, i).state == GIVEN_UP:
-        task_ended(s, w, i)
+    t = task(s, d.task)
+    if d.event.error == OK:
+        w.have |= _ONE << uint64(t.function & 63)
+    if t.state == DONE or t.state == GIVEN_UP:
+        task_ended(s, w, np.int64(d.task))
 
 
 @kernel
@@ -148,7 +133,7 @@ def run(s, w, L):
     """Until a decision is due: everything that happens at one time happens before the agent is asked."""
     carry_out(s, w, L)
     while True:
-        when, row = next_due(s, w)
+        when = due(w, w.n_due - 1).when if w.n_due > 0 else NEVER
         timer = next_timer(s)
         if min(when, timer) > s.now and decision_due(s):
             return
@@ -160,6 +145,6 @@ def run(s, w, L):
                 return
             advance(s, timer)
         else:
-            advance(s, when)
-            happen(s, w, L, row)
+            pass_time(s, when)
+            happen(s, w)
             carry_out(s, w, L)

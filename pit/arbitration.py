@@ -30,21 +30,21 @@ def group_ready(s):
                     key += (bucket >> 1) * 4
             g = n
             for j in range(n):  # no early exit: where it would leave is a guess that fails
-                g = j if s.slots[j].key == key else g
-            if g == n:
-                if n == N_SLOTS:
-                    if width < 2:
-                        s.n_tail = 1
-                        break
-                    t.slot = -1
-                    s.n_tail += 1
-                    continue
-                slot = s.slots[g]
-                slot.key = key
-                slot.head = i
-                slot.count = 0
-                n += 1
-            s.slots[g].count += 1
+                g = j if s.keys[j] == key else g
+            if g == N_SLOTS:
+                if width < 2:
+                    s.n_tail = 1
+                    break
+                t.slot = -1
+                s.n_tail += 1
+                continue
+            slot = s.slots[g]
+            head = slot.head
+            count = slot.count
+            s.keys[g] = key
+            slot.head = i if g == n else head  # selected, not branched: whether a task opens a slot is anybody's guess
+            slot.count = 1 if g == n else count + 1
+            n += g == n
             t.slot = g
         s.n_slots = n
         if s.n_tail == 0:

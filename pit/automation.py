@@ -8,7 +8,7 @@ holds, ranks and readiness are settled by the event that moves them.
 from __future__ import annotations
 
 from pit import arbitration, artifact_store, dag_tracker, health, pool_manager, stale_manager
-from pit.compiled import kernel
+from pit.compiled import copy_record, kernel
 from pit.layout import (
     CMD_LOAD,
     CMD_START,
@@ -35,6 +35,7 @@ def emit_start(s, k):
     c = call(s, k)
     c.start = s.now
     c.expected_end = s.now + c.est
+    pool_manager.call_started(s, c)
     out = command(s, s.n_commands)
     s.n_commands += 1
     out.kind = CMD_START
@@ -87,11 +88,8 @@ def before_call(s, i, f, k, planned):
         which = pool_manager.load_copy(s, v.pool, v.model)
         emit_copy(s, CMD_LOAD, which)
     else:
-        copy(s, which).users += 1
-    row_of_call = 0
-    while row_of_call < s.call_rows and call(s, row_of_call).id >= 0:
-        row_of_call += 1
-    s.call_rows = max(s.call_rows, row_of_call + 1)
+        pool_manager.add_user(s, which)
+    row_of_call = s.n_calls
     s.n_calls += 1
     c = call(s, row_of_call)
     c.id = s.next_call
@@ -123,11 +121,8 @@ def after_call(s, k, error, elapsed, quality, size, price, release):
     c = call(s, k)
     i = c.task
     t = task(s, i)
+    m = c.model
     row = 3 * c.function + c.variant
-    c.id = -1
-    s.n_calls -= 1
-    while s.call_rows > 0 and call(s, s.call_rows - 1).id < 0:
-        s.call_rows -= 1
     if error == OK:
         artifact_store.store(s, i, row, quality, size)
         dag_tracker.done(s, i)
@@ -152,17 +147,17 @@ def after_call(s, k, error, elapsed, quality, size, price, release):
         s.outcome = OUT_DENIED if error == ERR_ACCESS else OUT_FAILED
     s.hint_cold = c.cold
     s.hint_throttled = 1 if error == ERR_THROTTLED else 0
+    drop_call(s, k)
+    pool_manager.call_changed(s, m)
 
 
 @kernel
-def waiting_call(s, which, after):
-    """Row of the call with the smallest id above `after` that waits for copy `which`; -1 if none."""
-    best = -1
-    for k in range(s.call_rows):
-        c = call(s, k)
-        if c.id > after and c.copy == which and c.start < 0 and (best < 0 or c.id < call(s, best).id):
-            best = k
-    return best
+def drop_call(s, k):
+    """Row k leaves the table of calls; the rows behind it move up, so that they stay in order of their ids."""
+    s.n_calls -= 1
+    for j in range(k, s.n_calls):
+        copy_record(call(s, j), call(s, j + 1))
+    call(s, s.n_calls).id = -1
 
 
 @kernel
@@ -171,11 +166,11 @@ def loaded(s, which, elapsed, price):
     s.spent += price
     s.load_error = health.relative_error(s.load_error, elapsed, copy(s, which).load_est)
     pool_manager.copy_loaded(s, which, elapsed)
-    k = waiting_call(s, which, -1)
-    while k >= 0:
-        emit_start(s, k)
-        dag_tracker.expect(s, call(s, k).task, call(s, k).expected_end)
-        k = waiting_call(s, which, call(s, k).id)
+    for k in range(s.n_calls):
+        c = call(s, k)
+        if (c.copy == which) & (c.start < 0):
+            emit_start(s, k)
+            dag_tracker.expect(s, c.task, c.expected_end)
     if s.n_held > 0 and pool_manager.has_room(s, which):
         c = copy(s, which)
         arbitration.end_holds(s, c.pool, c.model)
@@ -186,8 +181,9 @@ def load_failed(s, which, price):
     """A copy could not be loaded; the calls that waited for it end with an error."""
     s.spent += price
     pool_manager.drop_copy(s, which, IDLE)
-    k = waiting_call(s, which, -1)
-    while k >= 0:
-        number = call(s, k).id
-        after_call(s, k, ERR_LOAD, 0, -1.0, 0, 0, False)
-        k = waiting_call(s, which, number)
+    k = 0
+    while k < s.n_calls:
+        if call(s, k).copy == which:
+            after_call(s, k, ERR_LOAD, 0, -1.0, 0, 0, False)  # the next one stands in row k now
+        else:
+            k += 1

@@ -64,6 +64,8 @@ def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copie
         row = models[m]
         row["size"], row["serves"], row["price"] = model.size, model.serves, round(model.price * MICRO)
         row["nominal"] = row["load_est"] = microseconds(model.load_seconds)
+        row["here"] = row["join"] = -1
+        row["free_at"] = NEVER
     values = {
         "n_functions": len(system.functions),
         "n_models": len(names),

@@ -18,7 +18,8 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite.binding import Linkage, create_pass_builder, create_pipeline_tuning_options
+from llvmlite import ir
+from llvmlite.binding import Linkage, create_pass_builder, create_pipeline_tuning_options, set_option
 from numba import types
 from numba.core import cgutils
 from numba.core import config as numba_config
@@ -26,6 +27,9 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
+# What a kernel selects from stays a selection: as a branch, random events would mislead the processor half of the time.
+set_option("", "--x86-cmov-converter=false")
+set_option("", "--disable-cgp-select2branch")
 _HOUSE = Path(__file__).resolve().parent.parent
 
 
@@ -221,7 +225,9 @@ def table(owner: np.dtype[Any], offset_field: str, row: np.dtype[Any]) -> Any:
             i64 = context.get_value_type(types.int64)
             base = builder.ptrtoint(args[0], i64)
             where = builder.inttoptr(builder.add(base, i64(position)), context.get_value_type(types.int32).as_pointer())
-            offset = builder.sext(builder.load(where), i64)
+            offset = builder.load(where)
+            offset.set_metadata("invariant.load", builder.module.add_metadata([]))  # no kernel moves a table
+            offset = builder.sext(offset, i64)
             step = builder.mul(context.cast(builder, args[1], signature.args[1], types.int64), i64(size))
             address = builder.add(base, builder.add(offset, step))
             return builder.inttoptr(address, context.get_value_type(signature.return_type))
@@ -255,6 +261,43 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
 
 
 @intrinsic
+def fetch_line(typingctx: Any, address: Any) -> Any:
+    """Asks the processor for the cache line at an address, which need not exist; nothing waits for it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(context.cast(builder, args[0], signature.args[0], types.int64), cgutils.voidptr_t)
+        i32 = context.get_value_type(types.int32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(prefetch, [pointer, i32(0), i32(3), i32(1)])  # to read it, soon and often, as data
+        return context.get_dummy_value()
+
+    return types.void(address), codegen
+
+
+@intrinsic
+def bits_of(typingctx: Any, value: Any) -> Any:
+    """The 64 bits of a float64, as int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.int64))
+
+    return types.int64(types.float64), codegen
+
+
+@intrinsic
+def copy_record(typingctx: Any, target: Any, source: Any) -> Any:
+    """Copies one record over another of the same type."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, fro = (builder.bitcast(x, cgutils.voidptr_t) for x in args)
+        cgutils.raw_memcpy(builder, to, fro, context.get_constant(types.int64, target.size), 1)
+        return context.get_dummy_value()
+
+    return types.void(target, source), codegen
+
+
+@intrinsic
 def put(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
     """Writes a float64 as float32 number `index` behind an address."""
 
@@ -282,6 +325,18 @@ def put_byte(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(address, index, value), codegen
+
+
+@intrinsic
+def put_word(typingctx: Any, address: Any, value: Any) -> Any:
+    """Writes a uint64 as eight bytes at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base = context.cast(builder, args[0], signature.args[0], types.int64)
+        builder.store(args[1], builder.inttoptr(base, args[1].type.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(address, types.uint64), codegen
 
 
 @intrinsic

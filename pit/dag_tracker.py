@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from pit.compiled import kernel
+from pit.compiled import bits_of, kernel
 from pit.layout import (
     BLOCKED,
     DONE,
@@ -27,9 +27,11 @@ from pit.layout import (
     SOLVED,
     STANDARD,
 )
-from pit.state import call, model, near, ready, successor, task, variant
+from pit.state import model, near, ready, successor, task, variant
 
-_EDGES = np.array(RANK_EDGES)
+_EDGES = len(RANK_EDGES)
+_OCTAVE_OF_1 = 1023  # the exponent bits of 1.0
+_MANTISSA_OF_HALF = int(np.float64(RANK_EDGES[1]).view(np.int64)) & ((1 << 52) - 1)  # the half-octaves share it
 _PRIOR_DEVIATION = math.sqrt(PRIOR_SQUARE / PRIOR_COUNT - 1.0)
 
 
@@ -55,26 +57,27 @@ def observe_duration(s, row, x):
 
 
 @kernel
+def bucket(x):
+    """How many of `RANK_EDGES` are larger than x >= 0. They are half-octaves, so the exponents of x and of x / sqrt 2 tell."""
+    bits = bits_of(x)
+    octaves = _OCTAVE_OF_1 + 1 - (bits >> 52)
+    halves = _OCTAVE_OF_1 - ((bits - _MANTISSA_OF_HALF) >> 52)
+    return min(max(octaves, 0), _EDGES // 2) + min(max(halves, 0), _EDGES // 2)
+
+
+@kernel
 def rank_all(s):
     """Work, rank and bucket of every task, from the last to the first; work left."""
     for i in range(s.n_tasks - 1, -1, -1):
         t = task(s, i)
         t.work = t.base[STANDARD] * variant(s, 3 * t.function + STANDARD).ratio
-        best = 0.0
-        k = _EDGES.size
+        t.rank = 0.0
         if s.order_hidden == 0:
+            best = 0.0
             for e in range(t.succ_from, t.succ_to):
-                o = task(s, successor(s, e).task)
-                if o.rank > best:
-                    best = o.rank
-                    k = np.int64(o.bucket)
+                best = max(best, task(s, successor(s, e).task).rank)
             t.rank = t.work + best
-            x = t.rank / s.lb
-            while k > 0 and not _EDGES[k - 1] > x:  # from the successor's bucket, which is not above its own
-                k -= 1
-        else:
-            t.rank = 0.0
-        t.bucket = k
+        t.bucket = bucket(t.rank / s.lb)
     s.work_left = 0.0
     for i in range(s.n_tasks):
         t = task(s, i)
@@ -187,7 +190,7 @@ def arrive(s):
             s.upper_cost += cost
         if t.open_inputs == 0:
             make_ready(s, i)
-    s.cp_start = path_left(s)
+    s.cp_start = task(s, ready(s, 0).task).rank if s.n_ready > 0 else 0.0
 
 
 @kernel
@@ -224,11 +227,11 @@ def make_ready(s, i):
 def set_near(s, i):
     """Keeps the sorted list of blocked tasks whose open inputs are all running."""
     t = task(s, i)
-    is_near = 1 if t.state == BLOCKED and t.open_inputs > 0 and t.running_inputs == t.open_inputs else 0
+    is_near = (t.state == BLOCKED) & (t.open_inputs > 0) & (t.running_inputs == t.open_inputs)
     if is_near == t.near:
         return
     t.near = is_near
-    if is_near == 1:
+    if is_near:
         k = s.n_near
         while k > 0 and near(s, k - 1).task > i:
             near(s, k).task = near(s, k - 1).task
@@ -251,10 +254,11 @@ def dispatched(s, i, when):
     t = task(s, i)
     t.state = RUNNING
     s.n_ready -= 1
-    past = 0
+    where = np.int64(s.n_ready)
+    for k in range(s.n_ready):
+        where = k if ready(s, k).task == i else where
     for k in range(s.n_ready):  # everything behind task i moves up by one
-        past = 1 if ready(s, k).task == i else past
-        ready(s, k).task = ready(s, k + past).task
+        ready(s, k).task = ready(s, k + (k >= where)).task
     m = variant(s, 3 * t.function + STANDARD).model
     if m >= 0:
         model(s, m).ready -= 1
@@ -321,20 +325,3 @@ def failed(s, i):
     else:
         ended(s, i, 0)
         make_ready(s, i)
-
-
-@kernel
-def path_left(s):
-    """us of critical path left, over ready tasks and calls in flight."""
-    best = 0.0
-    if s.n_ready > 0:
-        best = task(s, ready(s, 0).task).rank
-    for k in range(s.call_rows):
-        c = call(s, k)
-        if c.id >= 0:
-            t = task(s, c.task)
-            left = t.rank
-            if c.start >= 0:
-                left -= min(float(s.now - c.start), t.work)
-            best = max(best, left)
-    return best

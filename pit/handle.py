@@ -22,14 +22,14 @@ from pit.spec import History, WorkflowSpec
 _CACHES = (
     "slots",
     "slots_valid",
+    "any_near",
     "any_start",
     "n_slots",
     "n_tail",
     "victim_budget",
     "victim_size",
     "victim_demand",
-    "next_end",
-    "next_loaded",
+    "keys",
 )
 
 
@@ -196,9 +196,7 @@ class Pit:
             hot[cache] = np.zeros((), hot[cache].dtype)
         start = self._offsets["model_at"]
         models = memory[start : start + self._counts["models"] * state.MODEL.itemsize].view(state.MODEL)
-        for cache in ("near", "free_at", "here", "join"):
-            models[cache] = 0
-        hot["pools"]["room_at"] = 0
+        models["near"] = 0
         tasks = memory[self._offsets["task_at"] :][: self._counts["tasks"] * state.TASK.itemsize].view(state.TASK)
         tasks["slot"] = 0
         memory[self._offsets["command_at"] :] = 0

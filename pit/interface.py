@@ -88,7 +88,7 @@ def act(s, action):
             arbitration.hold_slot(s, g, s.now + np.int64(model(s, v.model).load_est))
             s.outcome = OUT_QUEUED
         else:
-            planned = pool_manager.plan(s, 3 * f + verb)
+            planned = pool_manager.plan(s, variant(s, 3 * f + verb))
             automation.before_call(s, np.int64(slot.head), f, verb, planned)
         s.slots_valid = 0
     if blocked:
@@ -117,6 +117,12 @@ def advance(s, t):
         if s.horizon <= s.now:
             s.status = EXPIRED
         when = next_timer(s)
+    pass_time(s, t)
+
+
+@kernel
+def pass_time(s, t):
+    """Sets the clock to t (us) if that is later and no timer is due before."""
     if t > s.now:
         s.now = t
         s.zero_actions = 0
@@ -126,10 +132,10 @@ def advance(s, t):
 @kernel
 def find_call(s, number):
     """Row of the call with this id; -1 if it is not in flight."""
-    for k in range(s.call_rows):
-        if call(s, k).id == number:
-            return k
-    return -1
+    row = -1
+    for k in range(s.n_calls):  # no early exit: where it would leave is a guess that fails
+        row = k if call(s, k).id == number else row
+    return row
 
 
 @kernel
@@ -165,6 +171,7 @@ def apply(s, e):
                 c = call(s, k)
                 c.start = s.now
                 c.expected_end = s.now + c.est
+                pool_manager.call_changed(s, c.model)
                 dag_tracker.expect(s, c.task, c.expected_end)
     elif 0 <= e.subject < s.n_copies:
         c = copy(s, e.subject)
@@ -191,7 +198,7 @@ def decision_due(s):
     """Whether the driver should ask for an action: the end, or some start is legal and nobody waits."""
     if s.status != ON:
         return True
-    if s.arrived == 0 or s.waiting == 1 or s.n_ready == s.n_held or not pool_manager.any_place(s):
+    if (s.arrived == 0) | (s.waiting == 1) | (s.n_ready == s.n_held) | (s.n_full == s.n_pools):
         return False
     slots.refresh_slots(s)
     return s.any_start == 1
@@ -213,8 +220,7 @@ def drive(address, operation, value, event, first, second, theta):
     elif operation == DUE:
         return np.int64(decision_due(s))
     elif operation == OBSERVE:
-        observation.encode(s, first)
-        slots.write_mask(s, second)
+        observation.encode(s, first, second)
     elif operation == TIMER:
         return np.int64(next_timer(s))
     elif operation == RULE:

@@ -17,12 +17,13 @@ from pit.layout import (
     GLOBAL_FEATURES,
     GLOBAL_OFFSET,
     LITE,
+    LOADING,
     MAX_POOLS,
+    N_ACTIONS,
     N_OBSERVATION,
     N_POOL_FEATURES,
     N_SLOT_FEATURES,
     N_SLOTS,
-    N_VARIANTS,
     NEVER,
     ON,
     OVERRUN_FACTOR,
@@ -36,7 +37,7 @@ from pit.layout import (
     columns,
 )
 from pit.pool_manager import HERE, LOAD
-from pit.slots import refresh_slots
+from pit.slots import mask_slot, mask_wait, refresh_slots
 from pit.state import call, copy, model, near, ready, task, variant
 
 # Exposure class of each column of one slot, of one pool, and of the globals.
@@ -45,6 +46,7 @@ _POOL_CLASS = np.array([f.exposure for f in POOL_FEATURES])
 _GLOBAL_CLASS = np.array([f.exposure for f in GLOBAL_FEATURES])
 _NAMES = {f.name: i for i, f in enumerate(GLOBAL_FEATURES)}
 _LAST = _NAMES["last_none"]
+_NONE = float(NEVER)  # us: no such call
 
 
 @kernel
@@ -96,8 +98,10 @@ def contrast(a, b):
 @kernel
 def near_demand(s):
     """Per model: blocked tasks whose open inputs are all running, the sooner the more."""
-    for m in range(s.n_models):
-        model(s, m).near = 0.0
+    if s.any_near == 1:
+        for m in range(s.n_models):
+            model(s, m).near = 0.0
+    s.any_near = s.n_near > 0
     for k in range(s.n_near):
         t = task(s, near(s, k).task)
         m = variant(s, 3 * t.function + STANDARD).model
@@ -130,13 +134,20 @@ def victim_demand(s, v):
 
 
 @kernel
+def encode_delay(s, at, first, kinds, k):
+    """Feature 6 + k: when variant k, if it is among the usable `kinds`, could begin; `first` = the function's first variant."""
+    if (kinds >> k) & 1:
+        put(at, 6 + k, squash(pool_manager.start_delay(s, variant(s, first + k)), s.unit))
+    else:
+        put(at, 6 + k, -1.0)
+
+
+@kernel
 def encode_supply(s, slot, at, first, v):
     """Features 6-13 of a slot: when its variants could begin, and who else wants their models; `v` = its standard variant."""
-    for k in range(N_VARIANTS):
-        if (v.kinds >> k) & 1:
-            put(at, 6 + k, squash(pool_manager.start_delay(s, first + k), s.unit))
-        else:
-            put(at, 6 + k, -1.0)
+    encode_delay(s, at, first, v.kinds, LITE)
+    encode_delay(s, at, first, v.kinds, STANDARD)
+    encode_delay(s, at, first, v.kinds, PREMIUM)
     put(at, 9, 1.0)
     if v.model >= 0:
         m = model(s, v.model)
@@ -146,6 +157,16 @@ def encode_supply(s, slot, at, first, v):
         put(at, 12, crowd(m.near, 4.0))
         if slot.mode[STANDARD] == LOAD:
             put(at, 13, crowd(victim_demand(s, v), 4.0))
+
+
+@kernel
+def encode_contrast(s, at, t, v, est, k):
+    """Variant k of task t beside its standard variant v (of estimate `est`): features 14, 16 and 18."""
+    o = variant(s, 3 * t.function + k)
+    other = t.base[k] * o.ratio
+    put(at, 14, contrast(other, est))
+    put(at, 16, clip(o.quality - v.quality, -1.0, 1.0))
+    put(at, 18, contrast(other * o.price, est * v.price))
 
 
 @kernel
@@ -165,14 +186,10 @@ def encode_slot(s, g, at, path, work):
     put(at, 3, work)
     put(at, 4, squash(est, s.unit))
     put(at, 5, clip(t.base[STANDARD] * v.deviation / est, 0.0, 1.0))
-    for side in range(2):
-        k = LITE if side == 0 else PREMIUM
-        if (v.kinds >> k) & 1:
-            o = variant(s, first + k)
-            other = t.base[k] * o.ratio
-            put(at, 14 + side, contrast(other, est))
-            put(at, 16 + side, clip(o.quality - v.quality, -1.0, 1.0))
-            put(at, 18 + side, contrast(other * o.price, est * v.price))
+    if v.kinds & (1 << LITE):
+        encode_contrast(s, at, t, v, est, LITE)
+    if v.kinds & (1 << PREMIUM):
+        encode_contrast(s, at + 4, t, v, est, PREMIUM)
     put(at, 20, count2(t.attempts))
     status = 0.0
     if t.hold_until > 0:
@@ -200,9 +217,15 @@ def encode_pools(s, out):
 
 
 @kernel
-def next_event(s):
-    """us until the next event is expected; beyond all bounds if none is."""
-    left = max(0.0, min(s.next_end, s.next_loaded) - s.now)
+def next_event(s, when):
+    """us until the next event is expected, the first started call at `when`; beyond all bounds if none is."""
+    if s.n_loading > 0:
+        for i in range(s.copy_rows):
+            c = copy(s, i)
+            loaded = c.expected_loaded
+            sooner = (c.state == LOADING) & (loaded < when)
+            when = loaded if sooner else when
+    left = max(0.0, when - s.now)
     if s.n_held > 0:
         left = min(left, float(arbitration.next_hold(s) - s.now))
     return left
@@ -210,23 +233,38 @@ def next_event(s):
 
 @kernel
 def running(s):
-    """(critical path left, overrun calls): over calls in flight, and the first ready task.
+    """(critical path left, overrun calls, us when the first started call is expected to end), over calls in flight.
 
-    A started call has overrun if it has run longer than 1.5 x its estimate plus two spreads.
+    The path is that of the first ready task, too. A started call has overrun if it has run longer than 1.5 x its estimate
+    plus two spreads.
     """
     path = 0.0
     overrun = 0
+    first = _NONE
     if s.n_ready > 0:
         path = task(s, ready(s, 0).task).rank
-    for k in range(s.call_rows):
+    for k in range(s.n_calls):
         c = call(s, k)
-        if c.id < 0:
-            continue
         t = task(s, c.task)
-        ran = float(s.now - c.start) if c.start >= 0 else 0.0
+        started = c.start >= 0
+        end = c.expected_end
+        since = float(s.now - c.start)
+        ran = since if started else 0.0
         path = max(path, t.rank - min(ran, t.work))
-        overrun += 1 if ran > OVERRUN_FACTOR * c.est + OVERRUN_SPREADS * c.spread else 0
-    return path, overrun
+        overrun += ran > OVERRUN_FACTOR * c.est + OVERRUN_SPREADS * c.spread
+        first = min(first, end if started else _NONE)
+    return path, overrun, first
+
+
+@kernel
+def room_in(s, p):
+    """us until a call of pool p is expected to end; beyond all bounds if none is in flight."""
+    first = _NONE
+    for k in range(s.n_calls):
+        c = call(s, k)
+        end = c.expected_end
+        first = min(first, end if c.pool == p else _NONE)
+    return max(0.0, first - s.now)
 
 
 @kernel
@@ -243,22 +281,21 @@ def retries_left(s):
 
 
 @kernel
-def encode_first_slot(s, at):
-    """Full exposure only: what will be warm or free next, for the first slot; the next event."""
-    put(at, 29, squash(next_event(s), s.unit))
+def encode_first_slot(s, at, first):
+    """Full exposure only: what will be warm or free next, for the first slot; the next event (`first`: of started calls)."""
+    put(at, 29, squash(next_event(s, first), s.unit))
     warm = 1.0
     room = 1.0
     if s.n_slots > 0:
-        row = 3 * task(s, s.slots[0].head).function + STANDARD
-        v = variant(s, row)
+        v = variant(s, 3 * task(s, s.slots[0].head).function + STANDARD)
         if s.slots[0].mode[STANDARD] == HERE:
             warm = 0.0
         else:
             warm = squash(pool_manager.free_in(s, v.model), s.unit)
-        if pool_manager.has_place(s, row):
+        if pool_manager.has_place(s, v):
             room = 0.0
         else:
-            room = squash(pool_manager.room_in(s, v.pool), s.unit)
+            room = squash(room_in(s, v.pool), s.unit)
     put(at, 30, warm)
     put(at, 31, room)
     put(at, 33, s.duration_error)
@@ -286,8 +323,8 @@ def encode_tail(s, at, path):
 
 
 @kernel
-def encode_globals(s, at, path, work, overrun):
-    """The 48 globals at float address `at`."""
+def encode_globals(s, at, path, work, overrun, first):
+    """The 48 globals at float address `at`; `first` = when the first started call is expected to end."""
     elapsed = float(s.now - s.t0)
     put(at, 0, crowd(elapsed, s.lb))
     put(at, 1, 1.0 if s.deadline == NEVER else clip((s.deadline - s.now) / (s.deadline - s.t0), -1.0, 1.0))
@@ -315,13 +352,9 @@ def encode_globals(s, at, path, work, overrun):
         put(at, 25, efficiency)
         left = max(path, s.work_left / s.all_places)
         put(at, 27, min(1.0, s.lb / (elapsed + left)) if elapsed + left > 0.0 else 1.0)
-        full = 0
-        for p in range(s.n_pools):
-            if s.pools[p].busy >= s.pools[p].places:
-                full += 1
-        put(at, 32, full / s.n_pools)
+        put(at, 32, s.n_full / s.n_pools)
     if s.exposure == FULL:
-        encode_first_slot(s, at)
+        encode_first_slot(s, at, first)
     put(at, 36, 1.0 / (1.0 + 4.0) if s.status == ON else 0.0)
     if s.n_tail > 0:
         encode_tail(s, at, path)
@@ -333,23 +366,27 @@ def encode_globals(s, at, path, work, overrun):
 
 
 @kernel
-def encode(s, out):
-    """The observation, 512 float32 at address `out`."""
+def encode(s, out, mask):
+    """The observation, 512 float32 at address `out`, and the legal actions, 128 bytes at address `mask`."""
     clear(out, 4 * N_OBSERVATION)
+    clear(mask, N_ACTIONS)
     if s.arrived == 0:
+        mask_wait(s, mask)
         return
     refresh_slots(s)
     if s.exposure > 0:
         near_demand(s)
         s.victim_size = -1
-    path, overrun = running(s)
+    path, overrun, first = running(s)
     work = clip(s.work_left / s.work_total, 0.0, 1.0)
     for g in range(s.n_slots):
         at = out + 4 * g * N_SLOT_FEATURES
         encode_slot(s, g, at, path, work)
+        mask_slot(s, g, mask)
+    mask_wait(s, mask)
     if s.exposure > 0:
         encode_pools(s, out)
-    encode_globals(s, out + 4 * GLOBAL_OFFSET, path, work, overrun)
+    encode_globals(s, out + 4 * GLOBAL_OFFSET, path, work, overrun, first)
 
 
 # The kernel writes a block only if its class is exposed; these lines hold it to the declaration.

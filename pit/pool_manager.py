@@ -11,54 +11,43 @@ from pit.state import call, copy, model, variant
 
 # How a call would begin: not at all, at once, on a copy that loads already, by loading a new copy.
 NO, HERE, JOIN, LOAD = range(4)
-
-
 _NONE = float(NEVER)  # us: no such call
 
 
 @kernel
-def survey(s):
-    """One look at copies and calls: per model the first copy with room, when calls end per model, per pool and at all.
-
-    The answers hold until something happens (`slots_valid`); rows are passed once, because what is in them is random
-    and every further loop over them would cost the processor a wrong guess or two.
-    """
-    for i in range(s.n_models):
-        m = model(s, i)
-        m.here = -1
-        m.join = -1
-        m.free_at = _NONE
-    s.next_loaded = _NONE
-    for i in range(s.copy_rows - 1, -1, -1):  # downwards, so that the first row stays
-        c = copy(s, i)
-        if c.state == IDLE or c.state == COOLDOWN:
-            continue
-        m = model(s, c.model)
-        room = c.users < m.serves
-        loading = c.state == LOADING
-        m.join = i if room and loading else m.join
-        m.here = i if room and not loading else m.here
-        s.next_loaded = min(s.next_loaded, c.expected_loaded if loading else _NONE)
-    for p in range(s.n_pools):
-        s.pools[p].room_at = _NONE
-    s.next_end = _NONE
-    for k in range(s.call_rows):
-        c = call(s, k)
-        if c.id < 0:
-            continue
-        pool = s.pools[c.pool]
-        pool.room_at = min(pool.room_at, c.expected_end)
-        end = c.expected_end if c.start >= 0 else _NONE
-        s.next_end = min(s.next_end, end)
-        if c.model >= 0:
-            m = model(s, c.model)
-            m.free_at = min(m.free_at, end)
+def gain_room(s, i):
+    """Copy i has room for a call, or is loaded now: its model's `here` and `join` take note."""
+    c = copy(s, i)
+    m = model(s, c.model)
+    if c.state == LOADING:
+        join = m.join
+        m.join = i if join < 0 or i < join else join
+    else:
+        here = m.here
+        m.here = i if here < 0 or i < here else here
 
 
 @kernel
-def plan(s, row):
-    """How a call of variant `row` would get a copy after a survey, places aside: (copy + 1) * 4 + mode."""
-    v = variant(s, row)
+def lose_room(s, i, state):
+    """Copy i, which was in `state`, may have no room any more: if its model would use it next, another one is looked for."""
+    which = copy(s, i).model
+    m = model(s, which)
+    if (m.join if state == LOADING else m.here) != i:
+        return
+    found = -1
+    for k in range(s.copy_rows - 1, -1, -1):  # downwards, so that the first row stays
+        c = copy(s, k)
+        alike = (c.state == LOADING) if state == LOADING else (c.state == WARM) | (c.state == ACTIVE)
+        found = k if alike & (c.model == which) & (c.users < m.serves) else found
+    if state == LOADING:
+        m.join = found
+    else:
+        m.here = found
+
+
+@kernel
+def plan(s, v):
+    """How a call of variant v would get a copy, places aside: (copy + 1) * 4 + mode."""
     if v.model < 0:
         return HERE
     m = model(s, v.model)
@@ -77,20 +66,10 @@ def plan(s, row):
 
 
 @kernel
-def has_place(s, row):
+def has_place(s, v):
     """Whether the variant's pool has its units free."""
-    v = variant(s, row)
     pool = s.pools[v.pool]
     return pool.places - pool.busy >= v.units
-
-
-@kernel
-def any_place(s):
-    """Whether some pool has a free place: without one no start is legal, whatever is ready."""
-    for p in range(s.n_pools):
-        if s.pools[p].busy < s.pools[p].places:
-            return True
-    return False
 
 
 @kernel
@@ -113,13 +92,17 @@ def utilisation(s, p):
 @kernel
 def take_places(s, p, units):
     settle(s, p)
-    s.pools[p].busy += units
+    pool = s.pools[p]
+    pool.busy += units
+    s.n_full += pool.busy == pool.places
 
 
 @kernel
 def free_places(s, p, units):
     settle(s, p)
-    s.pools[p].busy -= units
+    pool = s.pools[p]
+    s.n_full -= pool.busy == pool.places
+    pool.busy -= units
 
 
 @kernel
@@ -137,8 +120,17 @@ def use_copy(s, i):
     if c.state == WARM:
         set_warm(s, c, -1)
         c.state = ACTIVE
-    c.users += 1
     c.last_used = s.now
+    add_user(s, i)
+
+
+@kernel
+def add_user(s, i):
+    """One more user of a copy, loaded or not."""
+    c = copy(s, i)
+    c.users += 1
+    if c.users >= model(s, c.model).serves:
+        lose_room(s, i, c.state)
 
 
 @kernel
@@ -159,6 +151,8 @@ def load_copy(s, pool, m):
     c.budget = s.pools[pool].budget
     c.users = 1
     c.state = LOADING
+    if md.serves > 1:
+        gain_room(s, i)
     c.last_used = s.now
     c.load_est = md.load_est
     c.expected_loaded = s.now + md.load_est
@@ -180,8 +174,10 @@ def drop_copy(s, i, state):
     if c.state == LOADING:
         s.n_loading -= 1
         s.pools[c.pool].loading -= 1
+    before = c.state
     c.state = state
     c.users = 0
+    lose_room(s, i, before)
     if state == IDLE:
         s.n_idle += 1
         shrink_rows(s)
@@ -214,6 +210,9 @@ def copy_loaded(s, i, elapsed):
     c.state = ACTIVE if c.users > 0 else WARM
     if c.state == WARM:
         set_warm(s, c, 1)
+    lose_room(s, i, LOADING)
+    if c.users < m.serves:
+        gain_room(s, i)
     if elapsed > 0 and m.nominal > 0.0:
         m.n += 1.0
         m.s += elapsed / m.nominal
@@ -234,6 +233,7 @@ def release_copy(s, i):
     if c.users == 0:
         c.state = WARM
         set_warm(s, c, 1)
+    gain_room(s, i)
 
 
 @kernel
@@ -244,24 +244,38 @@ def has_room(s, i):
 
 
 @kernel
+def call_started(s, c):
+    """A call on a copy has started: its model is expected to be free when it ends."""
+    if c.model >= 0:
+        m = model(s, c.model)
+        m.free_at = min(m.free_at, c.expected_end)
+
+
+@kernel
+def call_changed(s, m):
+    """A started call on model m has ended, or is expected to end at another time."""
+    if m >= 0:
+        first = _NONE
+        for k in range(s.n_calls):
+            c = call(s, k)
+            first = min(first, c.expected_end if (c.model == m) & (c.start >= 0) else _NONE)
+        model(s, m).free_at = first
+
+
+@kernel
 def free_in(s, m):
-    """us until a started call on model m is expected to end, after a survey; beyond all bounds if none runs."""
+    """us until a started call on model m is expected to end; beyond all bounds if none runs."""
     return max(0.0, model(s, m).free_at - s.now)
 
 
 @kernel
-def room_in(s, p):
-    """us until a call of pool p is expected to end, after a survey; beyond all bounds if none is in flight."""
-    return max(0.0, s.pools[p].room_at - s.now)
-
-
-@kernel
-def start_delay(s, row):
-    """us until a call of the variant would begin if it were started now (places aside), after a survey."""
-    v = variant(s, row)
+def start_delay(s, v):
+    """us until a call of variant v would begin if it were started now (places aside)."""
     if v.model < 0:
         return 0.0
     m = model(s, v.model)
-    joined = max(0.0, copy(s, max(m.join, 0)).expected_loaded - s.now)  # chosen below, or not: a guess would cost more
-    delay = joined if m.join >= 0 else m.load_est
+    join = m.join
+    load_est = m.load_est
+    joined = max(0.0, copy(s, max(join, 0)).expected_loaded - s.now)  # chosen below, or not: a guess would cost more
+    delay = joined if join >= 0 else load_est
     return 0.0 if m.here >= 0 else delay

@@ -28,7 +28,6 @@ POOL = _record(
         ("settled", "i8"),  # us, when utilisation was last stored
         ("loading", "i4"),  # copies in state loading
         ("warm", "i4"),  # copies in state warm
-        ("room_at", "f8"),  # us, when a call is expected to end (survey)
     ]
 )
 BUDGET = _record([("capacity", "i8"), ("used", "i8"), ("evictable", "i8")])  # memory units; evictable = size of warm copies
@@ -36,7 +35,6 @@ SLOT = _record(
     [
         ("head", "i4"),  # task index
         ("count", "i4"),  # members
-        ("key", "i8"),  # what the members share
         ("legal", "u1"),  # bit per verb
         ("mode", "u1", (3,)),  # how each variant would begin: see pool_manager
     ]
@@ -75,6 +73,7 @@ PIT = _record(
         ("n_functions", "i4"),
         ("n_models", "i4"),
         ("n_pools", "i4"),
+        ("n_full", "i4"),  # pools without a free place: without another one no start is legal, whatever is ready
         ("n_budgets", "i4"),
         ("n_copies", "i4"),  # rows of the copy table
         ("copy_rows", "i4"),  # rows of it that may not be idle
@@ -82,8 +81,7 @@ PIT = _record(
         ("n_ready", "i4"),
         ("n_near", "i4"),
         ("n_held", "i4"),
-        ("n_calls", "i4"),  # in flight
-        ("call_rows", "i4"),  # rows of the call table that may be taken
+        ("n_calls", "i4"),  # in flight: the first rows of the call table, in order of their ids
         ("n_idle", "i4"),  # idle rows of the copy table
         ("n_loading", "i4"),
         ("n_cooling", "i4"),
@@ -101,8 +99,6 @@ PIT = _record(
         ("max_attempts", "i4"),
         ("n_slots", "i4"),
         ("n_tail", "i4"),  # ready tasks without a slot
-        ("next_end", "f8"),  # us, expected end of the first started call, and of the first load (survey)
-        ("next_loaded", "f8"),
         ("victim_budget", "i4"),  # the encoder's last answer to `victim_demand`: for which budget and size (-1 = none yet)
         ("victim_size", "i8"),
         ("victim_demand", "f8"),
@@ -117,10 +113,12 @@ PIT = _record(
         ("hint_throttled", "u1"),
         ("drift", "u1"),
         ("slots_valid", "u1"),
+        ("any_near", "u1"),  # some model's `near` may not be 0
         ("any_start", "u1"),  # some slot's start is legal
         ("pools", POOL, (MAX_POOLS,)),
         ("budgets", BUDGET, (MAX_POOLS,)),
         ("slots", SLOT, (N_SLOTS,)),
+        ("keys", "i4", (N_SLOTS,)),  # what the members of each slot share
     ]
 )
 TASK = _record(
@@ -182,11 +180,11 @@ MODEL = _record(
         ("s", "f8"),
         ("load_est", "f8"),  # us
         ("near", "f8"),  # near-future demand, filled by the encoder
-        ("free_at", "f8"),  # us, when a started call on it is expected to end (survey)
+        ("free_at", "f8"),  # us, when the first of its started calls is expected to end; beyond all bounds if none has started
         ("serves", "i4"),  # calls at once per copy
         ("ready", "i4"),  # ready tasks whose standard model this is
         ("live", "i4"),  # copies loading, warm or active
-        ("here", "i4"),  # its first warm or active copy with room, -1 = none (survey)
+        ("here", "i4"),  # its first warm or active copy with room, -1 = none
         ("join", "i4"),  # its first loading copy with room
     ]
 )
