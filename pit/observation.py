@@ -135,7 +135,7 @@ def victim_demand(s, v):
 
 @kernel
 def encode_delay(s, at, first, kinds, k):
-    """Feature 6 + k: when variant k, if it is among the usable `kinds`, could begin; `first` = the function's first variant."""
+    """Feature 6 + k: when variant k could begin, if among the usable `kinds`; `first` = the first variant of the function."""
     if (kinds >> k) & 1:
         put(at, 6 + k, squash(pool_manager.start_delay(s, variant(s, first + k)), s.unit))
     else:

@@ -6,8 +6,8 @@ It must not know why a call is made, nor which copy leaves when room is short: t
 from __future__ import annotations
 
 from pit.compiled import kernel
-from pit.layout import ACTIVE, COOLDOWN, IDLE, LOADING, NEVER, PRIOR_COUNT, UTILISATION_WINDOW, WARM
-from pit.state import call, copy, model, variant
+from pit.layout import ACTIVE, IDLE, LOADING, NEVER, PRIOR_COUNT, UTILISATION_WINDOW, WARM
+from pit.state import call, copy, model
 
 # How a call would begin: not at all, at once, on a copy that loads already, by loading a new copy.
 NO, HERE, JOIN, LOAD = range(4)

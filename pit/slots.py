@@ -45,7 +45,9 @@ def refresh_slots(s):
         t = task(s, slot.head)
         first = 3 * t.function
         kinds = variant(s, first + STANDARD).kinds
-        bits = start_bit(s, slot, t, kinds, LITE) | start_bit(s, slot, t, kinds, STANDARD) | start_bit(s, slot, t, kinds, PREMIUM)
+        bits = (
+            start_bit(s, slot, t, kinds, LITE) | start_bit(s, slot, t, kinds, STANDARD) | start_bit(s, slot, t, kinds, PREMIUM)
+        )
         s.any_start |= bits != 0
         if bits & (1 << STANDARD) and (s.verbs >> HOLD) & 1 and slot.mode[STANDARD] != HERE:
             v = variant(s, first + STANDARD)

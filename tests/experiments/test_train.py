@@ -20,7 +20,15 @@ from experiments import callbacks, export, train
 from tests.experiments import training
 
 TINY = (
-    *("total_timesteps=4096", "n_envs=32", "n_steps=32", "batch_size=256", "net_arch=[32]", "stop.when_solved=false"),
+    *(
+        "total_timesteps=4096",
+        "n_envs=32",
+        "n_steps=32",
+        "batch_size=256",
+        "network=mlp",
+        "net_arch=[32]",
+        "stop.when_solved=false",
+    ),
     *("evaluation.every=2", "evaluation.validation=16", "evaluation.test=32", "evaluation.fit=16"),
 )
 FILES = (

@@ -16,7 +16,16 @@ from experiments.config import TrainConfig, finished, register
 
 # Eight rollouts of 512 frames, a look after every second and a checkpoint after every third of them.
 TINY = (
-    *("level=1", "total_timesteps=4096", "n_envs=32", "n_steps=16", "batch_size=128", "n_epochs=2", "net_arch=[16]"),
+    *(
+        "level=1",
+        "total_timesteps=4096",
+        "n_envs=32",
+        "n_steps=16",
+        "batch_size=128",
+        "n_epochs=2",
+        "network=mlp",
+        "net_arch=[16]",
+    ),
     *("evaluation.every=2", "evaluation.validation=8", "evaluation.test=0", "evaluation.fit=4"),
     *("stop.when_solved=false", "checkpoint.every=3", "progress_bar=false"),
 )
