@@ -71,7 +71,7 @@ class Rows(KVWriter):
         """Rows that are complete go to W&B, each once."""
         if self._wandb is not None:
             for row in self.rows[self._sent :]:
-                self._wandb.log(row, step=int(row["frames"]))
+                self._wandb.log(row, step=int(row["frames"]), commit=True)
         self._sent = len(self.rows)
 
     def save(self) -> None:

@@ -38,7 +38,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         ("level=99", ("99",)),
         ("n_envs=abc", ("n_envs", "abc")),
         ("n_envs=0", ("n_envs=0", "between 1")),
-        ("batch_size=1000", ("batch_size=1000", "8192", "1024")),
+        ("batch_size=1000", ("batch_size=1000", "4096", "1024")),
         ("net_arch=[]", ("net_arch",)),
         ("algo=dqn", ("algo=dqn", "maskable_ppo")),
         ("exposure=some", ("exposure=some", "partial")),
@@ -124,7 +124,7 @@ def test_other_commands_refuse(
     ("arguments", "code", "out"),
     [
         (("learning_rat=1",), 2, ""),
-        (("--cfg", "job", "level=1"), 0, "learning_rate: ${training:learning_rate,1e-3}"),
+        (("--cfg", "job", "level=1"), 0, "learning_rate: ${training:learning_rate,2e-3}"),
         (("--help",), 0, "# of PPO's probability ratio"),
     ],
 )

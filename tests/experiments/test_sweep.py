@@ -27,7 +27,7 @@ from experiments.sweep import report, settings, space, worker
 from experiments.sweep.study import DEFAULT, Study, alone
 
 TINY = (
-    *("level=1", "total_timesteps=2048", "n_envs=32", "batch_size=256", "net_arch=[32]", "looks=4"),
+    *("level=1", "total_timesteps=2048", "n_envs=32", "batch_size=256", "network=mlp", "net_arch=[32]", "looks=4"),
     *("evaluation.validation=16", "evaluation.fit=16", "confirm=2", "top=1", "instances=32"),
 )
 
