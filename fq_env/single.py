@@ -24,8 +24,8 @@ from pit.layout import N_ACTIONS, N_OBSERVATION
 Give = Callable[[], np.ndarray]
 Row = tuple[Give, Give, int]  # give the observation (512,) float32 and the mask (128,) bool at an address, once it is written
 
-_ROWS = 4  # of a block: who keeps one view of it keeps the memory of so many
-_COPIES = 16  # blocks' worth of copies before a block that somebody holds is replaced
+_ROWS = 2  # of a block: few, for who keeps one view of it keeps the memory of all, and caches hold it
+_COPIES = 32  # blocks' worth of copies before a block that somebody holds is replaced
 _OBS_BYTES = 4 * N_OBSERVATION
 
 
