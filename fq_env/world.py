@@ -35,7 +35,7 @@ _ONE = np.uint64(1)
 
 @kernel
 def schedule(w, when, kind, subject, error, elapsed, price, i):
-    """Puts an event about task i (-1 = none) among those to come, sorted by (time, kind, subject), the next one last."""
+    """Puts an event about task i (-1 = none) among those to come, in falling order of (time, kind, subject)."""
     k = w.n_due
     w.n_due += 1
     while k > 0:

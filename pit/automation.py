@@ -35,7 +35,9 @@ def emit_start(s, k):
     c = call(s, k)
     c.start = s.now
     c.expected_end = s.now + c.est
-    pool_manager.call_started(s, c)
+    if c.model >= 0:
+        m = model(s, c.model)
+        m.free_at = min(m.free_at, c.expected_end)
     out = command(s, s.n_commands)
     s.n_commands += 1
     out.kind = CMD_START

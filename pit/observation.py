@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pit import arbitration, pool_manager, stale_manager
-from pit.compiled import clear, kernel, put
+from pit.compiled import clear, kernel, put, put_byte
 from pit.layout import (
     FULL,
     GLOBAL_FEATURES,
@@ -34,10 +34,12 @@ from pit.layout import (
     SCORE_WEIGHTS,
     SLOT_FEATURES,
     STANDARD,
+    WAIT,
     columns,
 )
 from pit.pool_manager import HERE, LOAD
-from pit.slots import mask_slot, mask_wait, refresh_slots
+from pit.scales import clip, contrast, count2, count4, count8, crowd, squash
+from pit.slots import mask_slot, refresh_slots, wait_legal
 from pit.state import call, copy, model, near, ready, task, variant
 
 # Exposure class of each column of one slot, of one pool, and of the globals.
@@ -47,52 +49,6 @@ _GLOBAL_CLASS = np.array([f.exposure for f in GLOBAL_FEATURES])
 _NAMES = {f.name: i for i, f in enumerate(GLOBAL_FEATURES)}
 _LAST = _NAMES["last_none"]
 _NONE = float(NEVER)  # us: no such call
-
-
-@kernel
-def clip(x, low, high):
-    return min(max(x, low), high)
-
-
-@kernel
-def squash(x, unit):
-    """max(x, 0) / (max(x, 0) + unit): a duration on a scale where the mean call is one half."""
-    x = max(x, 0.0)
-    return x / (x + unit)
-
-
-@kernel
-def crowd(n, half):
-    """n / (n + half) of a count or a sum."""
-    return n / (n + half)
-
-
-# n / (n + half) of small counts, so that the commonest features cost no division.
-_HALF2, _HALF4, _HALF8 = (np.array([n / (n + half) for n in range(64)]) for half in (2.0, 4.0, 8.0))
-
-
-@kernel
-def count2(n):
-    """n / (n + 2) of a count."""
-    return _HALF2[n] if 0 <= n < 64 else n / (n + 2.0)
-
-
-@kernel
-def count4(n):
-    """n / (n + 4) of a count."""
-    return _HALF4[n] if 0 <= n < 64 else n / (n + 4.0)
-
-
-@kernel
-def count8(n):
-    """n / (n + 8) of a count."""
-    return _HALF8[n] if 0 <= n < 64 else n / (n + 8.0)
-
-
-@kernel
-def contrast(a, b):
-    """(a - b) / (a + b), 0 if both are 0: a ratio on [-1, 1]."""
-    return (a - b) / (a + b) if a + b > 0.0 else 0.0
 
 
 @kernel
@@ -135,7 +91,7 @@ def victim_demand(s, v):
 
 @kernel
 def encode_delay(s, at, first, kinds, k):
-    """Feature 6 + k: when variant k could begin, if among the usable `kinds`; `first` = the first variant of the function."""
+    """Feature 6 + k: when variant k, if it is one of the usable `kinds`, could begin; `first` = the function's first row."""
     if (kinds >> k) & 1:
         put(at, 6 + k, squash(pool_manager.start_delay(s, variant(s, first + k)), s.unit))
     else:
@@ -371,7 +327,7 @@ def encode(s, out, mask):
     clear(out, 4 * N_OBSERVATION)
     clear(mask, N_ACTIONS)
     if s.arrived == 0:
-        mask_wait(s, mask)
+        put_byte(mask, WAIT, wait_legal(s))
         return
     refresh_slots(s)
     if s.exposure > 0:
@@ -383,7 +339,7 @@ def encode(s, out, mask):
         at = out + 4 * g * N_SLOT_FEATURES
         encode_slot(s, g, at, path, work)
         mask_slot(s, g, mask)
-    mask_wait(s, mask)
+    put_byte(mask, WAIT, wait_legal(s))
     if s.exposure > 0:
         encode_pools(s, out)
     encode_globals(s, out + 4 * GLOBAL_OFFSET, path, work, overrun, first)

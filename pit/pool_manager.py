@@ -244,14 +244,6 @@ def has_room(s, i):
 
 
 @kernel
-def call_started(s, c):
-    """A call on a copy has started: its model is expected to be free when it ends."""
-    if c.model >= 0:
-        m = model(s, c.model)
-        m.free_at = min(m.free_at, c.expected_end)
-
-
-@kernel
 def call_changed(s, m):
     """A started call on model m has ended, or is expected to end at another time."""
     if m >= 0:

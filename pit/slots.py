@@ -6,8 +6,8 @@ import numpy as np
 from numba import uint64
 
 from pit import arbitration, pool_manager
-from pit.compiled import kernel, put_byte, put_word
-from pit.layout import HOLD, LITE, N_VERBS, ON, PREMIUM, STANDARD, WAIT
+from pit.compiled import kernel, put_word
+from pit.layout import HOLD, LITE, N_VERBS, ON, PREMIUM, STANDARD
 from pit.pool_manager import HERE, NO
 from pit.state import model, task, variant
 
@@ -61,9 +61,3 @@ def mask_slot(s, g, mask):
     """The legal verbs of slot g as bytes of the mask: seven, and one 0 where the next slot or `wait` will stand."""
     legal = uint64(s.slots[g].legal) if s.status == ON else uint64(0)
     put_word(mask + g * N_VERBS, (legal * _SPREAD) & _ONES)
-
-
-@kernel
-def mask_wait(s, mask):
-    """Whether `wait` may be chosen, as a byte of the mask."""
-    put_byte(mask, WAIT, wait_legal(s))

@@ -23,7 +23,8 @@ from experiments.train import train
 from fq_env.level import load_level
 
 TINY = [
-    *("total_timesteps=2048", "n_envs=32", "n_steps=16", "batch_size=128", "network=mlp", "net_arch=[16]", "stop.when_solved=false"),
+    *("total_timesteps=2048", "n_envs=32", "n_steps=16", "batch_size=128", "network=mlp", "net_arch=[16]"),
+    "stop.when_solved=false",
     *("evaluation.validation=8", "evaluation.test=8", "evaluation.fit=4"),
 ]
 N = 16
