@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,9 +28,9 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
-# What a kernel selects from stays a selection: as a branch, random events would mislead the processor half of the time.
-set_option("", "--x86-cmov-converter=false")
-set_option("", "--disable-cgp-select2branch")
+if platform.machine() in ("x86_64", "AMD64"):
+    # What a kernel selects from stays a selection: as a branch, random events would mislead the processor half of the time.
+    set_option("", "--x86-cmov-converter=false")
 _HOUSE = Path(__file__).resolve().parent.parent
 
 
