@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train play bench test test-all lint clean
+.PHONY: help setup train sweep watch play bench test test-all lint clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 train: setup ## train a conductor: make train LEVEL=11 ARGS="seed=1"
 	$(PY) -m experiments.train level=$(LEVEL) $(ARGS)
+
+sweep: setup ## search hyper-parameters: make sweep LEVEL=11 ARGS="trials=50 jobs=2"
+	$(PY) -m experiments.sweep level=$(LEVEL) $(ARGS)
+
+watch: setup ## watch the kept policy of a level: make watch LEVEL=11
+	$(PY) -m experiments.watch level=$(LEVEL) $(ARGS)
 
 play: setup ## play a level in the terminal: make play LEVEL=1
 	$(PY) -m fq_env.play level=$(LEVEL) $(ARGS)

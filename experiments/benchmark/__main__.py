@@ -1,4 +1,4 @@
-"""How fast things are, beside others in the same run: `python -m experiments.benchmark env` (or `compile`, `train`, `all`).
+"""How fast things are, beside others in the same run: `python -m experiments.benchmark env` (or `compile`, `train`, `decide`).
 
 All contestants of a table run in every round, one after the other, so that neighbours on the machine and its clock hit them
 alike; what is printed is the median over rounds with [min..max].
@@ -21,7 +21,7 @@ from experiments.benchmark.starting import compile_table
 from experiments.errors import ExperimentError
 from experiments.files import check_out, write_json
 
-COMMANDS = ("env", "compile", "train", "all")
+COMMANDS = ("env", "compile", "train", "decide", "all")
 
 
 @dataclass
@@ -54,6 +54,10 @@ def benchmark(cfg: BenchmarkConfig) -> dict[str, Any]:
         from experiments.benchmark.learners import train_tables
 
         figures["train"] = train_tables(cfg)
+    if cfg.what in ("decide", "all"):
+        from experiments.benchmark.deciding import decide_table
+
+        figures["decide"] = decide_table(cfg)
     if cfg.out is not None:
         write_json(Path(cfg.out), figures)
         print(f"\nwritten: {cfg.out}")
