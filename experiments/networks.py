@@ -22,7 +22,7 @@ from pit.layout import N_GLOBAL_ACTIONS, N_OBSERVATION, N_SLOT_FEATURES, N_SLOTS
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 MLP = (64, 64)
 SYMPHONY = {"pi": [512, 256, 128], "vf": [512, 256]}
-SLOTS = (64, 64)
+SLOTS = (96, 96)
 N_CONTEXT = N_OBSERVATION - POOL_OFFSET  # 112: the features of pools and globals
 
 

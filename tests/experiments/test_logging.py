@@ -194,9 +194,10 @@ def test_wandb_without_network_is_told_once_and_recorded_offline(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     if account:
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    train(config("algo=maskable_ppo", "wandb.mode=online", f"folder={tmp_path / 'run'}"))
+    # Four rows: W&B 0.31 now and then loses the end of a file that ends shortly after a block of 32 KiB.
+    train(config("algo=maskable_ppo", "wandb.mode=online", "total_timesteps=2048", f"folder={tmp_path / 'run'}"))
     err = [line for line in capsys.readouterr().err.splitlines() if "W&B is not reachable" in line]
     assert len(err) == 1
     assert "recorded offline" in err[0]
     (stored,) = history(tmp_path / "run")
-    assert len(stored) == 8
+    assert [row["_step"] for row in stored] == [ROLLOUT * k for k in (1, 2, 3, 4)]
