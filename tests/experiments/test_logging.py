@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,20 @@ def messages(data: bytes) -> Iterator[bytes]:
             yield message
 
 
-def history(folder: Path) -> list[list[dict[str, Any]]]:
-    """Of each offline run in the folder, in order: the rows that W&B stored, read from its own file."""
+def history(folder: Path, rows: int) -> list[list[dict[str, Any]]]:
+    """Of each offline run in the folder, in order: the rows that W&B stored, read from its own file, once there are `rows`.
+
+    W&B's service may still be writing when the run is finished.
+    """
+    for _ in range(100):
+        runs = stored(folder)
+        if sum(map(len, runs)) >= rows:
+            break
+        time.sleep(0.1)
+    return runs
+
+
+def stored(folder: Path) -> list[list[dict[str, Any]]]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     runs = []
@@ -171,7 +184,7 @@ def test_wandb_gets_a_row_per_rollout_and_keeps_its_run(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(config("algo=maskable_ppo", "wandb.mode=offline", f"folder={folder}"), on_look=interrupt)
     resume(folder)
-    first, second = history(folder)
+    first, second = history(folder, 9)
     assert [int(row["_step"]) for row in first] == [ROLLOUT * k for k in (1, 2, 3, 4)]
     assert [int(row["_step"]) for row in second] == [ROLLOUT * k for k in (4, 5, 6, 7, 8)]
     wanted = rows(folder)
@@ -199,5 +212,5 @@ def test_wandb_without_network_is_told_once_and_recorded_offline(
     err = [line for line in capsys.readouterr().err.splitlines() if "W&B is not reachable" in line]
     assert len(err) == 1
     assert "recorded offline" in err[0]
-    (stored,) = history(tmp_path / "run")
-    assert [row["_step"] for row in stored] == [ROLLOUT * k for k in (1, 2, 3, 4)]
+    (found,) = history(tmp_path / "run", 4)
+    assert [row["_step"] for row in found] == [ROLLOUT * k for k in (1, 2, 3, 4)]
