@@ -152,7 +152,14 @@ def test_without_a_test_the_test_instances_are_never_played(tmp_path: Path, monk
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_says_how_to_go_on(root: Path, tmp_path: Path, number: int) -> None:
     folder = tmp_path / "a run"
-    arguments = ("level=1", f"folder='{folder}'", "total_timesteps=200_000", "evaluation.every=2", "stop.when_solved=false")
+    arguments = (
+        "level=1",
+        f"folder='{folder}'",
+        "total_timesteps=200_000",
+        "evaluation.every=2",
+        "stop.when_solved=false",
+        "network=mlp",
+    )
     with subprocess.Popen(
         (sys.executable, "-m", "experiments.train", *arguments),
         cwd=root,
