@@ -123,8 +123,8 @@ class FastPPO(MaskablePPO):
                 "the environment offers no action masks: wrap it with ActionMasker or learn with use_masking=False"
             )
         assert self._last_obs is not None, "no last observation: `learn` has not been set up"
-        began = time.perf_counter()
         callback.on_rollout_start()
+        began = time.perf_counter()
         net, roll, n = self._net, rollout_buffer, env.num_envs
         net.read()
         roll.frames.clear()

@@ -19,7 +19,7 @@ from experiments.algorithms import torch_logits
 from experiments.config import TrainConfig
 from experiments.evaluate import greedy, play_policy
 from experiments.export import margins, network_of, tensors_of
-from experiments.networks import policy_of
+from experiments.networks import SLOTS, policy_of
 from fq_env.engine import Engine
 from fq_env.level import load_level
 from fq_env.sb3 import make_sb3_env
@@ -29,7 +29,7 @@ from tests.experiments.test_config import refused
 SPECS = {
     "mlp": {"kind": "mlp", "layers": [64, 64], "activation": "relu"},
     "symphony": {"kind": "mlp", "layers": [512, 256, 128], "activation": "relu"},
-    "slots": {"kind": "slots", "widths": [64, 64], "activation": "relu"},
+    "slots": {"kind": "slots", "widths": list(SLOTS), "activation": "relu"},
 }
 
 
