@@ -151,7 +151,7 @@ def test_the_readme_shows_the_stored_results(root: Path) -> None:
 def test_interrupted_trainings_go_on(tmp_path: Path) -> None:
     """In processes, two at a time: Ctrl-C ends all of them with one sentence, and the same command goes on."""
     cfg = config(tmp_path, seeds=3)
-    overrides = [*TINY[1:4], "total_timesteps=40_000", *TINY[5:]]
+    overrides = ["total_timesteps=40_000", *(key for key in TINY[1:] if not key.startswith("net"))]
     words = [f"{key}={getattr(cfg, key)}" for key in ("levels", "seeds", "n", "jobs", "runs", "out", "bundles", "readme")]
     command = (sys.executable, "-m", "experiments.results", *words, f"overrides=[{','.join(overrides)}]")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
