@@ -35,14 +35,14 @@ def draw_profiles(axes: Any, scores: Mapping[str, np.ndarray]) -> None:
     def profile(values: np.ndarray) -> np.ndarray:
         return statistics.performance_profile(values, TAUS)
 
-    for name, values in scores.items():
-        (line,) = axes.step(TAUS, profile(values), where="post", lw=1.3, label=name)
+    for i, (name, values) in enumerate(scores.items()):
+        style = ("-", "--", ":")[i // 10 % 3]  # Matplotlib has ten colours
+        (line,) = axes.step(TAUS, profile(values), where="post", lw=1.3, label=name, ls=style)
         low, high = statistics.stratified_bootstrap(profile, values, resamples=BAND_RESAMPLES)
         axes.fill_between(TAUS, low, high, step="post", color=line.get_color(), alpha=0.2, lw=0)
     least = min(float(values.min()) for values in scores.values())
     most = max(float(values.max()) for values in scores.values())
     axes.set(xlabel="score τ", ylabel="share of instances with a score > τ", xlim=(least - 0.01, most + 0.01))
-    axes.legend(fontsize=8, loc="upper right")
 
 
 def draw_intervals(axes: Any, table: list[dict[str, Any]]) -> None:
@@ -52,14 +52,14 @@ def draw_intervals(axes: Any, table: list[dict[str, Any]]) -> None:
         axes.plot((row["iqm_low"], row["iqm_high"]), (place, place), lw=7, alpha=0.4, solid_capstyle="butt", color="C0")
         axes.plot(row["iqm"], place, "|", ms=14, mew=2, color="C0" if row["policy"] else "0.3")
     axes.set_yticks(range(len(rows)), [row["player"] for row in rows])
-    axes.set(xlabel="interquartile mean of the score, with 95 % interval")
 
 
 def profiles(path: Path, scores: Mapping[str, np.ndarray], title: str) -> Path:
     """Performance profiles of players as PNG, from their scores (seeds, n)."""
-    figure, axes = _figure(4.5)
+    figure, axes = _figure(4.5 + 0.2 * len(scores))
     draw_profiles(axes, scores)
     axes.set_title(title)
+    figure.legend(fontsize=8, loc="outside lower left")  # long names must not cover the curves
     return write_with(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
@@ -67,7 +67,8 @@ def intervals(path: Path, table: list[dict[str, Any]], title: str) -> Path:
     """The intervals of a table's rows as PNG."""
     figure, axes = _figure(1.2 + 0.4 * len(table))
     draw_intervals(axes, table)
-    axes.set_title(title)
+    figure.suptitle(title)  # of the figure, whose width does not shrink with long names
+    figure.supxlabel("interquartile mean of the score, with 95 % interval")
     return write_with(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 

@@ -104,7 +104,7 @@ class FlatWeights:
         self._written = self._versions()
 
     def step(self, rate: float, max_norm: float) -> float:
-        """One step of Adam on the gradient, scaled down to `max_norm`; the norm before. None if it is not finite."""
+        """One step of Adam on the gradient, scaled down to `max_norm`, if its norm is finite; that norm."""
         norm = float(torch.linalg.vector_norm(self.gradient))
         if not np.isfinite(norm):
             return norm
