@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fq_env.errors import FQError
-from fq_env.level import FAMILIES, Level, load_level
+from fq_env.level import FAMILIES, Level, Order, load_level
 from fq_env.state import (
     AUTORESETS,
     ENGINE,
@@ -64,7 +64,8 @@ class Block:
         )
         self.copies = max(self._copies(level) for level in levels)
         self.tasks = tasks
-        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places)
+        follows = any(s.prewarm for s in systems)
+        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places, follows)
         self.pit, self.pit_size = state.tables(*sizes)
         self.world, self.world_size = world_tables(*sizes)
         self.stride = self.pit_size + self.world_size
@@ -109,25 +110,16 @@ class Block:
         return memory, self.pit["ready_at"]
 
 
-def closure(needs: dict[str, list[str]], goal: str) -> set[str]:
-    """A goal of a level of hidden order, and all that it needs, directly or not."""
-    found, todo = set[str](), [goal]
-    while todo:
-        if (name := todo.pop()) not in found:
-            found.add(name)
-            todo += needs.get(name, [])
-    return found
-
-
 def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
     """A level's parameters as the generator reads them, (1,) `fq_env.state.LEVEL`."""
     row = np.zeros(1, LEVEL)
     draw, functions = level.draw, list(level.system.functions)
-    for name in ("seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv"):
-        row[name][0] = getattr(draw, name)
+    for name in _RANGES:
+        row[name][0] = getattr(draw, name) or (0.0, 0.0)
     for name in ("functions", "models", "places", "memory"):
         row[name][0] = getattr(draw, name) or (0, 0)
-    for name in ("exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate"):
+    row["slow_window"] = round(draw.slow_seconds * 1e6)
+    for name in ("exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "lost_rate", "slow_share", "slow_factor"):
         row[name] = getattr(draw, name)
     row["earlier"][0, : len(draw.earlier)] = draw.earlier
     row["n_earlier"], row["horizon"], row["max_steps"] = len(draw.earlier), level.horizon, level.max_steps
@@ -141,19 +133,37 @@ def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
         )
         row["shapes"][0] = np.cumsum([level.workflow.shapes.get(s, 0.0) for s in FAMILIES])  # type: ignore[call-overload]
     if level.order is not None:
-        row["order_hidden"], row["held"], row["distractors"][0] = 1, level.order.held, level.order.distractors
-        for name, needs in level.order.needs.items():
-            row["needs"][0, functions.index(name)] = sum(1 << functions.index(n) for n in needs)
-        row["closures"][0, : len(level.order.goals)] = [
-            sum(1 << functions.index(name) for name in closure(level.order.needs, goal)) for goal in level.order.goals
-        ]
-        row["n_goals"] = len(level.order.goals)
+        _write_order(row, level.order, functions)
     row["number"] = level.number
     row["key"] = int.from_bytes(hashlib.sha256(f"function-quest level {level.number} {level.name}".encode()).digest()[:8])
     row["template"], row["template_size"] = template.ctypes.data, size
     return row
 
 
+def _write_order(row: np.ndarray, order: Order, functions: list[str]) -> None:
+    """The part of a level's record that levels of hidden order have."""
+
+    def bits(names: Iterable[str]) -> int:
+        return sum(1 << functions.index(name) for name in set(names))
+
+    row["order_hidden"], row["held"], row["distractors"][0], row["poor"] = 1, order.held, order.distractors, order.poor
+    for f, name in enumerate(functions):
+        needs = order.alternatives(name)
+        row["needs"][0, f, : len(needs)] = [bits(x) for x in needs]
+        row["n_needs"][0, f] = len(needs)
+        for table in ("soft", "prefers", "spoils"):
+            row[table][0, f] = bits(getattr(order, table).get(name, []))
+    for k, goal in enumerate(order.goals):
+        plans = order.plans(goal)
+        row["plans"][0, k, : len(plans)] = [bits(plan) for plan in plans]
+        row["n_plans"][0, k], row["useful"][0, k] = len(plans), bits(order.useful(goal))
+    row["n_goals"] = len(order.goals)
+
+
+_RANGES = (
+    "seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "money", "rate",
+    "straggler_rate", "straggler_factor",
+)  # fmt: skip
 _kernels: list[Any] = []
 
 

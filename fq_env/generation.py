@@ -39,6 +39,10 @@ def draw_physics(s, w, L):
         s.all_places += s.pools[0].places
     if L.memory[0] > 0:
         s.budgets[0].capacity = integer(w, L.memory[0], L.memory[1])
+    if s.n_limited > 0:
+        slower = uniform(w, L.rate[0], L.rate[1])
+        for p in range(s.n_pools):
+            s.pools[p].period = np.int64(s.pools[p].period / slower)
     functions = np.int64(s.n_functions)
     if L.functions[0] > 0:
         functions = integer(w, L.functions[0], L.functions[1])
@@ -47,6 +51,9 @@ def draw_physics(s, w, L):
         models = integer(w, L.models[0], L.models[1])
     w.noise = sigma_of(uniform(w, L.noise_cv[0], L.noise_cv[1]))
     w.load_noise = sigma_of(L.load_cv)
+    w.straggler_rate = 0.0
+    if L.straggler_rate[1] > 0.0:
+        w.straggler_rate = uniform(w, L.straggler_rate[0], L.straggler_rate[1])
     belief = sigma_of(L.belief_cv)
     earlier = float(L.earlier[pick(w, L.n_earlier)])
     for f in range(functions):
@@ -204,26 +211,31 @@ def link(s, w, edges):
 def draw_order(s, w, L):
     """Hidden order: a goal and all it needs, less what is held; distractors; all in random order and without edges."""
     n_functions = np.int64(s.n_functions)
-    closure = L.closures[pick(w, L.n_goals)]
+    w.goal_index = pick(w, L.n_goals)
+    useful = L.useful[w.goal_index]
     held = uint64(0)
     if uniform(w, 0.0, 1.0) < L.held:
         for f in range(n_functions):
-            if closure & (_ONE << uint64(f)) and L.needs[f] == uint64(0):
+            if L.plans[w.goal_index, 0] & (_ONE << uint64(f)) and L.n_needs[f] == 0:
                 held = _ONE << uint64(f)
                 break
     w.have = held
-    present = closure & ~held
+    w.useful = useful
+    present = useful & ~held
     distractors = integer(w, L.distractors[0], L.distractors[1])
     others = 0
     for f in range(n_functions):
-        if not closure & (_ONE << uint64(f)):
+        if not useful & (_ONE << uint64(f)):
             others += 1
     for f in range(n_functions):  # selection sampling: each set of that size is equally likely
-        if not closure & (_ONE << uint64(f)):
+        if not useful & (_ONE << uint64(f)):
             if uniform(w, 0.0, 1.0) * others < distractors:
                 present |= _ONE << uint64(f)
                 distractors -= 1
             others -= 1
+    required = ~uint64(0)
+    for k in range(L.n_plans[w.goal_index]):
+        required &= L.plans[w.goal_index, k]
     n = 0
     for f in range(n_functions):
         if present & (_ONE << uint64(f)):
@@ -236,5 +248,5 @@ def draw_order(s, w, L):
     task_sigma = sigma_of(L.task_cv)
     for i in range(n):
         add_task(s, w, L, i, np.int64(task(s, i).function), task_sigma, 0.0)
-        if not closure & (_ONE << uint64(task(s, i).function)):
+        if not required & (_ONE << uint64(task(s, i).function)):
             task(s, i).required = 0

@@ -10,8 +10,8 @@ import numpy as np
 from numba import uint64
 
 from fq_env.generation import draw_graph, draw_order, draw_physics
-from fq_env.randomness import DURATIONS, FAILURES, LOADS, PLAYER, WORKFLOW, mix
-from fq_env.scoring import bounds, deliverable_at_first, potential, score
+from fq_env.randomness import DURATIONS, FAILURES, LOADS, PLAYER, STRAGGLERS, WORKFLOW, mix, uniform
+from fq_env.scoring import bounds, deliverable_at_first, potential, score, without_output
 from fq_env.state import (
     EPISODE,
     LEVEL,
@@ -27,7 +27,7 @@ from fq_env.state import (
 from fq_env.world import run
 from pit.compiled import address_of, copy_bytes, entry, fetch_line, kernel, parallel_entry
 from pit.interface import act, apply
-from pit.layout import ARRIVE, N_ACTIONS, N_OBSERVATION, N_VERBS, ON, SOLVED, WAIT
+from pit.layout import ARRIVE, HEDGE, N_ACTIONS, N_OBSERVATION, N_VERBS, ON, SOLVED, WAIT
 from pit.observation import encode
 from pit.rules import choose
 from pit.slots import refresh_slots, wait_legal
@@ -56,6 +56,7 @@ def begin(s, w, L, exposure):
     w.failures = mix(w.instance_seed, FAILURES)
     w.loads = mix(w.instance_seed, LOADS)
     w.player = mix(w.instance_seed, PLAYER)
+    w.stragglers = mix(w.instance_seed, STRAGGLERS)
     for i in range(s.n_tasks):  # the template counts the most tasks that the level can have
         clean(s, i)
     functions = draw_physics(s, w, L)
@@ -63,8 +64,10 @@ def begin(s, w, L, exposure):
         draw_order(s, w, L)
     else:
         draw_graph(s, w, L, functions)
-    bounds(s, w)
+    bounds(s, w, L)
     s.horizon = np.int64(L.horizon * w.lb)
+    if L.money[1] > 0.0:
+        s.money = np.int64(uniform(w, L.money[0], L.money[1]) * w.cost_high)
     w.event.kind = ARRIVE
     w.event.subject = 0
     apply(s, w.event)
@@ -75,8 +78,21 @@ def begin(s, w, L, exposure):
     w.cold_starts = 0
     w.load_count = 0
     w.wrong_calls = 0
+    w.poor_calls = 0
     w.waits = 0
     w.holds = 0
+    w.hedges = 0
+    w.cancels = 0
+    w.queued = 0
+    w.skips = 0
+    w.given_up = 0
+    w.short = 0
+    w.stragglers_met = 0
+    w.busy = 0.0
+    w.critical_wait = 0.0
+    w.critical_quality = 0.0
+    w.critical_cost = 0.0
+    w.left = w.lb
     w.pending = 0
     w.reward_sum = 0.0
     run(s, w, L)
@@ -89,7 +105,7 @@ def clean(s, i):
     """Clears what an earlier episode left in task i."""
     t = task(s, i)
     t.near_time = 0.0
-    t.hold_until = 0
+    t.since = 0
     t.hint = 0.0
     t.quality = 0.0
     t.succ_from = 0
@@ -100,6 +116,11 @@ def clean(s, i):
     t.attempts = 0
     t.version = 0
     t.near = 0
+    t.mark = 0
+    t.calls = 0
+    t.join_any = 0
+    t.priority = 0
+    t.touched = 0
 
 
 @kernel
@@ -120,12 +141,20 @@ def decide(s, w, L, action, kind):
     before = s.now
     left = w.left
     held = s.n_held
+    flying = s.next_call
     w.steps += 1
     act(s, action)
     w.waits += s.waiting
     if s.n_held > held:
         w.holds += 1
+    if s.n_given_up > w.given_up:
+        w.skips += 1
+    if action < WAIT and action % N_VERBS == HEDGE and s.next_call > flying:
+        w.hedges += 1
     run(s, w, L)
+    if s.n_given_up > w.given_up:
+        without_output(s, w)
+    w.short += s.any_short
     phi = potential(s, w, L)
     r = phi - w.phi
     w.phi = phi
@@ -148,6 +177,18 @@ def report(s, w, L, out):
     out.reward_sum = w.reward_sum
     out.lb = w.lb / 1e6
     out.cost = s.spent / 1e6
+    out.cost_low = w.cost_low / 1e6
+    out.busy = w.busy / 1e6
+    out.critical_wait = w.critical_wait / 1e6
+    out.critical_quality = w.critical_quality
+    out.critical_cost = w.critical_cost / 1e6
+    out.poor_calls = w.poor_calls
+    out.hedges = w.hedges
+    out.cancels = w.cancels
+    out.queued = w.queued
+    out.skips = w.skips
+    out.short = w.short
+    out.stragglers = w.stragglers_met
     out.steps = w.steps
     out.calls = w.calls
     out.cold_starts = w.cold_starts

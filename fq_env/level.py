@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fq_env.errors import FQError
 from fq_env.level_files import LEVELS
+from fq_env.sizes import MAX_ALTERNATIVES, MAX_GOALS, MAX_PLANS
 from pit.errors import PitError
 from pit.files import load_yaml, parse
 from pit.layout import EXPOSURES, MAX_TASKS
@@ -34,12 +36,59 @@ class Workflow(Strict):
 
 
 class Order(Strict):
-    """Levels of hidden order: what each function needs, which goals are drawn, what may be held already, distractors."""
+    """Levels of hidden order: what each function needs, which goals are drawn, what may be held already, distractors.
 
-    needs: dict[str, list[str]]
-    goals: list[str] = Field(min_length=1, max_length=8)
+    `needs`: without it a call fails; a list of lists names alternatives. `soft`: it must be held or given up. `prefers`: without
+    it the output is poor. `spoils`: what a function's success undoes.
+    """
+
+    needs: dict[str, list[str] | list[list[str]]]
+    soft: dict[str, list[str]] = Field(default_factory=dict)
+    prefers: dict[str, list[str]] = Field(default_factory=dict)
+    spoils: dict[str, list[str]] = Field(default_factory=dict)
+    poor: float = Field(default=0.4, ge=0, le=1, description="quality of a poor output over that of a good one")
+    goals: list[str] = Field(min_length=1, max_length=MAX_GOALS)
     held: float = Field(ge=0, le=1, description="chance that the first function of the goal's chain is held at the start")
     distractors: Whole
+
+    def alternatives(self, function: str) -> list[list[str]]:
+        """What a function needs: lists of which one must be complete; none if it needs nothing."""
+        needs = self.needs.get(function, [])
+        listed = [x for x in needs if isinstance(x, list)]
+        return listed if listed else [[x for x in needs if isinstance(x, str)]] if needs else []
+
+    def named(self) -> Iterator[tuple[str, str]]:
+        """(key, function) of every function that is named."""
+        for table in ("needs", "soft", "prefers", "spoils"):
+            for function in getattr(self, table):
+                yield f"order.{table}", function
+                lists = self.alternatives(function) if table == "needs" else [getattr(self, table)[function]]
+                yield from ((f"order.{table}.{function}", name) for names in lists for name in names)
+        yield from (("order.goals", name) for name in self.goals)
+
+    def plans(self, goal: str, above: tuple[str, ...] = ()) -> list[frozenset[str]]:
+        """The sets of functions that reach a goal and contain no smaller such set. Raises ValueError on a circle."""
+        if goal in above:
+            raise ValueError(f"order.needs: {' needs '.join((*above, goal))}: a circle; remove one of these needs")
+        found = {frozenset([goal])} if not self.alternatives(goal) else set[frozenset[str]]()
+        for names in self.alternatives(goal):
+            ways = {frozenset([goal])}
+            for name in names:
+                ways = {way | plan for way in ways for plan in self.plans(name, (*above, goal))}
+            found |= ways
+        return sorted((p for p in found if not any(q < p for q in found)), key=sorted)
+
+    def useful(self, goal: str) -> set[str]:
+        """All functions that help to reach a goal: those of its plans, and what these prefer or need softly."""
+        found = set().union(*self.plans(goal))
+        todo = sorted(found)
+        while todo:
+            name = todo.pop()
+            for helper in (*self.prefers.get(name, []), *self.soft.get(name, [])):
+                new = set().union(*self.plans(helper)) - found
+                found |= new
+                todo += sorted(new)
+        return found
 
 
 class Draw(Strict):
@@ -62,6 +111,14 @@ class Draw(Strict):
     load_cv: float = Field(default=0.0, ge=0, le=2)  # one load over its mean
     earlier: list[int] = Field(default_factory=lambda: [0], min_length=1, max_length=8)  # earlier observations, one is drawn
     failure_rate: float = Field(default=0.0, ge=0, le=0.9)
+    lost_rate: float = Field(default=0.0, ge=0, le=0.5)  # calls that find an input's artifact gone
+    money: Range | None = None  # the limit, over what all standard calls cost
+    rate: Range = (1.0, 1.0)  # on the pools' token rates
+    straggler_rate: Range = (0.0, 0.0)  # chance of a call to be late
+    straggler_factor: Range = (3.0, 10.0)  # of a late call's duration
+    slow_share: float = Field(default=0.0, ge=0, le=1)  # of the time in which a pool is slow
+    slow_factor: float = Field(default=1.0, ge=1, le=100)  # on the chance while its pool is slow
+    slow_seconds: float = Field(default=60.0, ge=1e-3, le=1e6)  # how long a pool stays as it is
 
 
 class Weights(Strict):
@@ -106,13 +163,15 @@ class Level(Strict):
             names = set(self.system.functions)
             if len(names) > 16:
                 raise ValueError("a level of hidden order has at most 16 functions")
-            for key, needs in self.order.needs.items():
-                for name in (key, *needs):
-                    if name not in names:
-                        raise ValueError(f"order.needs names the function {name!r}, which system.functions lacks")
-            for name in self.order.goals:
+            for key, name in self.order.named():
                 if name not in names:
-                    raise ValueError(f"order.goals names the function {name!r}, which system.functions lacks")
+                    raise ValueError(f"{key} names the function {name!r}, which system.functions lacks")
+            for name in names:
+                if len(self.order.alternatives(name)) > MAX_ALTERNATIVES:
+                    raise ValueError(f"order.needs.{name} has more than {MAX_ALTERNATIVES} alternatives; leave the best")
+            for name in self.order.goals:
+                if len(self.order.plans(name)) > MAX_PLANS:
+                    raise ValueError(f"order.goals: {name!r} can be reached by more than {MAX_PLANS} plans; take alternatives away")
             if not self.system.order_hidden:
                 raise ValueError("system.order_hidden must be true in a level with `order`")
         elif self.workflow is not None and not 1 <= self.workflow.tasks[0] <= self.workflow.tasks[1] <= MAX_TASKS:

@@ -12,7 +12,7 @@ from numba import uint64
 
 from pit.compiled import kernel
 
-WORKFLOW, DURATIONS, FAILURES, LOADS, PLAYER = range(5)
+WORKFLOW, DURATIONS, FAILURES, LOADS, PLAYER, STRAGGLERS = range(6)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)

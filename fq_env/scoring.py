@@ -7,72 +7,111 @@ Russell, ICML 1999).
 from __future__ import annotations
 
 import numpy as np
+from numba import uint64
 
 from fq_env.state import goal, load_truth, sink, truth
 from pit.compiled import kernel
-from pit.layout import DONE, N_VARIANTS, ON, SOLVED, STANDARD
+from pit.layout import DONE, GIVEN_UP, N_VARIANTS, ON, SOLVED, STANDARD
 from pit.state import call, model, predecessor, ready, successor, task, variant
+
+_ONE = np.uint64(1)
 
 
 @kernel
-def bounds(s, w):
+def bounds(s, w, L):
     """Per task the least time, rank and cost; LB (us), least and sequential-cold cost (micro-units), all under true means."""
     path = 0.0
     load = -1.0
     load_cost = -1.0
-    w.cost_low = 0.0
     w.cost_high = 0.0
     w.work_left = 0.0
+    w.cost_left = 0.0
     for i in range(s.n_tasks - 1, -1, -1):
         t = task(s, i)
         g = goal(w, i)
-        g.least = -1.0
-        g.cost = -1.0
-        light = -1.0
-        light_cost = -1.0
-        for k in range(N_VARIANTS):
-            row = 3 * t.function + k
-            v = variant(s, row)
-            if v.usable == 0:
-                continue
-            mean = truth(w, row).mean * g.factor
-            cost = mean * v.price / 1e6
-            if g.least < 0.0 or mean < g.least:
-                g.least = mean
-            if g.cost < 0.0 or cost < g.cost:
-                g.cost = cost
-            y = 0.0
-            z = 0.0
-            if v.model >= 0:
-                y = load_truth(w, v.model).mean
-                z = y * model(s, v.model).price / 1e6
-            if light < 0.0 or y < light:
-                light = y
-            if light_cost < 0.0 or z < light_cost:
-                light_cost = z
-            if k == STANDARD:
-                if s.order_hidden == 1:  # every function once, and what is needed once more
-                    w.cost_high += cost + z
-                if t.required == 1:
-                    w.cost_high += cost + z
+        light, light_cost, usual = least(s, w, t, g)
+        if s.order_hidden == 1:  # every function once, and what is needed once more
+            w.cost_high += usual
+        if t.required == 1:
+            w.cost_high += usual
+        g.needed = is_needed(s, w, t)
+        g.rank = 0.0
+        if g.needed == 0:
+            continue
         best = 0.0
         for e in range(t.succ_from, t.succ_to):
-            best = max(best, goal(w, successor(s, e).task).rank)
-        g.rank = 0.0
-        if t.required == 1 or best > 0.0:
-            g.rank = g.least + best
+            link = successor(s, e)
+            if link.soft == 0 and task(s, link.task).join_any == 0:
+                best = max(best, goal(w, link.task).rank)
+        g.rank = g.least + best
         path = max(path, g.rank)
-        if t.required == 1:
-            w.cost_low += g.cost
-            w.work_left += g.least
-            if load < 0.0 or light < load:
-                load = light
-            if load_cost < 0.0 or light_cost < load_cost:
-                load_cost = light_cost
-    w.cost_left = w.cost_low
+        w.cost_left += g.cost
+        w.work_left += g.least
+        load = light if load < 0.0 or light < load else load
+        load_cost = light_cost if load_cost < 0.0 or light_cost < load_cost else load_cost
+    if s.order_hidden == 1 and L.n_plans[w.goal_index] > 1:
+        cheapest_plan(s, w, L)
     w.load_cost = max(load_cost, 0.0)
-    w.cost_low += w.load_cost
+    w.cost_low = w.cost_left + w.load_cost
     w.lb = max(path, w.work_left / s.all_places) + max(load, 0.0)
+
+
+@kernel
+def least(s, w, t, g):
+    """Writes a task's least time and cost; (least load, its least price, what standard costs with its load)."""
+    g.least = -1.0
+    g.cost = -1.0
+    light = -1.0
+    light_cost = -1.0
+    usual = 0.0
+    for k in range(N_VARIANTS):
+        row = 3 * t.function + k
+        v = variant(s, row)
+        if v.usable == 0:
+            continue
+        mean = truth(w, row).mean * g.factor
+        cost = mean * v.price / 1e6
+        y = 0.0
+        z = 0.0
+        if v.model >= 0:
+            y = load_truth(w, v.model).mean
+            z = y * model(s, v.model).price / 1e6
+        g.least = mean if g.least < 0.0 or mean < g.least else g.least
+        g.cost = cost if g.cost < 0.0 or cost < g.cost else g.cost
+        light = y if light < 0.0 or y < light else light
+        light_cost = z if light_cost < 0.0 or z < light_cost else light_cost
+        if k == STANDARD:
+            usual = cost + z
+    return light, light_cost, usual
+
+
+@kernel
+def is_needed(s, w, t):
+    """Whether no run succeeds without task t, whatever alternative it takes."""
+    if t.required == 0 or s.any_join == 0 or t.succ_to == t.succ_from:
+        return t.required
+    for e in range(t.succ_from, t.succ_to):
+        link = successor(s, e)
+        if link.soft == 0 and task(s, link.task).join_any == 0 and goal(w, link.task).needed == 1:
+            return 1
+    return 0
+
+
+@kernel
+def cheapest_plan(s, w, L):
+    """Hidden order with several plans: the least work and the least cost of what a plan still lacks."""
+    n = L.n_plans[w.goal_index]
+    for k in range(n):
+        plan = L.plans[w.goal_index, k]
+        work = 0.0
+        cost = 0.0
+        for i in range(s.n_tasks - 1, -1, -1):
+            t = task(s, i)
+            if t.state != DONE and (plan >> uint64(t.function)) & _ONE == _ONE:
+                work += goal(w, i).least
+                cost += goal(w, i).cost
+        w.work_left = work if k == 0 or work < w.work_left else w.work_left
+        w.cost_left = cost if k == 0 or cost < w.cost_left else w.cost_left
 
 
 @kernel
@@ -84,15 +123,29 @@ def reachable(s, w, i):
     if n > 0 and s.quality_flow > 0.0:
         mean = 0.0
         for e in range(t.pred_from, t.pred_to):
-            mean += goal(w, predecessor(s, e).task).best
-        mean /= n
+            j = predecessor(s, e).task
+            x = goal(w, j).best
+            if t.join_any == 0:
+                mean += x
+            elif task(s, j).state != GIVEN_UP:
+                mean = max(mean, x)
+        if t.join_any == 0:
+            mean /= n
     return goal(w, i).own * (1.0 - s.quality_flow + s.quality_flow * mean)
 
 
 @kernel
+def best_now(s, w, i):
+    """The quality of task i's output: reached, 0 if given up, or what can still be reached."""
+    t = task(s, i)
+    return t.quality if t.state >= DONE else reachable(s, w, i)
+
+
+@kernel
 def deliverable(s, w, first):
-    """The best quality still reachable of task `first`, which has ended, and of all that its change touches; then `w.base`."""
-    goal(w, first).best = task(s, first).quality
+    """The best quality still reachable of task `first`, which has ended or must run again, and of all that its change touches;
+    then `w.base`."""
+    goal(w, first).best = best_now(s, w, first)
     if s.quality_flow > 0.0:
         last = touch(s, w, first, first)
         i = first
@@ -101,7 +154,7 @@ def deliverable(s, w, first):
             g = goal(w, i)
             if g.stale == 1:
                 g.stale = 0
-                best = reachable(s, w, i)
+                best = best_now(s, w, i)
                 if best != g.best:
                     g.best = best
                     last = touch(s, w, i, last)
@@ -145,15 +198,36 @@ def deliverable_at_first(s, w):
 
 
 @kernel
-def task_ended(s, w, i):
-    """Task i is done or given up: what is left shrinks, and quality may have been lost."""
+def task_done(s, w, L, i):
+    """Task i is done: what is left shrinks, and quality may have been lost."""
     t = task(s, i)
     g = goal(w, i)
-    if t.required == 1 and t.state == DONE:
+    if s.order_hidden == 1 and L.n_plans[w.goal_index] > 1:
+        cheapest_plan(s, w, L)
+    elif g.needed == 1:
         w.cost_left -= g.cost
         w.work_left -= g.least
     if t.quality != g.best:
         deliverable(s, w, i)
+
+
+@kernel
+def artifact_lost(s, w, i):
+    """Task i must run again: what is left grows, and quality may be gained."""
+    g = goal(w, i)
+    if g.needed == 1:
+        w.cost_left += g.cost
+        w.work_left += g.least
+    deliverable(s, w, i)
+
+
+@kernel
+def without_output(s, w):
+    """Tasks were given up: what their quality meant is gone."""
+    w.given_up = s.n_given_up
+    for i in range(s.n_tasks):
+        if task(s, i).state == GIVEN_UP and goal(w, i).best != 0.0:
+            deliverable(s, w, i)
 
 
 @kernel
@@ -165,12 +239,23 @@ def time_left(s, w):
         path = max(path, goal(w, ready(s, k).task).rank)
     for k in range(s.n_calls):
         c = call(s, k)
+        if c.hedge == 1 and is_second(s, k):
+            continue
         g = goal(w, c.task)
         since = min(s.now - c.start, np.int64(g.least))
         run = since if c.start >= 0 else 0
         path = max(path, g.rank - run)
-        running += run * task(s, c.task).required
+        running += run * g.needed
     return max(path, (w.work_left - running) / s.all_places)
+
+
+@kernel
+def is_second(s, k):
+    """Whether an older call of the same task is in flight."""
+    for j in range(k):
+        if call(s, j).task == call(s, k).task:
+            return True
+    return False
 
 
 @kernel

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fq_env.sizes import MAX_ALTERNATIVES, MAX_GOALS, MAX_PLANS
 from pit.compiled import record_at, table
 from pit.state import EVENT, INDEX
 
@@ -22,19 +23,32 @@ def _record(fields: list[Any]) -> np.dtype[Any]:
     return np.dtype(fields, align=True)
 
 
-_RANGES = ("seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "siblings")
+_RANGES = (
+    "seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "siblings",
+    "money", "rate", "straggler_rate", "straggler_factor",
+)  # fmt: skip
 _WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "distractors")
 LEVEL = _record(
     [(name, "f8", (2,)) for name in _RANGES]
     + [(name, "i8", (2,)) for name in _WHOLES]
-    + [(name, "f8") for name in ("exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "held", "horizon")]
+    + [(name, "f8") for name in ("exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "lost_rate", "held", "horizon")]
+    + [(name, "f8") for name in ("slow_share", "slow_factor", "poor")]
     + [(name, "f8") for name in ("w_efficiency", "w_stability", "w_optimization")]
     + [
         ("shapes", "f8", (3,)),  # cumulated weights: layered, pipelines, fork_join
         ("earlier", "i8", (8,)),
         ("n_earlier", "i8"),
-        ("needs", "u8", (16,)),  # bit mask of functions, per function
-        ("closures", "u8", (8,)),  # of each goal: what it needs, directly or not, and itself
+        ("slow_window", "i8"),  # us
+        # Hidden order, bit masks of functions: what each function needs (alternatives), needs softly, prefers, spoils ...
+        ("needs", "u8", (16, MAX_ALTERNATIVES)),
+        ("n_needs", "i8", (16,)),
+        ("soft", "u8", (16,)),
+        ("prefers", "u8", (16,)),
+        ("spoils", "u8", (16,)),
+        # ... and of each goal the plans that reach it, and all that is useful for it.
+        ("plans", "u8", (MAX_GOALS, MAX_PLANS)),
+        ("n_plans", "i8", (MAX_GOALS,)),
+        ("useful", "u8", (MAX_GOALS,)),
         ("n_goals", "i8"),
         ("order_hidden", "i8"),
         ("max_steps", "i8"),
@@ -53,12 +67,16 @@ WORLD = _record(
         ("failures", "u8"),
         ("loads", "u8"),
         ("player", "u8"),
+        ("stragglers", "u8"),
         ("train_stream", "u8"),  # of this environment; survives resets
         ("episode", "i8"),  # train instances drawn so far
         ("instance", "i8"),
         ("split", "i8"),
         ("level", "i8"),  # index into the engine's levels
         ("have", "u8"),  # hidden order: functions whose outcome is held
+        ("useful", "u8"),  # functions that help to reach the goal
+        ("goal_index", "i8"),
+        ("straggler_rate", "f8"),
         ("noise", "f8"),  # sigma of durations
         ("load_noise", "f8"),  # sigma of loads
         ("lb", "f8"),  # us, under true means
@@ -77,8 +95,20 @@ WORLD = _record(
         ("cold_starts", "i8"),
         ("load_count", "i8"),
         ("wrong_calls", "i8"),
+        ("poor_calls", "i8"),
         ("waits", "i8"),
         ("holds", "i8"),
+        ("hedges", "i8"),
+        ("cancels", "i8"),
+        ("queued", "i8"),
+        ("skips", "i8"),
+        ("given_up", "i8"),  # tasks that the deliverable quality knows to be given up
+        ("short", "i8"),  # decisions at which a start was refused for tokens or money alone
+        ("stragglers_met", "i8"),
+        ("busy", "f8"),  # us of calls under way, all together
+        ("critical_wait", "f8"),  # us that tasks on the critical path were ready before they began
+        ("critical_quality", "f8"),  # sum over calls on the critical path
+        ("critical_cost", "f8"),  # micro-units
         ("pending", "i8"),  # next_step: the episode has ended, the next step resets
         ("event", EVENT),
         ("truth_at", "i4"),
@@ -100,16 +130,19 @@ GOAL = _record(
         ("cost", "f8"),  # micro-units, least
         ("own", "f8"),  # quality of its best variant, on perfect inputs
         ("best", "f8"),  # quality of the output: reached, or still reachable
-        ("stale", "i8"),  # `best` must be computed again
+        ("stale", "i4"),  # `best` must be computed again
+        ("needed", "i4"),  # no run succeeds without it
     ]
 )
 DUE = _record([("when", "i8"), ("event", EVENT), ("task", "i4")])  # what will happen at `when`, us; -1 = about no task
 LOAD_TRUTH = _record([("mean", "f8"), ("count", "i8")])
-EDGE = _record([("source", "i4"), ("target", "i4")])
+EDGE = _record([("source", "i4"), ("target", "i4")])  # hard
 EPISODE = _record(
     [(name, "f8") for name in ("total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum")]
     + [(name, "f8") for name in ("makespan", "lb", "cost")]
+    + [(name, "f8") for name in ("cost_low", "busy", "critical_wait", "critical_quality", "critical_cost")]
     + [(name, "i8") for name in ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds")]
+    + [(name, "i8") for name in ("poor_calls", "hedges", "cancels", "queued", "skips", "short", "stragglers")]
     + [("instance_seed", "u8"), ("split", "i8"), ("instance", "i8"), ("level", "i8"), ("status", "i8")]
 )
 ADDRESSES = (
@@ -119,7 +152,7 @@ ADDRESSES = (
 ENGINE = _record(
     [(name, "i8") for name in ADDRESSES]
     + [(name, "i8") for name in ("n", "stride", "autoreset", "reward", "max_steps", "rule", "preferred", "exposure", "final")]
-    + [("theta", "f8")]
+    + [("theta", "f8"), ("weights", "i8"), ("scratch", "i8"), ("rollouts", "i8")]
 )
 
 engine_at = record_at(ENGINE)
@@ -137,7 +170,9 @@ edge = table(WORLD, "edge_at", EDGE)
 sink = table(WORLD, "sink_at", INDEX)  # required sinks
 
 
-def world_tables(tasks: int, edges: int, functions: int, models: int, copies: int, places: int) -> tuple[dict[str, int], int]:
+def world_tables(
+    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, follows: bool
+) -> tuple[dict[str, int], int]:
     """Offsets of the world's tables behind its record, and the bytes of both (a multiple of 64)."""
     rows = (
         ("truth_at", TRUTH, 3 * functions),

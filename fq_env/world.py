@@ -9,15 +9,18 @@ import numpy as np
 from numba import uint64
 
 from fq_env.randomness import mix, to_noise, to_uniform
-from fq_env.scoring import task_ended
+from fq_env.scoring import artifact_lost, task_done
 from fq_env.state import due, goal, load_truth, truth
 from pit.compiled import copy_record, kernel
-from pit.interface import advance, apply, decision_due, find_call, next_timer, pass_time
+from pit.dag_tracker import oldest_input
+from pit.automation import find_call
+from pit.interface import advance, apply, decision_due, next_timer, pass_time
 from pit.layout import (
+    CMD_CANCEL,
     CMD_LOAD,
     CMD_START,
-    DONE,
     ERR_ERROR,
+    ERR_LOST,
     ERR_PRECONDITION,
     FAILED,
     FINISHED,
@@ -26,15 +29,17 @@ from pit.layout import (
     NEVER,
     OK,
     ON,
+    STANDARD,
     UNLOADED,
 )
 from pit.state import call, command, copy, model, task, variant
 
 _ONE = np.uint64(1)
+NEARLY = 0.9  # a task counts as critical if its rank is at least this share of the time that is left
 
 
 @kernel
-def schedule(w, when, kind, subject, error, elapsed, price, i):
+def schedule(w, when, kind, subject, error, elapsed, quality, price, i):
     """Puts an event about task i (-1 = none) among those to come, in falling order of (time, kind, subject)."""
     k = w.n_due
     w.n_due += 1
@@ -52,7 +57,7 @@ def schedule(w, when, kind, subject, error, elapsed, price, i):
     d.event.subject = subject
     d.event.error = error
     d.event.elapsed = elapsed
-    d.event.quality = -1.0
+    d.event.quality = quality
     d.event.size = 0
     d.event.price = price
 
@@ -63,25 +68,75 @@ def begin_call(s, w, L, k):
     c = call(s, k)
     t = task(s, c.task)
     row = 3 * c.function + c.variant
-    key = (np.int64(c.task) * 1024 + min(np.int64(t.attempts), 1023)) * 4 + c.variant
-    mean = truth(w, row).mean * goal(w, c.task).factor
-    elapsed = max(1, np.int64(mean * to_noise(mix(w.durations, key), w.noise)))
+    key = (np.int64(c.task) * 1024 + min(np.int64(t.attempts), 1023)) * 8 + 4 * c.hedge + c.variant
+    lasts = truth(w, row).mean * goal(w, c.task).factor * to_noise(mix(w.durations, key), w.noise)
+    if w.straggler_rate > 0.0:
+        lasts *= lateness(s, w, L, np.int64(c.pool), key)
+    elapsed = max(1, np.int64(lasts))
     error = OK
+    quality = -1.0
     w.calls += 1
     w.cold_starts += c.cold
     if L.order_hidden == 1:
-        if L.needs[c.function] & ~w.have != uint64(0):
+        f = np.int64(c.function)
+        if not works(s, w, L, f):
             error = ERR_PRECONDITION
             w.wrong_calls += 1
-        elif t.required == 0:
+        elif (w.useful >> uint64(f)) & _ONE == uint64(0):
             w.wrong_calls += 1
-    elif L.failure_rate > 0.0:
+        if error == OK and L.prefers[f] & ~w.have != uint64(0):
+            quality = variant(s, 3 * f + STANDARD).quality * L.poor
+            w.poor_calls += 1
+    elif L.failure_rate + L.lost_rate > 0.0:
         u = to_uniform(mix(w.failures, key))
         if u < L.failure_rate:  # it fails part of the way
             error = ERR_ERROR
             elapsed = max(1, np.int64(elapsed * (u / L.failure_rate)))
+        elif u < L.failure_rate + L.lost_rate:
+            error = ERR_LOST
+            elapsed = max(1, np.int64(elapsed * ((u - L.failure_rate) / L.lost_rate)))
     price = elapsed * variant(s, row).price // 1_000_000
-    schedule(w, s.now + elapsed, FINISHED, c.id, error, elapsed, price, c.task)
+    note_call(s, w, c, t, elapsed, price)
+    schedule(w, s.now + elapsed, FINISHED, c.id, error, elapsed, quality, price, c.task)
+
+
+@kernel
+def works(s, w, L, f):
+    """Hidden order: whether function f finds all that it needs."""
+    found = L.n_needs[f] == 0
+    for k in range(L.n_needs[f]):
+        found |= L.needs[f, k] & ~w.have == uint64(0)
+    missing = L.soft[f] & ~w.have
+    if missing != uint64(0):  # only what is given up, or was never there, need not be waited for
+        for i in range(s.n_tasks):
+            t = task(s, i)
+            if t.state != GIVEN_UP and (missing >> uint64(t.function)) & _ONE == _ONE:
+                found = False
+    return found
+
+
+@kernel
+def lateness(s, w, L, p, key):
+    """By which factor a call in pool p is late: some are, and more of them while the pool is slow."""
+    chance = w.straggler_rate
+    if to_uniform(mix(mix(w.stragglers, p), 2 * (s.now // L.slow_window) + 1)) < L.slow_share:
+        chance = min(1.0, chance * L.slow_factor)
+    own = mix(w.stragglers, 1000 + key)
+    if to_uniform(mix(own, 0)) >= chance:
+        return 1.0
+    w.stragglers_met += 1
+    return L.straggler_factor[0] + (L.straggler_factor[1] - L.straggler_factor[0]) * to_uniform(mix(own, 1))
+
+
+@kernel
+def note_call(s, w, c, t, elapsed, price):
+    """What the probes measure of a call that begins now."""
+    w.busy += elapsed
+    w.queued += c.queued
+    if goal(w, c.task).rank >= NEARLY * w.left and t.required == 1:
+        w.critical_wait += s.now - t.ready_time
+        w.critical_quality += variant(s, 3 * c.function + c.variant).quality
+        w.critical_cost += price
 
 
 @kernel
@@ -93,7 +148,20 @@ def begin_load(s, w, i):
     t.count += 1
     w.load_count += 1
     price = elapsed * model(s, m).price // 1_000_000
-    schedule(w, s.now + elapsed, LOADED, i, OK, elapsed, price, -1)
+    schedule(w, s.now + elapsed, LOADED, i, OK, elapsed, -1.0, price, -1)
+
+
+@kernel
+def forget_call(w, number):
+    """The call with this id will not end any more: it was cancelled."""
+    found = 0
+    for k in range(w.n_due):
+        d = due(w, k)
+        if d.event.kind == FINISHED and d.event.subject == number:
+            found = 1
+        elif found == 1:
+            copy_record(due(w, k - 1), d)
+    w.n_due -= found
 
 
 @kernel
@@ -102,9 +170,14 @@ def carry_out(s, w, L):
     for k in range(s.n_commands):
         o = command(s, k)
         if o.kind == CMD_START:
-            begin_call(s, w, L, find_call(s, o.call))
+            row = find_call(s, o.call)
+            if row >= 0:  # else it was cancelled right away
+                begin_call(s, w, L, row)
         elif o.kind == CMD_LOAD:
             begin_load(s, w, np.int64(o.copy))
+        elif o.kind == CMD_CANCEL:
+            w.cancels += 1
+            forget_call(w, np.int64(o.call))
         else:  # unloading takes no time here
             w.event.kind = UNLOADED
             w.event.subject = o.copy
@@ -113,19 +186,29 @@ def carry_out(s, w, L):
 
 
 @kernel
-def happen(s, w):
+def happen(s, w, L):
     """The next event, which is due now."""
     w.n_due -= 1
     d = due(w, w.n_due)
-    apply(s, d.event)
-    if d.task < 0:
+    i = np.int64(d.task)
+    error = np.int64(d.event.error)
+    if i < 0:
+        apply(s, d.event)
         w.load_cost = 0.0
         return
-    t = task(s, d.task)
-    if d.event.error == OK:
+    t = task(s, i)
+    if error == OK:
         w.have |= _ONE << uint64(t.function & 63)
-    if t.state == DONE or t.state == GIVEN_UP:
-        task_ended(s, w, np.int64(d.task))
+        if L.order_hidden == 1:
+            w.have &= ~L.spoils[t.function]
+    lost = -1
+    if error == ERR_LOST:
+        lost = oldest_input(s, i)
+    apply(s, d.event)
+    if lost >= 0:
+        artifact_lost(s, w, lost)
+    if error == OK:
+        task_done(s, w, L, i)
 
 
 @kernel
@@ -146,5 +229,5 @@ def run(s, w, L):
             advance(s, timer)
         else:
             pass_time(s, when)
-            happen(s, w)
+            happen(s, w, L)
             carry_out(s, w, L)

@@ -1,7 +1,7 @@
-"""Arbitration Engine: who may ask next, and what is held back.
+"""Arbitration Engine: who may ask next, who waits in a queue, and what is held or closed.
 
-Ready tasks that are interchangeable share a slot; holds keep a slot's members back until a copy has room.
-It must not know how a call is carried out.
+Open tasks that are interchangeable share a slot; holds keep a slot's members back until a copy has room; a queue orders
+tasks by priority and age; a back-off closes a pool. It must not know how a call is carried out.
 """
 
 from __future__ import annotations
@@ -9,25 +9,58 @@ from __future__ import annotations
 import numpy as np
 
 from pit.compiled import kernel
-from pit.layout import N_SLOTS, NEVER
-from pit.state import ready, task, variant
+from pit.dag_tracker import key_of
+from pit.layout import HELD, MAX_DOUBLINGS, N_SLOTS, NEVER, OVERDUE, PLAIN, QUEUED, STANDARD
+from pit.state import call, late, ready, task, variant
+
+_BUCKET = 8  # of a key: function, priority, bucket (64), attempted (2), class (4)
+
+
+@kernel
+def find_late(s):
+    """Lists the running tasks that have overrun: larger rank, then smaller index."""
+    n = 0
+    for row in range(s.n_calls):
+        i = np.int64(call(s, row).task)
+        t = task(s, i)
+        if t.mark != OVERDUE:
+            continue
+        known = False
+        for k in range(n):
+            known |= late(s, k).task == i
+        if known:
+            continue
+        k = n
+        while k > 0:
+            j = late(s, k - 1).task
+            rank = task(s, j).rank
+            if rank > t.rank or (rank == t.rank and j < i):
+                break
+            late(s, k).task = j
+            k -= 1
+        late(s, k).task = i
+        t.key = key_of(t)
+        n += 1
 
 
 @kernel
 def group_ready(s):
-    """Puts every ready task into a slot (function, half-octave of rank, attempted, held); widens buckets if slots run out."""
+    """Puts every open task into a slot (function, priority, half-octave of rank, attempted, class); widens buckets if slots
+    run out."""
+    if s.n_late > 0:
+        find_late(s)
     for width in range(3):
         n = 0
         s.n_tail = 0
-        for k in range(s.n_ready):
-            i = ready(s, k).task
+        for k in range(s.n_ready + s.n_late):
+            i = ready(s, k).task if k < s.n_ready else late(s, k - s.n_ready).task
             t = task(s, i)
-            key = np.int64(t.key)  # function * 256 + bucket * 4 + attempted * 2 + held
+            key = np.int64(t.key)
             if width > 0:
-                bucket = (key >> 2) & 63
-                key -= bucket * 4
+                bucket = (key // _BUCKET) & 63
+                key -= bucket * _BUCKET
                 if width == 1:
-                    key += (bucket >> 1) * 4
+                    key += (bucket >> 1) * _BUCKET
             g = n
             for j in range(n):  # no early exit: where it would leave is a guess that fails
                 g = j if s.keys[j] == key else g
@@ -44,6 +77,7 @@ def group_ready(s):
             s.keys[g] = key
             slot.head = i if g == n else head  # selected, not branched: whether a task opens a slot is anybody's guess
             slot.count = 1 if g == n else count + 1
+            slot.kind = t.mark
             n += g == n
             t.slot = g
         s.n_slots = n
@@ -52,13 +86,20 @@ def group_ready(s):
 
 
 @kernel
+def mark(s, t, kind):
+    """A ready task is plain, held or queued from now on."""
+    t.mark = kind
+    t.key = key_of(t)
+
+
+@kernel
 def hold_slot(s, g, until):
     """Holds every present member of slot g until `until` (us)."""
     for k in range(s.n_ready):
         t = task(s, ready(s, k).task)
         if t.slot == g:
-            t.hold_until = until
-            t.key |= 1
+            t.since = until
+            mark(s, t, HELD)
             s.n_held += 1
 
 
@@ -67,11 +108,10 @@ def end_holds(s, pool, m):
     """A copy of (pool, m) has room: tasks whose standard variant uses it are plain again."""
     for k in range(s.n_ready):
         t = task(s, ready(s, k).task)
-        if t.hold_until > 0:
-            v = variant(s, 3 * t.function + 1)
+        if t.mark == HELD:
+            v = variant(s, 3 * t.function + STANDARD)
             if v.pool == pool and v.model == m:
-                t.hold_until = 0
-                t.key &= ~1
+                mark(s, t, PLAIN)
                 s.n_held -= 1
 
 
@@ -82,17 +122,94 @@ def next_hold(s):
     if s.n_held > 0:
         for k in range(s.n_ready):
             t = task(s, ready(s, k).task)
-            if 0 < t.hold_until < best:
-                best = t.hold_until
+            if t.mark == HELD and t.since < best:
+                best = t.since
     return best
 
 
 @kernel
 def expire_holds(s):
     """Ends the holds whose time is now or past."""
+    if s.n_held > 0:
+        for k in range(s.n_ready):
+            t = task(s, ready(s, k).task)
+            if t.mark == HELD and t.since <= s.now:
+                mark(s, t, PLAIN)
+                s.n_held -= 1
+
+
+@kernel
+def enqueue(s, i):
+    """Task i lines up for its standard variant."""
+    t = task(s, i)
+    t.since = s.now
+    mark(s, t, QUEUED)
+    s.n_queued += 1
+    s.pools[variant(s, 3 * t.function + STANDARD).pool].queued += 1
+
+
+@kernel
+def leave_queue(s, i):
+    """Task i is plain again."""
+    t = task(s, i)
+    mark(s, t, PLAIN)
+    s.n_queued -= 1
+    s.pools[variant(s, 3 * t.function + STANDARD).pool].queued -= 1
+
+
+@kernel
+def first_in_queue(s, p):
+    """The task that pool p serves next: priority and age, fairness, rank, time in the queue, index; -1 if none is queued."""
+    best = -1
+    best_class = 0
     for k in range(s.n_ready):
-        t = task(s, ready(s, k).task)
-        if 0 < t.hold_until <= s.now:
-            t.hold_until = 0
-            t.key &= ~1
-            s.n_held -= 1
+        i = np.int64(ready(s, k).task)
+        t = task(s, i)
+        v = variant(s, 3 * t.function + STANDARD)
+        if t.mark != QUEUED or v.pool != p:
+            continue
+        urgency = np.int64(t.priority)
+        if s.ageing > 0:
+            urgency += (s.now - t.since) // s.ageing
+        if best >= 0 and not goes_first(s, t, i, urgency, task(s, best), best, best_class):
+            continue
+        best = i
+        best_class = urgency
+    return best
+
+
+@kernel
+def goes_first(s, t, i, urgency, o, j, other):
+    """Whether queued task t (index i) goes before o (index j)."""
+    if urgency != other:
+        return urgency > other
+    if s.fair == 1:
+        mine = variant(s, 3 * t.function + STANDARD).served
+        theirs = variant(s, 3 * o.function + STANDARD).served
+        if mine != theirs:
+            return mine < theirs
+    if t.rank != o.rank:
+        return t.rank > o.rank
+    if t.since != o.since:
+        return t.since < o.since
+    return i < j
+
+
+@kernel
+def worst_pool(s):
+    """The pool with most failed calls in a row that is not backed off; -1 if none has failed last."""
+    best = -1
+    failures = 0
+    for p in range(s.n_pools):
+        pool = s.pools[p]
+        if pool.in_row > failures and pool.closed_until <= s.now:
+            best = p
+            failures = pool.in_row
+    return best
+
+
+@kernel
+def back_off(s, times):
+    """The pool with most failed calls in a row takes no new call for `times` x the base x 2^(failures - 1)."""
+    pool = s.pools[worst_pool(s)]
+    pool.closed_until = s.now + times * s.back_off * (np.int64(1) << (min(np.int64(pool.in_row), MAX_DOUBLINGS) - 1))

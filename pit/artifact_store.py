@@ -6,20 +6,28 @@ It must not know which tasks become ready by an artifact: that is the DAG Tracke
 from __future__ import annotations
 
 from pit.compiled import kernel
-from pit.state import predecessor, task, variant
+from pit.layout import DONE
+from pit.state import artifact, predecessor, task, variant
 
 
 @kernel
 def flowed(s, i, quality):
-    """Quality of task i's output if its variant alone would give `quality`: q (1 - a + a mean(inputs)), a the quality flow."""
+    """Quality of task i's output if its variant alone would give `quality`: q (1 - a + a mean(inputs)), a the quality flow.
+
+    An input that is given up counts 0; of alternatives only those that are done count.
+    """
     t = task(s, i)
     n = t.pred_to - t.pred_from
     mean = 1.0
     if n > 0:
         total = 0.0
         for e in range(t.pred_from, t.pred_to):
-            total += task(s, predecessor(s, e).task).quality
-        mean = total / n
+            o = task(s, predecessor(s, e).task)
+            if t.join_any == 1 and o.state != DONE:
+                n -= 1
+            else:
+                total += o.quality
+        mean = total / n if n > 0 else 1.0
     return quality * (1.0 - s.quality_flow + s.quality_flow * mean)
 
 
@@ -30,6 +38,7 @@ def store(s, i, row, quality, size):
     if quality < 0.0:
         quality = flowed(s, i, variant(s, row).quality)
     t.quality = quality
-    t.artifact_kib = size // 1024
-    t.artifact_time = s.now
     t.version += 1
+    kept = artifact(s, i)
+    kept.created = s.now
+    kept.size = size

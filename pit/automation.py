@@ -1,46 +1,58 @@
 """The three automatic layers around every call, and what each event does: the only place that knows all components.
 
 `before_call` = access, inputs, allocation, state. `after_call` = store, track, release, log. `between_calls` =
-synchronise, rebalance, prepare fallbacks, resolve dependencies: nothing is left for it to do in this version, because
-holds, ranks and readiness are settled by the event that moves them.
+synchronise, rebalance and pre-warm, prepare fallbacks, resolve dependencies.
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from pit import arbitration, artifact_store, dag_tracker, health, pool_manager, stale_manager
 from pit.compiled import copy_record, kernel
 from pit.layout import (
+    CANCEL,
+    CMD_CANCEL,
     CMD_LOAD,
     CMD_START,
     CMD_UNLOAD,
     COOLDOWN,
     ERR_ACCESS,
+    ERR_CANCELLED,
     ERR_LOAD,
+    ERR_LOST,
     ERR_PRECONDITION,
     ERR_THROTTLED,
+    ERR_TIMEOUT,
+    HEDGE,
     IDLE,
+    N_VARIANTS,
+    NEVER,
     OK,
+    ON,
     OUT_COLD,
     OUT_DENIED,
     OUT_FAILED,
     OUT_WARM,
+    OVERRUN_FACTOR,
+    OVERRUN_SPREADS,
+    PREWARM_AFTER,
+    QUEUED,
+    READY,
+    STANDARD,
 )
-from pit.pool_manager import HERE, LOAD
-from pit.state import call, command, copy, model, task, variant
+from pit.pool_manager import HERE, LOAD, NO
+from pit.state import call, command, copy, follow, model, task, variant
 
 
+# --------------------------------------------------------------------------- commands
 @kernel
-def emit_start(s, k):
-    """The call in row k begins now."""
+def emit_call(s, kind, k):
+    """A command about the call in row k: start or cancel."""
     c = call(s, k)
-    c.start = s.now
-    c.expected_end = s.now + c.est
-    if c.model >= 0:
-        m = model(s, c.model)
-        m.free_at = min(m.free_at, c.expected_end)
     out = command(s, s.n_commands)
     s.n_commands += 1
-    out.kind = CMD_START
+    out.kind = kind
     out.call = c.id
     out.task = c.task
     out.function = c.function
@@ -67,33 +79,56 @@ def emit_copy(s, kind, i):
 
 
 @kernel
-def before_call(s, i, f, k, planned):
-    """Starts a call of task i with variant k: places, a copy, its record, and the commands that make it real."""
-    row = 3 * f + k
-    v = variant(s, row)
+def begin(s, k):
+    """The call in row k begins now."""
+    emit_call(s, CMD_START, k)
+    set_start(s, k)
+
+
+@kernel
+def set_start(s, k):
+    """The call in row k runs since now: when it is expected to end, and when it will have overrun."""
+    c = call(s, k)
+    c.start = s.now
+    c.expected_end = s.now + c.est
+    c.limit = max(1, np.int64(OVERRUN_FACTOR * c.est + OVERRUN_SPREADS * c.spread))
+    c.overrun = 0
+    if c.model >= 0:
+        m = model(s, c.model)
+        m.free_at = min(m.free_at, c.expected_end)
+
+
+@kernel
+def unload(s, which):
+    """A warm copy leaves memory."""
+    pool_manager.drop_copy(s, which, COOLDOWN)
+    emit_copy(s, CMD_UNLOAD, which)
+
+
+# --------------------------------------------------------------------------- before a call
+@kernel
+def before_call(s, i, f, k, planned, hedge):
+    """Starts a call of task i with variant k: places, tokens, money, a copy, its record, and the commands that make it real."""
+    v = variant(s, 3 * f + k)
     t = task(s, i)
     mode = planned & 3
     which = (planned >> 2) - 1
     est = t.base[k] * v.ratio
     pool_manager.take_places(s, v.pool, v.units)
+    if s.pools[v.pool].period > 0:
+        pool_manager.take_tokens(s, v.pool, v.tokens * s.pools[v.pool].period)
     if mode == HERE:
         if which >= 0:
             pool_manager.use_copy(s, which)
     elif mode == LOAD:
-        budget = s.pools[v.pool].budget
-        if budget >= 0:
-            b = s.budgets[budget]
-            while b.capacity - b.used < model(s, v.model).size:
-                victim = stale_manager.next_victim(s, budget, -1)
-                pool_manager.drop_copy(s, victim, COOLDOWN)
-                emit_copy(s, CMD_UNLOAD, victim)
-        which = pool_manager.load_copy(s, v.pool, v.model)
+        make_room(s, v)
+        which = pool_manager.load_copy(s, v.pool, v.model, 1)
         emit_copy(s, CMD_LOAD, which)
     else:
         pool_manager.add_user(s, which)
-    row_of_call = s.n_calls
+    row = s.n_calls
     s.n_calls += 1
-    c = call(s, row_of_call)
+    c = call(s, row)
     c.id = s.next_call
     s.next_call += 1
     c.task = i
@@ -106,51 +141,210 @@ def before_call(s, i, f, k, planned):
     c.est = est
     c.spread = t.base[k] * v.deviation
     c.start = -1
-    c.cold = 0
+    c.overrun = 0
+    c.cold = mode != HERE
+    c.queued = t.mark == QUEUED
+    c.hedge = hedge
+    c.cost = pool_manager.call_price(est, v)
+    s.committed += c.cost
+    t.calls += 1
     if mode == HERE:
-        emit_start(s, row_of_call)
+        begin(s, row)
         s.outcome = OUT_WARM
     else:
-        c.cold = 1
         c.expected_end = copy(s, which).expected_loaded + est
         s.outcome = OUT_COLD
-    dag_tracker.dispatched(s, i, c.expected_end)
+    if hedge == 0:
+        dag_tracker.dispatched(s, i, c.expected_end)
+    if s.prewarm == 1 and v.model >= 0:
+        if s.last_model >= 0:
+            follow(s, s.last_model * s.n_models + v.model).task += 1
+        s.last_model = v.model
 
 
 @kernel
-def after_call(s, k, error, elapsed, quality, size, price, release):
-    """The call in row k has ended: store, track, release, log. `release` is 0 if its copy is gone already."""
-    c = call(s, k)
-    i = c.task
+def make_room(s, v):
+    """Evicts copies until variant v's model fits into its budget."""
+    budget = s.pools[v.pool].budget
+    if budget >= 0:
+        b = s.budgets[budget]
+        while b.capacity - b.used < model(s, v.model).size:
+            unload(s, stale_manager.next_victim(s, budget, -1))
+
+
+@kernel
+def deny(s, i):
+    """Task i's function may not be called: an attempt and a warning, and no call."""
     t = task(s, i)
-    m = c.model
-    row = 3 * c.function + c.variant
-    if error == OK:
-        artifact_store.store(s, i, row, quality, size)
-        dag_tracker.done(s, i)
+    t.attempts += 1
+    s.warnings += 1
+    s.outcome = OUT_DENIED
+    if s.max_attempts > 0 and t.attempts >= s.max_attempts:
+        dag_tracker.give_up(s, i)
     else:
-        dag_tracker.failed(s, i)
+        t.key = dag_tracker.key_of(t)
+
+
+# --------------------------------------------------------------------------- after a call
+@kernel
+def release(s, k):
+    """Places, committed money and the copy of the call in row k are free again."""
+    c = call(s, k)
     pool_manager.free_places(s, c.pool, c.units)
-    if c.copy >= 0 and release:
+    s.committed -= c.cost
+    task(s, c.task).calls -= 1
+
+
+@kernel
+def release_copy(s, k):
+    """The copy of the call in row k has one user fewer; holds on its model end if that makes room."""
+    c = call(s, k)
+    if c.copy >= 0:
         pool_manager.release_copy(s, c.copy)
         if s.n_held > 0 and pool_manager.has_room(s, c.copy):
             arbitration.end_holds(s, c.pool, c.model)
+
+
+@kernel
+def cancel_call(s, k):
+    """The call in row k is given up: what it has cost so far is paid, and nothing is learned from it."""
+    c = call(s, k)
+    m = c.model
+    emit_call(s, CMD_CANCEL, k)
+    if c.start >= 0:
+        s.spent += (s.now - c.start) * variant(s, 3 * c.function + c.variant).price // 1_000_000
+    release(s, k)
+    release_copy(s, k)
+    drop_call(s, k)
+    pool_manager.call_changed(s, m)
+
+
+@kernel
+def cancel_others(s, i, kept):
+    """All calls of task i but the one with id `kept` are cancelled, in order of id."""
+    k = 0
+    while k < s.n_calls:
+        c = call(s, k)
+        if c.task == i and c.id != kept:
+            cancel_call(s, k)
+        else:
+            k += 1
+
+
+@kernel
+def cancel_task(s, i):
+    """The agent gives up the running attempt of task i."""
+    cancel_others(s, i, -1)
+    task(s, i).attempts += 1
+    dag_tracker.failed(s, i, False)
+
+
+@kernel
+def find_call(s, number):
+    """Row of the call with this id; -1 if it is not in flight."""
+    row = -1
+    for k in range(s.n_calls):  # no early exit: where it would leave is a guess that fails
+        row = k if call(s, k).id == number else row
+    return row
+
+
+@kernel
+def look_at_overruns(s, i):
+    """Whether a running task's calls, one of which has just ended, have overrun."""
+    found = False
+    for k in range(s.n_calls):
+        c = call(s, k)
+        found |= (c.task == i) & (c.overrun > 0)
+    dag_tracker.set_late(s, i, found)
+
+
+@kernel
+def track(s, k, error):
+    """What the end of the call in row k means for its task and all that wait for it; the row in which the call stands now."""
+    c = call(s, k)
+    i = np.int64(c.task)
+    t = task(s, i)
+    if error == OK:
+        if t.calls > 1:
+            number = c.id
+            cancel_others(s, i, number)
+            k = find_call(s, number)
+        dag_tracker.done(s, i)
+    else:
+        t.attempts += 1
+        if t.calls == 1:
+            dag_tracker.failed(s, i, error == ERR_LOST)
+    return k
+
+
+@kernel
+def after_call(s, k, error, elapsed, quality, size, price, with_copy):
+    """The call in row k has ended: store, track, release, log. `with_copy` is 0 if its copy is gone already."""
+    c = call(s, k)
+    i = np.int64(c.task)
+    f = np.int64(c.function)
+    used = np.int64(c.variant)
+    row = 3 * f + used
+    m = c.model
+    if error == OK:
+        artifact_store.store(s, i, row, quality, size)
+    k = track(s, k, error)
+    c = call(s, k)
+    release(s, k)
+    if with_copy:
+        release_copy(s, k)
     s.spent += price
+    log(s, c, row, error, elapsed)
+    drop_call(s, k)
+    pool_manager.call_changed(s, m)
+    if error != OK:
+        if task(s, i).calls > 0:
+            look_at_overruns(s, i)
+        elif s.fallback == 1 and error != ERR_PRECONDITION and error != ERR_ACCESS and error != ERR_CANCELLED:
+            fall_back(s, i, f, used)
+
+
+@kernel
+def log(s, c, row, error, elapsed):
+    """What is learned from the end of call c."""
+    pool = s.pools[c.pool]
     if error == OK:
         if elapsed > 0:
-            dag_tracker.observe_duration(s, row, elapsed / t.base[c.variant])
+            dag_tracker.observe_duration(s, row, elapsed / task(s, c.task).base[c.variant])
         s.duration_error = health.relative_error(s.duration_error, elapsed, c.est)
         dag_tracker.rank_again(s, row)
         health.outcome(s, c.pool, 0.0)
+        pool.in_row = 0
     else:
         if error == ERR_PRECONDITION or error == ERR_ACCESS:
             s.warnings += 1
         health.outcome(s, c.pool, 1.0)
+        pool.in_row += 1
+        if error == ERR_THROTTLED and pool.period > 0:
+            pool.credit = 0
+            pool.credited = s.now
         s.outcome = OUT_DENIED if error == ERR_ACCESS else OUT_FAILED
     s.hint_cold = c.cold
+    s.hint_queued = c.queued
     s.hint_throttled = 1 if error == ERR_THROTTLED else 0
-    drop_call(s, k)
-    pool_manager.call_changed(s, m)
+
+
+@kernel
+def fall_back(s, i, f, used):
+    """After a failed call with variant `used`: the next variant that can begin is begun at once."""
+    t = task(s, i)
+    if t.state != READY or s.status != ON:
+        return
+    for step in range(1, N_VARIANTS):
+        k = (used + step) % N_VARIANTS
+        v = variant(s, 3 * f + k)
+        if v.usable == 1:
+            planned = pool_manager.can_begin(s, t.base[k], v)
+            if planned & 3 != NO:
+                outcome = s.outcome
+                before_call(s, i, f, k, planned, 0)
+                s.outcome = outcome
+                return
 
 
 @kernel
@@ -162,6 +356,7 @@ def drop_call(s, k):
     call(s, s.n_calls).id = -1
 
 
+# --------------------------------------------------------------------------- loads
 @kernel
 def loaded(s, which, elapsed, price):
     """A copy has loaded; the calls that wait for it begin."""
@@ -171,7 +366,7 @@ def loaded(s, which, elapsed, price):
     for k in range(s.n_calls):
         c = call(s, k)
         if (c.copy == which) & (c.start < 0):
-            emit_start(s, k)
+            begin(s, k)
             dag_tracker.expect(s, c.task, c.expected_end)
     if s.n_held > 0 and pool_manager.has_room(s, which):
         c = copy(s, which)
@@ -184,8 +379,188 @@ def load_failed(s, which, price):
     s.spent += price
     pool_manager.drop_copy(s, which, IDLE)
     k = 0
+    newest = s.next_call  # a fallback may begin another call on the same row of copies
     while k < s.n_calls:
-        if call(s, k).copy == which:
+        c = call(s, k)
+        if c.copy == which and c.id < newest:
             after_call(s, k, ERR_LOAD, 0, -1.0, 0, 0, False)  # the next one stands in row k now
         else:
             k += 1
+
+
+# --------------------------------------------------------------------------- between calls
+@kernel
+def between_calls(s):
+    """Synchronise, rebalance and pre-warm; nothing is left to do for fallbacks and dependencies."""
+    if s.status != ON:
+        return
+    if s.n_queued > 0:
+        serve_queues(s)
+    if s.n_auto == 0 and s.n_idle > 0:
+        if s.rebalance == 1:
+            rebalance(s)
+        if s.prewarm == 1 and s.n_auto == 0 and s.last_model >= 0:
+            prewarm(s)
+
+
+@kernel
+def serve_queues(s):
+    """Pool by pool, the best of the queue begins as long as it can."""
+    for p in range(s.n_pools):
+        while s.pools[p].queued > 0:
+            i = arbitration.first_in_queue(s, p)
+            t = task(s, i)
+            f = np.int64(t.function)
+            v = variant(s, 3 * f + STANDARD)
+            planned = pool_manager.can_begin(s, t.base[STANDARD], v)
+            if planned & 3 == NO:
+                break
+            outcome = s.outcome
+            if v.forbidden == 1:
+                arbitration.leave_queue(s, i)
+                deny(s, i)
+            else:
+                v.served += 1
+                before_call(s, i, f, STANDARD, planned, 0)
+            s.outcome = outcome
+
+
+@kernel
+def pool_of(s, m):
+    """The pool of model m; -1 if no variant uses it."""
+    for row in range(3 * s.n_functions):
+        v = variant(s, row)
+        if v.model == m:
+            return np.int64(v.pool)
+    return -1
+
+
+@kernel
+def load_ahead(s, m, p):
+    """Loads model m in pool p although no call has asked for it."""
+    which = pool_manager.load_copy(s, p, m, 0)
+    emit_copy(s, CMD_LOAD, which)
+
+
+@kernel
+def room_without_unwanted(s, m, budget):
+    """Whether model m fits into the budget once copies that nobody wants have left."""
+    if budget < 0:
+        return True
+    b = s.budgets[budget]
+    room = b.capacity - b.used
+    victim = -1
+    while room < m.size:
+        victim = stale_manager.next_unwanted(s, budget, victim)
+        if victim < 0:
+            return False
+        room += model(s, copy(s, victim).model).size
+    return True
+
+
+@kernel
+def rebalance(s):
+    """Loads the model that most ready and near tasks want and that is loaded nowhere, in the place of copies that none wants."""
+    best = -1
+    most = 0
+    for x in range(s.n_models):
+        m = model(s, x)
+        if m.live == 0 and m.ready + m.soon > most and pool_manager.money_for(s, pool_manager.load_price(m)):
+            p = pool_of(s, x)
+            if p >= 0 and room_without_unwanted(s, m, s.pools[p].budget):
+                best = x
+                most = m.ready + m.soon
+    if best < 0:
+        return
+    p = pool_of(s, best)
+    budget = s.pools[p].budget
+    if budget >= 0:
+        b = s.budgets[budget]
+        while b.capacity - b.used < model(s, best).size:
+            unload(s, stale_manager.next_unwanted(s, budget, -1))
+    load_ahead(s, best, p)
+
+
+@kernel
+def prewarm(s):
+    """Loads the model that has most often followed the last call's, if there is room for it."""
+    best = -1
+    most = PREWARM_AFTER - 1
+    for x in range(s.n_models):
+        times = follow(s, s.last_model * s.n_models + x).task
+        if times > most:
+            best = x
+            most = times
+    if best < 0:
+        return
+    m = model(s, best)
+    p = pool_of(s, best)
+    budget = s.pools[p].budget
+    if m.live > 0 or not pool_manager.money_for(s, pool_manager.load_price(m)):
+        return
+    if budget >= 0 and s.budgets[budget].capacity - s.budgets[budget].used < m.size:
+        return
+    load_ahead(s, best, p)
+
+
+# --------------------------------------------------------------------------- timers of calls and copies
+@kernel
+def overruns_matter(s):
+    return (s.verbs & ((1 << HEDGE) | (1 << CANCEL))) != 0
+
+
+@kernel
+def time_limit(s, c):
+    """us after its start at which a call is cancelled; NEVER if it is not."""
+    if s.time_out <= 0.0:
+        return NEVER
+    return max(1, np.int64(s.time_out * c.est))
+
+
+@kernel
+def next_call_timer(s):
+    """us of the next overrun or time-out; NEVER if none."""
+    best = NEVER
+    late = overruns_matter(s)
+    for k in range(s.n_calls):
+        c = call(s, k)
+        if c.start >= 0:
+            if late:
+                best = min(best, c.start + c.limit)
+            if s.time_out > 0.0:
+                best = min(best, c.start + time_limit(s, c))
+    return best
+
+
+@kernel
+def fire_call_timers(s):
+    """Overruns, then time-outs, of all calls for which it is time."""
+    if overruns_matter(s):
+        for k in range(s.n_calls):
+            c = call(s, k)
+            while c.start >= 0 and c.start + c.limit <= s.now:
+                c.overrun += 1
+                c.limit *= 2
+                dag_tracker.set_late(s, np.int64(c.task), True)
+    if s.time_out > 0.0:
+        newest = s.next_call
+        k = 0
+        while k < s.n_calls and s.status == ON:
+            c = call(s, k)
+            if c.start >= 0 and c.id < newest and c.start + time_limit(s, c) <= s.now:
+                number = c.id
+                elapsed = s.now - c.start
+                price = elapsed * variant(s, 3 * c.function + c.variant).price // 1_000_000
+                emit_call(s, CMD_CANCEL, k)
+                after_call(s, k, ERR_TIMEOUT, elapsed, -1.0, 0, price, True)
+                k = 0 if find_call(s, number) < 0 else k + 1
+            else:
+                k += 1
+
+
+@kernel
+def fire_keep_alives(s):
+    """Unused copies whose keep-alive has ended leave memory."""
+    for i in range(s.copy_rows):
+        if stale_manager.is_expired(s, i):
+            unload(s, i)

@@ -9,7 +9,7 @@ import numpy as np
 
 from pit import state
 from pit.errors import PitError
-from pit.layout import NEVER, PRIOR_COUNT, VERBS
+from pit.layout import ENABLED, N_VARIANTS, NEVER, PRIOR_COUNT, STANDARD, VERBS, WAIT_BIT
 from pit.spec import VARIANTS, History, SystemSpec, WorkflowSpec, order_tasks
 
 MICRO = 1_000_000
@@ -45,9 +45,14 @@ def copy_rows(system: SystemSpec) -> int:
 def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copies: np.ndarray, system: SystemSpec) -> None:
     """Writes a system into a Pit's tables: hot (1,) PIT, variants (3 F,), models (M,), copies (C,)."""
     pools, names, budgets = list(system.pools), list(system.models), list(system.memory)
+    names_of = list(system.functions)
     for p, pool in enumerate(system.pools.values()):
         hot["pools"]["places"][0, p] = pool.places
         hot["pools"]["budget"][0, p] = budgets.index(pool.memory) if pool.memory is not None else -1
+        if pool.rate is not None:
+            hot["pools"]["period"][0, p] = max(1, round(MICRO / pool.rate))
+            tokens = [v.tokens for f in system.functions for n, v in system.functions[f].variants() if n in system.usable(f) and v.pool == pools[p]]
+            hot["pools"]["most"][0, p], hot["pools"]["full"][0, p] = max(tokens, default=0), pool.burst  # times the period, at arrival
     for b, capacity in enumerate(system.memory.values()):
         hot["budgets"]["capacity"][0, b] = capacity
     variants["model"] = variants["pool"] = -1
@@ -57,13 +62,16 @@ def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copie
             row["nominal"], row["quality"], row["price"] = microseconds(v.seconds), v.quality, round(v.price * MICRO)
             row["pool"], row["units"], row["code"] = pools.index(v.pool), v.units, function.code
             row["model"] = -1 if v.model is None else names.index(v.model)
-            row["usable"] = name in system.verbs
+            row["tokens"] = v.tokens
+            row["usable"] = name in system.usable(names_of[f])
         own = variants[3 * f : 3 * f + 3]
         own["kinds"] = sum(1 << k for k in range(3) if own["usable"][k])
+        own["forbidden"][STANDARD] = names_of[f] in system.deny
     for m, model in enumerate(system.models.values()):
         row = models[m]
         row["size"], row["serves"], row["price"] = model.size, model.serves, round(model.price * MICRO)
         row["nominal"] = row["load_est"] = microseconds(model.load_seconds)
+        row["keep_alive"] = 0 if model.keep_alive_seconds is None else microseconds(model.keep_alive_seconds)
         row["here"] = row["join"] = -1
         row["free_at"] = NEVER
     values = {
@@ -78,7 +86,17 @@ def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copie
         "max_attempts": system.max_attempts,
         "warning_weight": system.warning_weight,
         "order_hidden": system.order_hidden,
-        "verbs": sum(1 << VERBS.index(v) for v in set(system.verbs)),
+        "verbs": sum(1 << ENABLED.index(v) for v in {*system.verbs, ENABLED[WAIT_BIT]}),
+        "money": 0 if system.money is None else max(1, round(system.money * MICRO)),
+        "back_off": microseconds(system.back_off_seconds),
+        "time_out": system.time_out or 0.0,
+        "ageing": microseconds(system.ageing_seconds),
+        "fair": system.fair,
+        "fallback": system.fallback,
+        "prewarm": system.prewarm,
+        "rebalance": system.rebalance,
+        "last_model": -1,
+        "n_limited": sum(pool.rate is not None for pool in system.pools.values()),
         "deadline": NEVER if system.deadline_seconds is None else microseconds(system.deadline_seconds),
         "horizon": NEVER if system.horizon_seconds is None else microseconds(system.horizon_seconds),
     }
@@ -92,10 +110,11 @@ def build_pit(workflow: WorkflowSpec, exposure: int, history: History | None = N
     system = workflow.system
     tasks, functions, models = workflow.tasks, list(system.functions), list(system.models)
     index = {t.id: i for i, t in enumerate(tasks)}
-    inputs = [[index[a] for a in dict.fromkeys(t.after)] for t in tasks]
+    inputs = [[index[a] for a in t.inputs] for t in tasks]
+    soft = [{index[a] for a in t.soft} | {j for j in map(index.get, t.inputs) if tasks[j].optional} if t.join == "all" else set() for t in tasks]
     edges = sum(map(len, inputs))
     places = sum(p.places for p in system.pools.values())
-    offsets, size = state.tables(len(tasks), edges, len(functions), len(models), copy_rows(system), places)
+    offsets, size = state.tables(len(tasks), edges, len(functions), len(models), copy_rows(system), places, system.prewarm)
     raw = np.zeros(size + 64, np.uint8)
     memory = raw[-raw.ctypes.data % 64 :][:size]  # aligned to a cache line
 
@@ -118,11 +137,16 @@ def build_pit(workflow: WorkflowSpec, exposure: int, history: History | None = N
     for lists, kind, dtype_name in ((inputs, "pred", "pred_at"), (outputs, "succ", "succ_at")):
         ends = np.cumsum([len(x) for x in lists])
         table[f"{kind}_to"], table[f"{kind}_from"] = ends, ends - [len(x) for x in lists]
-        rows(dtype_name, state.INDEX, edges)["task"] = [j for x in lists for j in x]
+        links = rows(dtype_name, state.LINK, edges)
+        links["task"] = [j for x in lists for j in x]
+        pairs = [(i, j) if kind == "pred" else (j, i) for i, x in enumerate(lists) for j in x]  # (consumer, producer)
+        links["soft"] = [producer in soft[consumer] for consumer, producer in pairs]
     for i, t in enumerate(tasks):
         table["function"][i] = functions.index(t.function)
         table["hint"][i] = 0 if t.seconds is None else microseconds(t.seconds)
         table["required"][i] = not t.optional
+        table["join_any"][i], table["priority"][i] = t.join == "any", t.priority
+    hot["any_join"] = any(t.join == "any" for t in tasks)
     if history is not None:
         _fill_history(variants, model_rows, functions, models, history)
     counts = {

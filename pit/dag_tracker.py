@@ -1,4 +1,4 @@
-"""DAG Tracker: estimates, upward ranks, readiness and near-future demand of tasks.
+"""DAG Tracker: estimates, upward ranks, readiness, near-future demand, alternatives and partial re-execution of tasks.
 
 Upward rank after Topcuoglu et al., HEFT (IEEE TPDS 2002), without communication cost. It must not know places or copies.
 """
@@ -15,9 +15,14 @@ from pit.layout import (
     DONE,
     FAILED,
     GIVEN_UP,
+    HELD,
     N_VARIANTS,
+    ON,
+    OVERDUE,
+    PLAIN,
     PRIOR_COUNT,
     PRIOR_SQUARE,
+    QUEUED,
     RANK_DRIFT,
     RANK_EDGES,
     RANK_EVERY_MIN,
@@ -27,7 +32,7 @@ from pit.layout import (
     SOLVED,
     STANDARD,
 )
-from pit.state import model, near, ready, successor, task, variant
+from pit.state import artifact, model, near, predecessor, ready, successor, task, variant
 
 _EDGES = len(RANK_EDGES)
 _OCTAVE_OF_1 = 1023  # the exponent bits of 1.0
@@ -67,7 +72,7 @@ def bucket(x):
 
 @kernel
 def rank_all(s):
-    """Work, rank and bucket of every task, from the last to the first; work left."""
+    """Work, rank and bucket of every task, from the last to the first; work and cost left."""
     for i in range(s.n_tasks - 1, -1, -1):
         t = task(s, i)
         t.work = t.base[STANDARD] * variant(s, 3 * t.function + STANDARD).ratio
@@ -79,10 +84,12 @@ def rank_all(s):
             t.rank = t.work + best
         t.bucket = bucket(t.rank / s.lb)
     s.work_left = 0.0
+    s.cost_left = 0.0
     for i in range(s.n_tasks):
         t = task(s, i)
         if t.state < DONE:
             s.work_left += t.work
+            s.cost_left += standard_cost(s, t)
     for f in range(s.n_functions):
         v = variant(s, 3 * f + STANDARD)
         v.ranked_ratio = v.ratio
@@ -107,52 +114,120 @@ def rank_again(s, row):
 
 
 @kernel
-def bound(s):
-    """LB_est, us: critical path over the fastest variants or the fullest pool's area, and the load that cannot be avoided."""
-    path = 0.0
-    load = -1.0
+def standard_cost(s, t):
+    """Micro-units that a task's work costs with the standard variant."""
+    return t.work * variant(s, 3 * t.function + STANDARD).price / 1e6
+
+
+@kernel
+def least_of(s, t):
+    """The least estimate (us) over the usable variants of a task."""
+    least = -1.0
+    for k in range(N_VARIANTS):
+        v = variant(s, 3 * t.function + k)
+        if v.usable == 1:
+            x = t.base[k] * v.ratio
+            least = x if least < 0.0 or x < least else least
+    return least
+
+
+@kernel
+def find_needed(s):
+    """Marks the tasks without which no run succeeds, whatever alternative it takes (`touched`)."""
     for i in range(s.n_tasks - 1, -1, -1):
         t = task(s, i)
+        t.touched = t.required
+        if s.any_join == 1 and t.required == 1 and t.succ_to > t.succ_from:
+            t.touched = 0
+            for e in range(t.succ_from, t.succ_to):
+                o = task(s, successor(s, e).task)
+                if o.touched == 1 and o.join_any == 0 and successor(s, e).soft == 0:
+                    t.touched = 1
+
+
+@kernel
+def longest_path(s):
+    """us of the critical path of required tasks over the fastest variants and the shorter alternatives; uses `rank`."""
+    path = 0.0
+    for i in range(s.n_tasks):
+        t = task(s, i)
+        before = -1.0
+        for e in range(t.pred_from, t.pred_to):
+            link = predecessor(s, e)
+            if link.soft == 0:
+                x = task(s, link.task).rank
+                if before < 0.0 or (x < before if t.join_any == 1 else x > before):
+                    before = x
+        t.rank = max(before, 0.0) + least_of(s, t)
+        if t.required == 1:
+            path = max(path, t.rank)
+    return path
+
+
+@kernel
+def pool_area(s, p):
+    """us that the needed tasks which only pool p can do fill its places."""
+    area = 0.0
+    for i in range(s.n_tasks):
+        t = task(s, i)
+        if t.touched == 0:
+            continue
         least = -1.0
-        light = -1.0
         for k in range(N_VARIANTS):
             v = variant(s, 3 * t.function + k)
             if v.usable == 1:
-                x = t.base[k] * v.ratio
+                if v.pool != p:
+                    least = -1.0
+                    break
+                x = t.base[k] * v.ratio * v.units
                 if least < 0.0 or x < least:
                     least = x
-                y = 0.0
-                if v.model >= 0:
-                    y = model(s, v.model).load_est
-                if light < 0.0 or y < light:
-                    light = y
-        best = 0.0
-        for e in range(t.succ_from, t.succ_to):
-            best = max(best, task(s, successor(s, e).task).rank)
-        t.rank = least + best
-        path = max(path, t.rank)
-        if t.required == 1 and (load < 0.0 or light < load):
-            load = light
+        if least > 0.0:
+            area += least
+    return area / s.pools[p].places
+
+
+@kernel
+def least_load(s):
+    """us of the load that cannot be avoided."""
+    load = -1.0
+    for i in range(s.n_tasks):
+        t = task(s, i)
+        if t.touched == 0:
+            continue
+        for k in range(N_VARIANTS):
+            v = variant(s, 3 * t.function + k)
+            if v.usable == 1:
+                x = model(s, v.model).load_est if v.model >= 0 else 0.0
+                load = x if load < 0.0 or x < load else load
+    return max(load, 0.0)
+
+
+@kernel
+def bound(s):
+    """LB_est, us: critical path or the fullest pool's area, and the load that cannot be avoided."""
+    find_needed(s)
+    path = longest_path(s)
     for p in range(s.n_pools):
-        area = 0.0
-        for i in range(s.n_tasks):
-            t = task(s, i)
-            if t.required == 0:
-                continue
-            least = -1.0
-            for k in range(N_VARIANTS):
-                v = variant(s, 3 * t.function + k)
-                if v.usable == 1:
-                    if v.pool != p:
-                        least = -1.0
-                        break
-                    x = t.base[k] * v.ratio * v.units
-                    if least < 0.0 or x < least:
-                        least = x
-            if least > 0.0:
-                area += least
-        path = max(path, area / s.pools[p].places)
-    return path + max(load, 0.0)
+        path = max(path, pool_area(s, p))
+    path += least_load(s)
+    for i in range(s.n_tasks):
+        task(s, i).touched = 0
+    return path
+
+
+@kernel
+def find_influence(s):
+    """What one task's quality means for the mean of the required sinks, from the last task to the first."""
+    for i in range(s.n_tasks - 1, -1, -1):
+        t = task(s, i)
+        x = 0.0
+        if t.required == 1 and t.succ_to == t.succ_from:
+            x = 1.0 / s.n_sinks
+        for e in range(t.succ_from, t.succ_to):
+            o = task(s, successor(s, e).task)
+            x += s.quality_flow * o.influence / (o.pred_to - o.pred_from)
+        t.influence = x
 
 
 @kernel
@@ -169,7 +244,7 @@ def arrive(s):
             nominal = variant(s, 3 * t.function + k).nominal
             t.base[k] = nominal if t.hint <= 0.0 else t.hint * nominal / standard
         t.state = BLOCKED
-        t.open_inputs = t.pred_to - t.pred_from
+        t.open_inputs = 1 if t.join_any == 1 else t.pred_to - t.pred_from
         if t.required == 1:
             s.n_required += 1
             if t.succ_to == t.succ_from:
@@ -179,6 +254,7 @@ def arrive(s):
     rank_all(s)
     s.work_total = s.work_left
     s.unit = s.work_left / s.n_tasks
+    find_influence(s)
     for i in range(s.n_tasks):
         t = task(s, i)
         if t.required == 1:
@@ -194,10 +270,17 @@ def arrive(s):
 
 
 @kernel
+def key_of(t):
+    """What the members of a slot share."""
+    flags = (4 if t.attempts > 0 else 0) + t.mark
+    return ((t.function * 4 + t.priority) * 64 + t.bucket) * 8 + flags
+
+
+@kernel
 def place_ready(s, i):
     """Inserts task i into the ready tasks: larger rank, then earlier ready, then smaller index."""
     t = task(s, i)
-    t.key = t.function * 256 + t.bucket * 4 + (2 if t.attempts > 0 else 0) + (1 if t.hold_until > 0 else 0)
+    t.key = key_of(t)
     k = s.n_ready
     while k > 0:
         j = ready(s, k - 1).task
@@ -216,6 +299,7 @@ def place_ready(s, i):
 def make_ready(s, i):
     t = task(s, i)
     t.state = READY
+    t.mark = PLAIN
     t.ready_time = s.now
     place_ready(s, i)
     m = variant(s, 3 * t.function + STANDARD).model
@@ -224,13 +308,39 @@ def make_ready(s, i):
 
 
 @kernel
-def set_near(s, i):
-    """Keeps the sorted list of blocked tasks whose open inputs are all running."""
+def leave_ready(s, i):
+    """Task i is not among the ready tasks any more; its marks are gone."""
     t = task(s, i)
-    is_near = (t.state == BLOCKED) & (t.open_inputs > 0) & (t.running_inputs == t.open_inputs)
+    s.n_ready -= 1
+    where = np.int64(s.n_ready)
+    for k in range(s.n_ready):
+        where = k if ready(s, k).task == i else where
+    for k in range(s.n_ready):  # everything behind task i moves up by one
+        ready(s, k).task = ready(s, k + (k >= where)).task
+    v = variant(s, 3 * t.function + STANDARD)
+    if v.model >= 0:
+        model(s, v.model).ready -= 1
+    if t.mark != PLAIN:
+        if t.mark == HELD:
+            s.n_held -= 1
+        else:
+            s.n_queued -= 1
+            s.pools[v.pool].queued -= 1
+        t.mark = PLAIN
+
+
+@kernel
+def set_near(s, i):
+    """Keeps the sorted list of blocked tasks whose open inputs are all running (join any: some input)."""
+    t = task(s, i)
+    enough = (t.running_inputs == t.open_inputs) | ((t.join_any == 1) & (t.running_inputs > 0))
+    is_near = (t.state == BLOCKED) & (t.open_inputs > 0) & enough
     if is_near == t.near:
         return
     t.near = is_near
+    m = variant(s, 3 * t.function + STANDARD).model
+    if m >= 0:
+        model(s, m).soon += 2 * is_near - 1
     if is_near:
         k = s.n_near
         while k > 0 and near(s, k - 1).task > i:
@@ -252,16 +362,8 @@ def set_near(s, i):
 def dispatched(s, i, when):
     """Task i leaves the ready tasks and runs, expected to end at `when` (us); its successors have one more running input."""
     t = task(s, i)
+    leave_ready(s, i)
     t.state = RUNNING
-    s.n_ready -= 1
-    where = np.int64(s.n_ready)
-    for k in range(s.n_ready):
-        where = k if ready(s, k).task == i else where
-    for k in range(s.n_ready):  # everything behind task i moves up by one
-        ready(s, k).task = ready(s, k + (k >= where)).task
-    m = variant(s, 3 * t.function + STANDARD).model
-    if m >= 0:
-        model(s, m).ready -= 1
     for e in range(t.succ_from, t.succ_to):
         j = successor(s, e).task
         o = task(s, j)
@@ -280,18 +382,66 @@ def expect(s, i, when):
 
 
 @kernel
-def ended(s, i, resolved):
-    """A call of task i has ended: its successors have one running input fewer, and if it is resolved (there is an output,
-    or there will never be one) one open input fewer: those without any become ready."""
+def set_late(s, i, is_late):
+    """Whether running task i has a call that has overrun."""
     t = task(s, i)
+    if (t.mark == OVERDUE) != is_late:
+        t.mark = OVERDUE if is_late else PLAIN
+        s.n_late += 2 * is_late - 1
+    t.key = key_of(t)
+
+
+@kernel
+def stopped(s, i):
+    """Task i runs no more: its successors have one running input fewer."""
+    t = task(s, i)
+    if t.mark == OVERDUE:
+        set_late(s, i, False)
     for e in range(t.succ_from, t.succ_to):
         j = successor(s, e).task
-        o = task(s, j)
-        o.running_inputs -= 1
-        o.open_inputs -= resolved
+        task(s, j).running_inputs -= 1
         set_near(s, j)
-        if o.open_inputs == 0 and o.state == BLOCKED:
-            make_ready(s, j)
+
+
+@kernel
+def tell(s, j):
+    """Task j is told that one of its inputs is done, or that it must do without it."""
+    t = task(s, j)
+    if t.join_any == 1:
+        t.open_inputs = 0
+    else:
+        t.open_inputs -= 1
+    set_near(s, j)
+    if t.open_inputs == 0 and t.state == BLOCKED:
+        make_ready(s, j)
+        if t.join_any == 1:
+            release_alternatives(s, j)
+
+
+@kernel
+def release_alternatives(s, j):
+    """One input of task j is enough, and is there: what only the other ones were good for becomes optional."""
+    t = task(s, j)
+    for e in range(t.pred_from, t.pred_to):
+        task(s, predecessor(s, e).task).touched = 1
+    for i in range(j - 1, -1, -1):
+        t = task(s, i)
+        if t.touched == 0:
+            continue
+        t.touched = 0
+        if t.required == 0 or t.state >= DONE:
+            continue
+        free = True
+        for e in range(t.succ_from, t.succ_to):
+            o = task(s, successor(s, e).task)
+            if o.state < DONE and o.required == 1 and (o.join_any == 0 or o.state == BLOCKED):
+                free = False
+        if free:
+            t.required = 0
+            s.n_required -= 1
+            s.required_left -= 1
+            for e in range(t.pred_from, t.pred_to):
+                task(s, predecessor(s, e).task).touched = 1
 
 
 @kernel
@@ -300,28 +450,133 @@ def done(s, i):
     t = task(s, i)
     t.state = DONE
     s.work_left -= t.work
+    s.cost_left -= standard_cost(s, t)
     if t.required == 1:
         s.required_left -= 1
         if t.succ_to == t.succ_from:
             s.sinks_done += 1
             s.quality_done += t.quality
-    ended(s, i, 1)
+    stopped(s, i)
+    for e in range(t.succ_from, t.succ_to):
+        tell(s, successor(s, e).task)
     if s.required_left == 0:
         s.status = SOLVED
 
 
 @kernel
-def failed(s, i):
-    """An attempt of task i gave nothing: it is ready again, or given up when its attempts are used."""
+def failed(s, i, lost):
+    """An attempt of task i gave nothing, and no other call of it is in flight: it is ready again, or given up when its
+    attempts are used. `lost`: an input's artifact is gone."""
     t = task(s, i)
-    t.attempts += 1
+    stopped(s, i)
+    t.state = BLOCKED
+    if lost:
+        lose_input(s, i)
     if s.max_attempts > 0 and t.attempts >= s.max_attempts:
+        give_up(s, i)
+    elif t.open_inputs == 0:
+        make_ready(s, i)
+    else:
+        set_near(s, i)
+
+
+@kernel
+def oldest_input(s, i):
+    """The input of task i whose artifact is the oldest (then: of smallest index); -1 if none is done."""
+    t = task(s, i)
+    found = -1
+    for e in range(t.pred_from, t.pred_to):
+        k = np.int64(predecessor(s, e).task)
+        if task(s, k).state == DONE:
+            age = artifact(s, k).created
+            if found < 0 or age < artifact(s, found).created or (age == artifact(s, found).created and k < found):
+                found = k
+    return found
+
+
+@kernel
+def lose_input(s, i):
+    """The oldest artifact among the inputs of task i is gone: its producer runs once more, and nothing else does."""
+    found = oldest_input(s, i)
+    if found < 0:
+        return
+    t = task(s, found)
+    s.work_left += t.work
+    s.cost_left += standard_cost(s, t)
+    s.required_left += t.required
+    for e in range(t.succ_from, t.succ_to):
+        j = successor(s, e).task
+        o = task(s, j)
+        if o.join_any == 0:
+            o.open_inputs += 1
+        else:
+            o.open_inputs = 1
+            for f in range(o.pred_from, o.pred_to):
+                k = np.int64(predecessor(s, f).task)
+                if k != found and task(s, k).state == DONE:
+                    o.open_inputs = 0
+        if o.state == READY and o.open_inputs > 0:
+            leave_ready(s, j)
+            o.state = BLOCKED
+        set_near(s, j)
+    t.state = BLOCKED
+    if t.open_inputs == 0:
+        make_ready(s, found)
+    else:
+        set_near(s, found)
+
+
+@kernel
+def give_up(s, first):
+    """Task `first` will never have an output; what cannot do without it falls with it, in order of index."""
+    task(s, first).touched = 1
+    for i in range(first, s.n_tasks):
+        t = task(s, i)
+        if t.touched == 0:
+            continue
+        t.touched = 0
+        if t.join_any == 1 and i != first and not inputs_given_up(s, t):
+            continue
+        if s.status != ON:
+            continue
+        if t.state == READY:
+            leave_ready(s, i)
         t.state = GIVEN_UP
+        s.n_given_up += 1
         t.quality = 0.0
         s.work_left -= t.work
+        s.cost_left -= standard_cost(s, t)
+        set_near(s, i)
         if t.required == 1:
             s.status = FAILED
-        ended(s, i, 1 - t.required)
-    else:
-        ended(s, i, 0)
-        make_ready(s, i)
+            continue
+        for e in range(t.succ_from, t.succ_to):
+            link = successor(s, e)
+            o = task(s, link.task)
+            if link.soft == 0 and o.state == BLOCKED:
+                o.touched = 1
+            elif o.join_any == 0:
+                tell(s, link.task)
+
+
+@kernel
+def inputs_given_up(s, t):
+    """Whether every input of a task is given up."""
+    for e in range(t.pred_from, t.pred_to):
+        if task(s, predecessor(s, e).task).state != GIVEN_UP:
+            return False
+    return True
+
+
+@kernel
+def first_optional(s):
+    """The first ready optional task, or else the blocked one of smallest index; -1 if there is none."""
+    for k in range(s.n_ready):
+        i = np.int64(ready(s, k).task)
+        if task(s, i).required == 0:
+            return i
+    for i in range(s.n_tasks):
+        t = task(s, i)
+        if t.required == 0 and t.state == BLOCKED:
+            return i
+    return -1

@@ -24,6 +24,7 @@ _CACHES = (
     "slots_valid",
     "any_near",
     "any_start",
+    "any_short",
     "n_slots",
     "n_tail",
     "victim_budget",

@@ -7,27 +7,35 @@ from __future__ import annotations
 
 import numpy as np
 
-from pit import arbitration, automation, dag_tracker, observation, pool_manager, rules, slots
+from pit import arbitration, automation, dag_tracker, observation, pool_manager, rules, slots, stale_manager
+from pit.automation import find_call
 from pit.compiled import entry, kernel
 from pit.layout import (
     ARRIVE,
+    BACK_OFF,
     COOLDOWN,
     ERR_THROTTLED,
     EXPIRED,
     FINISHED,
+    HEDGE,
     HOLD,
     LOAD_FAILED,
     LOADED,
     LOADING,
     N_SLOTS,
+    N_VARIANTS,
     N_VERBS,
     NEVER,
     OK,
     ON,
     OUT_BLOCKED,
+    OUT_NONE,
     OUT_QUEUED,
     OUT_WAITED,
+    QUEUE,
+    QUEUED,
     REJECTED,
+    SKIP,
     STANDARD,
     STARTED,
     UNLOADED,
@@ -41,8 +49,8 @@ from pit.state import call, copy, event_at, model, pit_at, task, variant
 @kernel
 def legal(s, action):
     """Whether an action is legal now."""
-    if action == WAIT:
-        return slots.wait_legal(s)
+    if action >= WAIT:
+        return action <= SKIP and (slots.globals_legal(s) >> (action - WAIT)) & 1 == 1
     if action < 0 or action >= N_SLOTS * N_VERBS or s.status != ON or s.arrived == 0:
         return False
     slots.refresh_slots(s)
@@ -53,7 +61,7 @@ def legal(s, action):
 @kernel
 def first_legal(s):
     """The first legal action, -1 if none."""
-    for a in range(WAIT + 1):
+    for a in range(SKIP + 1):
         if legal(s, a):
             return a
     return -1
@@ -79,20 +87,55 @@ def act(s, action):
         s.waiting = 1
         s.outcome = OUT_WAITED
     else:
-        g = action // N_VERBS
-        verb = action - g * N_VERBS
-        slot = s.slots[g]
-        f = np.int64(task(s, slot.head).function)
-        if verb == HOLD:
-            v = variant(s, 3 * f + STANDARD)
-            arbitration.hold_slot(s, g, s.now + np.int64(model(s, v.model).load_est))
-            s.outcome = OUT_QUEUED
+        if action > WAIT:
+            do_global(s, action)
         else:
-            planned = pool_manager.plan(s, variant(s, 3 * f + verb))
-            automation.before_call(s, np.int64(slot.head), f, verb, planned)
+            do_verb(s, action // N_VERBS, action % N_VERBS)
+        automation.between_calls(s)
         s.slots_valid = 0
     if blocked:
         s.outcome = OUT_BLOCKED
+
+
+@kernel
+def do_verb(s, g, verb):
+    """A legal verb on slot g."""
+    i = np.int64(s.slots[g].head)
+    t = task(s, i)
+    f = np.int64(t.function)
+    standard = variant(s, 3 * f + STANDARD)
+    if verb < N_VARIANTS:
+        if standard.forbidden == 1:
+            automation.deny(s, i)
+        else:
+            planned = pool_manager.plan(s, variant(s, 3 * f + verb))
+            automation.before_call(s, i, f, verb, planned, 0)
+    elif verb == QUEUE:
+        arbitration.enqueue(s, i)
+        s.outcome = OUT_QUEUED
+    elif verb == HOLD:
+        arbitration.hold_slot(s, g, s.now + np.int64(model(s, standard.model).load_est))
+        s.outcome = OUT_QUEUED
+    elif verb == HEDGE:
+        k = np.int64(slots.running_variant(s, i))
+        planned = pool_manager.plan(s, variant(s, 3 * f + k))
+        automation.before_call(s, i, f, k, planned, 1)
+    else:
+        if t.mark == QUEUED:
+            arbitration.leave_queue(s, i)
+        else:
+            automation.cancel_task(s, i)
+        s.outcome = OUT_NONE
+
+
+@kernel
+def do_global(s, action):
+    """A legal global action but `wait`."""
+    if action == SKIP:
+        dag_tracker.give_up(s, dag_tracker.first_optional(s))
+    else:
+        arbitration.back_off(s, 1 if action == BACK_OFF else 4)
+    s.outcome = OUT_NONE
 
 
 @kernel
@@ -100,7 +143,15 @@ def next_timer(s):
     """us of the next timer; NEVER if none."""
     if s.status != ON or s.arrived == 0:
         return NEVER
-    return min(arbitration.next_hold(s), s.horizon)
+    best = min(arbitration.next_hold(s), s.horizon)
+    if s.any_timer == 1:
+        best = min(best, min(automation.next_call_timer(s), stale_manager.next_expiry(s)))
+        for p in range(s.n_pools):
+            best = min(best, pool_manager.next_token(s, p))
+            closed = s.pools[p].closed_until
+            if closed > s.now:
+                best = min(best, closed)
+    return best
 
 
 @kernel
@@ -114,8 +165,12 @@ def advance(s, t):
         s.waiting = 0
         s.slots_valid = 0
         arbitration.expire_holds(s)
-        if s.horizon <= s.now:
+        if s.any_timer == 1:
+            automation.fire_keep_alives(s)
+            automation.fire_call_timers(s)
+        if s.horizon <= s.now and s.status == ON:
             s.status = EXPIRED
+        automation.between_calls(s)
         when = next_timer(s)
     pass_time(s, t)
 
@@ -127,15 +182,6 @@ def pass_time(s, t):
         s.now = t
         s.zero_actions = 0
         s.slots_valid = 0
-
-
-@kernel
-def find_call(s, number):
-    """Row of the call with this id; -1 if it is not in flight."""
-    row = -1
-    for k in range(s.n_calls):  # no early exit: where it would leave is a guess that fails
-        row = k if call(s, k).id == number else row
-    return row
 
 
 @kernel
@@ -152,8 +198,7 @@ def apply(s, e):
             s.deadline += s.now
         if s.horizon < NEVER:
             s.horizon += s.now
-        for p in range(s.n_pools):
-            s.pools[p].settled = s.now
+        open_pools(s)
         dag_tracker.arrive(s)
         fits = True
     elif e.kind == FINISHED or e.kind == REJECTED or e.kind == STARTED:
@@ -169,10 +214,10 @@ def apply(s, e):
                 automation.after_call(s, k, error, np.int64(0), -1.0, np.int64(0), np.int64(0), True)
             else:
                 c = call(s, k)
-                c.start = s.now
-                c.expected_end = s.now + c.est
+                automation.set_start(s, k)
                 pool_manager.call_changed(s, c.model)
                 dag_tracker.expect(s, c.task, c.expected_end)
+                automation.look_at_overruns(s, np.int64(c.task))
     elif 0 <= e.subject < s.n_copies:
         c = copy(s, e.subject)
         which = np.int64(e.subject)
@@ -188,9 +233,26 @@ def apply(s, e):
     if fits:
         s.waiting = 0
         s.slots_valid = 0
+        automation.between_calls(s)
     else:
         s.ignored += 1
     return fits
+
+
+@kernel
+def open_pools(s):
+    """At the arrival: full token buckets, and which limits and timers there are at all."""
+    for p in range(s.n_pools):
+        pool = s.pools[p]
+        pool.settled = s.now
+        pool.full *= pool.period
+        pool.most *= pool.period
+        pool.credit = pool.full
+        pool.credited = s.now
+    s.any_tight = (s.n_limited > 0) | (s.money > 0) | (s.back_off > 0)
+    s.any_timer = (s.n_limited > 0) | (s.back_off > 0) | (s.time_out > 0.0) | automation.overruns_matter(s)
+    for m in range(s.n_models):
+        s.any_timer |= model(s, m).keep_alive > 0
 
 
 @kernel
@@ -198,10 +260,22 @@ def decision_due(s):
     """Whether the driver should ask for an action: the end, or some start is legal and nobody waits."""
     if s.status != ON:
         return True
-    if (s.arrived == 0) | (s.waiting == 1) | (s.n_ready == s.n_held) | (s.n_full == s.n_pools):
+    if (s.arrived == 0) | (s.waiting == 1):
+        return False
+    idle = s.n_calls + s.n_loading + s.n_cooling + s.n_held == 0
+    no_start = (s.n_ready == s.n_held + s.n_queued) | (s.n_full == s.n_pools)
+    if no_start & (s.n_late == 0) & (not idle):
         return False
     slots.refresh_slots(s)
-    return s.any_start == 1
+    if s.any_start == 1:
+        return True
+    return idle and nothing_comes(s) and first_legal(s) >= 0
+
+
+@kernel
+def nothing_comes(s):
+    """Whether no timer but the horizon is to come."""
+    return next_timer(s) >= s.horizon
 
 
 ACT, ADVANCE, APPLY, DUE, OBSERVE, TIMER, RULE = range(7)

@@ -35,7 +35,11 @@ WAIT = N_SLOTS * N_VERBS  # 112
 GLOBAL_ACTIONS = ("wait", "back_off", "back_off_long", "skip", "refresh", "defer", "rule") + tuple(
     f"reserved_{i}" for i in range(9)
 )
-IMPLEMENTED_VERBS = ("lite", "standard", "premium", "hold")  # a system that names another verb is refused
+BACK_OFF, BACK_OFF_LONG, SKIP = WAIT + 1, WAIT + 2, WAIT + 3
+ENABLED = VERBS + GLOBAL_ACTIONS[:4]  # what a system can enable, in the order of its bits; `wait` always is
+DEFAULT_VERBS = ("lite", "standard", "premium", "hold")
+WAIT_BIT = N_VERBS
+MAX_PRIORITY = 3
 
 
 def action_name(action: int) -> str:
@@ -62,12 +66,16 @@ ARRIVE, STARTED, LOADED, LOAD_FAILED, UNLOADED, FINISHED, REJECTED = range(7)
 COMMANDS = ("start", "cancel", "load", "unload", "fetch", "store", "delete")
 CMD_START, CMD_CANCEL, CMD_LOAD, CMD_UNLOAD, CMD_FETCH, CMD_STORE, CMD_DELETE = range(7)
 ERRORS = ("ok", "error", "timeout", "throttled", "precondition", "access", "load", "invalid", "cancelled", "lost")
-OK, ERR_ERROR, ERR_TIMEOUT, ERR_THROTTLED, ERR_PRECONDITION, ERR_ACCESS, ERR_LOAD = range(7)
+(
+    OK, ERR_ERROR, ERR_TIMEOUT, ERR_THROTTLED, ERR_PRECONDITION, ERR_ACCESS, ERR_LOAD, ERR_INVALID, ERR_CANCELLED, ERR_LOST,
+) = range(10)  # fmt: skip
 WARNED_ERRORS = (ERR_PRECONDITION, ERR_ACCESS)  # the caller's own mistakes: each costs one warning
 
 # --------------------------------------------------------------------------- states
 TASK_STATES = ("blocked", "ready", "running", "done", "given_up")
 BLOCKED, READY, RUNNING, DONE, GIVEN_UP = range(5)
+TASK_CLASSES = ("plain", "held", "queued", "running")  # what an open task's slot is about
+PLAIN, HELD, QUEUED, OVERDUE = range(4)
 COPY_STATES = ("idle", "loading", "warm", "active", "cooldown")
 IDLE, LOADING, WARM, ACTIVE, COOLDOWN = range(5)
 STATUSES = ("running", "solved", "failed", "expired")
@@ -85,6 +93,8 @@ RANK_EVERY_MIN = 8  # finishes between two recomputations, at least; or n // RAN
 RANK_EVERY_SHARE = 16
 OVERRUN_FACTOR = 1.5
 OVERRUN_SPREADS = 2.0
+MAX_DOUBLINGS = 16  # of a back-off
+PREWARM_AFTER = 2  # times that a model must have followed another before it is loaded ahead
 ZERO_TIME_PER_OPEN = 4  # a wait is forced after 4 x open tasks + 64 actions at one time
 ZERO_TIME_BASE = 64
 SCORE_WEIGHTS = (1.0, 1.0, 2.0)  # efficiency, stability, optimization where no level sets its own
@@ -111,7 +121,7 @@ SLOT_FEATURES = (
     Feature("ready_count", "c / (c + 4), c = members; 0 only in an empty slot", 0, 1, HIDDEN),
     Feature("rank", "min(1, rank / cp_left); 0 if order_hidden or cp_left <= 0", 0, 1, HIDDEN),
     Feature("slack", "clip((deadline - now - rank) / LB, -1, 1); 1 without deadline", -1, 1, HIDDEN),
-    Feature("remaining_work", "clip(work_left / work_total, 0, 1)", 0, 1, HIDDEN),
+    Feature("influence", "x / (x + 1), x = influence(head) x n: what its quality means for the required sinks", 0, 1, HIDDEN),
     Feature("duration", "sq(est(standard))", 0, 1, HIDDEN),
     Feature("spread", "clip(spread(standard) / est(standard), 0, 1)", 0, 1, HIDDEN),
     Feature("delay_lite", "-1 if lite is not usable, else sq(delay(lite))", -1, 1, PARTIAL),
@@ -135,9 +145,9 @@ SLOT_FEATURES = (
     Feature("price_lite", "contrast(est * price of lite, est * price of standard); 0 if not usable or both 0", -1, 1, HIDDEN),
     Feature("price_premium", "as price_lite, for premium", -1, 1, HIDDEN),
     Feature("attempts", "a / (a + 2), a = failed attempts of the head", 0, 1, HIDDEN),
-    Feature("overrun", "0 (slots hold running members only where hedge or cancel is enabled)", 0, 1, HIDDEN),
+    Feature("overrun", "max(0, contrast(now - start, est)) of the head's oldest call in flight; 0 if it is not running", 0, 1, HIDDEN),
     Feature("freshness", "0 (no artifact ages yet)", 0, 1, HIDDEN),
-    Feature("status", "-1 optional, 0 plain, 1 held or queued", -1, 1, HIDDEN),
+    Feature("status", "1 held or queued, 0.5 running, else -1 optional, 0 plain", -1, 1, HIDDEN),
     Feature("code", "the function's code", -1, 1, HIDDEN),
 )
 POOL_FEATURES = (
@@ -145,7 +155,7 @@ POOL_FEATURES = (
     Feature("free", "(places - busy) / places", 0, 1, PARTIAL),
     Feature("loading", "c / (c + 2), c = copies in state loading", 0, 1, PARTIAL),
     Feature("warm_idle", "c / (c + 2), c = copies in state warm", 0, 1, PARTIAL),
-    Feature("queue", "0 (no queue yet)", 0, 1, PARTIAL),
+    Feature("queue", "c / (c + 4), c = tasks queued in it", 0, 1, PARTIAL),
     Feature("failures", "failure average", 0, 1, FULL),
     Feature("utilisation", "utilisation average at now", 0, 1, FULL),
     Feature("health", "1 - failure average", 0, 1, FULL),
@@ -159,15 +169,15 @@ GLOBAL_FEATURES = (
     Feature("open_tasks", "c / (c + 8), c = ready tasks", 0, 1, HIDDEN),
     Feature("running", "c / (c + 8), c = calls in flight", 0, 1, HIDDEN),
     Feature("overrun", "c / (c + 2), c = started calls with now - start > 1.5 x est + 2 x spread", 0, 1, HIDDEN),
-    Feature("money_left", "1 (no budget yet)", 0, 1, HIDDEN),
-    Feature("tokens_left", "1 (no token bucket yet)", 0, 1, HIDDEN),
+    Feature("money_left", "x / (x + cost_left), x = max(0, money - spent - committed); 0 if both are 0; 1 without limit", 0, 1, HIDDEN),
+    Feature("tokens_left", "least credit / (burst x period) of the rate-limited pools; 1 if there is none", 0, 1, HIDDEN),
     Feature(
         "retries_left", "1 - (largest attempts of an unfinished task) / max_attempts, at least 0; 1 if unlimited", 0, 1, HIDDEN
     ),
     Feature("actions_since_clock", "a / (a + 8), a = actions since the clock moved", 0, 1, HIDDEN),
     *(Feature(f"last_{o}", f"1 if the last outcome is {o}, else 0", 0, 1, HIDDEN) for o in OUTCOMES),
     Feature("hint_cold", "1 if the last finished call waited for a load", 0, 1, HIDDEN),
-    Feature("hint_queued", "1 if the last finished call was queued", 0, 1, HIDDEN),
+    Feature("hint_queued", "1 if the last finished call came from the queue", 0, 1, HIDDEN),
     Feature("hint_throttled", "1 if the last finished call ended with error throttled", 0, 1, HIDDEN),
     Feature("hint_stale", "1 if the last finished call used a stale input", 0, 1, HIDDEN),
     Feature("score_base", "sum of quality of done required sinks / number of required sinks", 0, 1, HIDDEN),
@@ -198,7 +208,7 @@ GLOBAL_FEATURES = (
     Feature("arrival_rate", "0 (no stream yet)", 0, 1, HIDDEN),
     Feature("arrival_cv", "0 (no stream yet)", 0, 1, HIDDEN),
     Feature("stream_open", "0 (no stream yet)", 0, 1, HIDDEN),
-    Feature("tail_tasks", "c / (c + 8), c = ready tasks that found no slot", 0, 1, HIDDEN),
+    Feature("tail_tasks", "c / (c + 8), c = open tasks that found no slot", 0, 1, HIDDEN),
     Feature("tail_work", "w / (w + LB), w = sum of their work", 0, 1, HIDDEN),
     Feature("tail_rank", "min(1, highest rank among them / cp_left); 0 if none or cp_left <= 0", 0, 1, HIDDEN),
     Feature("tail_age", "sq(now - earliest ready among them); 0 if none", 0, 1, HIDDEN),
@@ -229,7 +239,7 @@ def table_hashes() -> dict[str, str]:
 
     constants = (
         PRIOR_COUNT, PRIOR_SQUARE, EWMA, UTILISATION_WINDOW, RANK_DRIFT, RANK_EVERY_MIN, RANK_EVERY_SHARE,
-        OVERRUN_FACTOR, OVERRUN_SPREADS, ZERO_TIME_PER_OPEN, ZERO_TIME_BASE, RANK_EDGES,
+        OVERRUN_FACTOR, OVERRUN_SPREADS, MAX_DOUBLINGS, PREWARM_AFTER, ZERO_TIME_PER_OPEN, ZERO_TIME_BASE, RANK_EDGES,
     )  # fmt: skip
     return {
         "observation": digest([(n, tuple(f)) for n, f in columns()]),

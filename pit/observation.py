@@ -26,8 +26,10 @@ from pit.layout import (
     N_SLOTS,
     NEVER,
     ON,
+    OVERDUE,
     OVERRUN_FACTOR,
     OVERRUN_SPREADS,
+    PLAIN,
     POOL_FEATURES,
     POOL_OFFSET,
     PREMIUM,
@@ -39,8 +41,8 @@ from pit.layout import (
 )
 from pit.pool_manager import HERE, LOAD
 from pit.scales import clip, contrast, count2, count4, count8, crowd, squash
-from pit.slots import mask_slot, refresh_slots, wait_legal
-from pit.state import call, copy, model, near, ready, task, variant
+from pit.slots import globals_legal, mask_slot, refresh_slots, wait_legal
+from pit.state import call, copy, late, model, near, ready, task, variant
 
 # Exposure class of each column of one slot, of one pool, and of the globals.
 _SLOT_CLASS = np.array([f.exposure for f in SLOT_FEATURES])
@@ -126,8 +128,17 @@ def encode_contrast(s, at, t, v, est, k):
 
 
 @kernel
-def encode_slot(s, g, at, path, work):
-    """The 25 features of slot g at float address `at`; `path` = cp_left, `work` = share of work left."""
+def oldest_start(s, i):
+    """us at which the oldest call of running task i began."""
+    k = 0
+    while call(s, k).task != i:
+        k += 1
+    return call(s, k).start
+
+
+@kernel
+def encode_slot(s, g, at, path):
+    """The 25 features of slot g at float address `at`; `path` = cp_left."""
     slot = s.slots[g]
     t = task(s, slot.head)
     first = 3 * t.function
@@ -139,7 +150,7 @@ def encode_slot(s, g, at, path, work):
     if s.order_hidden == 0 and path > 0.0:
         put(at, 1, min(1.0, t.rank / path))
     put(at, 2, 1.0 if s.deadline == NEVER else clip((s.deadline - s.now - t.rank) / s.lb, -1.0, 1.0))
-    put(at, 3, work)
+    put(at, 3, crowd(t.influence * s.n_tasks, 1.0))
     put(at, 4, squash(est, s.unit))
     put(at, 5, clip(t.base[STANDARD] * v.deviation / est, 0.0, 1.0))
     if v.kinds & (1 << LITE):
@@ -148,7 +159,11 @@ def encode_slot(s, g, at, path, work):
         encode_contrast(s, at + 4, t, v, est, PREMIUM)
     put(at, 20, count2(t.attempts))
     status = 0.0
-    if t.hold_until > 0:
+    if t.mark == OVERDUE:
+        status = 0.5
+        ran = float(s.now - oldest_start(s, np.int64(slot.head)))
+        put(at, 21, max(0.0, contrast(ran, est)))
+    elif t.mark != PLAIN:
         status = 1.0
     elif t.required == 0:
         status = -1.0
@@ -166,6 +181,7 @@ def encode_pools(s, out):
         put(at, 1, (pool.places - pool.busy) / pool.places)
         put(at, 2, count2(pool.loading))
         put(at, 3, count2(pool.warm))
+        put(at, 4, count4(pool.queued))
         if s.exposure == FULL:
             put(at, 5, pool.failures)
             put(at, 6, clip(pool_manager.utilisation(s, p), 0.0, 1.0))
@@ -191,12 +207,14 @@ def next_event(s, when):
 def running(s):
     """(critical path left, overrun calls, us when the first started call is expected to end), over calls in flight.
 
-    The path is that of the first ready task, too. A started call has overrun if it has run longer than 1.5 x its estimate
+    The path is that of the first ready task, too; each pool's `room` is noted. A started call has overrun if it has run longer than 1.5 x its estimate
     plus two spreads.
     """
     path = 0.0
     overrun = 0
     first = _NONE
+    for p in range(s.n_pools):
+        s.pools[p].room = _NONE
     if s.n_ready > 0:
         path = task(s, ready(s, 0).task).rank
     for k in range(s.n_calls):
@@ -209,18 +227,9 @@ def running(s):
         path = max(path, t.rank - min(ran, t.work))
         overrun += ran > OVERRUN_FACTOR * c.est + OVERRUN_SPREADS * c.spread
         first = min(first, end if started else _NONE)
+        pool = s.pools[c.pool]
+        pool.room = min(pool.room, end)
     return path, overrun, first
-
-
-@kernel
-def room_in(s, p):
-    """us until a call of pool p is expected to end; beyond all bounds if none is in flight."""
-    first = _NONE
-    for k in range(s.n_calls):
-        c = call(s, k)
-        end = c.expected_end
-        first = min(first, end if c.pool == p else _NONE)
-    return max(0.0, first - s.now)
 
 
 @kernel
@@ -234,6 +243,28 @@ def retries_left(s):
         if t.state < 3 and t.attempts > worst:
             worst = t.attempts
     return max(0.0, 1.0 - worst / s.max_attempts)
+
+
+@kernel
+def money_left(s):
+    """What may still be spent beside what the rest costs with standard variants."""
+    if s.money == 0:
+        return 1.0
+    x = float(max(0, s.money - s.spent - s.committed))
+    rest = max(0.0, s.cost_left)
+    return x / (x + rest) if x + rest > 0.0 else 0.0
+
+
+@kernel
+def tokens_left(s):
+    """The emptiest token bucket."""
+    left = 1.0
+    if s.n_limited > 0:
+        for p in range(s.n_pools):
+            pool = s.pools[p]
+            if pool.period > 0:
+                left = min(left, pool_manager.credit(s, p) / pool.full)
+    return left
 
 
 @kernel
@@ -251,7 +282,7 @@ def encode_first_slot(s, at, first):
         if pool_manager.has_place(s, v):
             room = 0.0
         else:
-            room = squash(room_in(s, v.pool), s.unit)
+            room = squash(max(0.0, s.pools[v.pool].room - s.now), s.unit)
     put(at, 30, warm)
     put(at, 31, room)
     put(at, 33, s.duration_error)
@@ -261,12 +292,12 @@ def encode_first_slot(s, at, first):
 
 @kernel
 def encode_tail(s, at, path):
-    """Ready tasks that found no slot."""
+    """Open tasks that found no slot."""
     work = 0.0
     rank = 0.0
     oldest = s.now
-    for k in range(s.n_ready):
-        t = task(s, ready(s, k).task)
+    for k in range(s.n_ready + s.n_late):
+        t = task(s, ready(s, k).task if k < s.n_ready else late(s, k - s.n_ready).task)
         if t.slot < 0:
             work += t.work
             rank = max(rank, t.rank)
@@ -290,12 +321,13 @@ def encode_globals(s, at, path, work, overrun, first):
     put(at, 5, count8(s.n_ready))
     put(at, 6, count8(s.n_calls))
     put(at, 7, count2(overrun))
-    put(at, 8, 1.0)
-    put(at, 9, 1.0)
+    put(at, 8, money_left(s))
+    put(at, 9, tokens_left(s))
     put(at, 10, retries_left(s))
     put(at, 11, count8(s.zero_actions))
     put(at, _LAST + s.outcome, 1.0)
     put(at, 20, s.hint_cold)
+    put(at, 21, s.hint_queued)
     put(at, 22, s.hint_throttled)
     sinks = max(1, s.n_sinks)
     put(at, 24, clip(s.quality_done / sinks, 0.0, 1.0))
@@ -337,9 +369,11 @@ def encode(s, out, mask):
     work = clip(s.work_left / s.work_total, 0.0, 1.0)
     for g in range(s.n_slots):
         at = out + 4 * g * N_SLOT_FEATURES
-        encode_slot(s, g, at, path, work)
+        encode_slot(s, g, at, path)
         mask_slot(s, g, mask)
-    put_byte(mask, WAIT, wait_legal(s))
+    legal = globals_legal(s)
+    for k in range(4):
+        put_byte(mask, WAIT + k, (legal >> k) & 1)
     if s.exposure > 0:
         encode_pools(s, out)
     encode_globals(s, out + 4 * GLOBAL_OFFSET, path, work, overrun, first)

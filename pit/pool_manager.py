@@ -1,9 +1,12 @@
-"""Pool Manager: places, copies of models and their lifecycle (idle, loading, warm, active, cooldown), load estimates.
+"""Pool Manager: places, tokens, money, copies of models and their lifecycle (idle, loading, warm, active, cooldown), load
+estimates.
 
 It must not know why a call is made, nor which copy leaves when room is short: that is the Stale Manager's.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from pit.compiled import kernel
 from pit.layout import ACTIVE, IDLE, LOADING, NEVER, PRIOR_COUNT, UTILISATION_WINDOW, WARM
@@ -73,6 +76,68 @@ def has_place(s, v):
 
 
 @kernel
+def credit(s, p):
+    """What the token bucket of pool p holds now, us of refill time."""
+    pool = s.pools[p]
+    return min(pool.full, pool.credit + (s.now - pool.credited))
+
+
+@kernel
+def take_tokens(s, p, amount):
+    """`amount` us leave the bucket of pool p; 0 empties nothing."""
+    pool = s.pools[p]
+    pool.credit = credit(s, p) - amount
+    pool.credited = s.now
+
+
+@kernel
+def call_price(est, v):
+    """Micro-units that a call of variant v is expected to cost."""
+    return np.int64(est * v.price / 1e6)
+
+
+@kernel
+def load_price(m):
+    """Micro-units that a load of model m is expected to cost."""
+    return np.int64(m.load_est * m.price / 1e6)
+
+
+@kernel
+def money_for(s, amount):
+    """Whether this amount may still be committed."""
+    return (s.money == 0) | (s.spent + s.committed + amount <= s.money)
+
+
+@kernel
+def refused(s, base, v, mode):
+    """Why limits forbid a call of variant v of a task with this base: 0 they do not, 1 its pool is backed off, 2 tokens or money."""
+    pool = s.pools[v.pool]
+    if pool.closed_until > s.now:
+        return 1
+    if pool.period > 0 and credit(s, v.pool) < v.tokens * pool.period:
+        return 2
+    if s.money > 0:
+        amount = call_price(base * v.ratio, v)
+        if mode == LOAD:
+            amount += load_price(model(s, v.model))
+        if not money_for(s, amount):
+            return 2
+    return 0
+
+
+@kernel
+def can_begin(s, base, v):
+    """How a call of variant v of a task with this base would begin now (as `plan`), mode NO if it cannot."""
+    planned = plan(s, v)
+    mode = planned & 3
+    if mode == NO or not has_place(s, v):
+        return NO
+    if s.any_tight == 1 and refused(s, base, v, mode) != 0:
+        return NO
+    return planned
+
+
+@kernel
 def settle(s, p):
     """Stores the utilisation average of pool p up to now, before its busy places change."""
     pool = s.pools[p]
@@ -134,8 +199,8 @@ def add_user(s, i):
 
 
 @kernel
-def load_copy(s, pool, m):
-    """Takes memory and the first idle row for a new copy with one user, loading from now on; its index."""
+def load_copy(s, pool, m, users):
+    """Takes memory, the first idle row and the load's price for a new copy, loading from now on; its index."""
     i = 0
     while copy(s, i).state != IDLE:
         i += 1
@@ -149,9 +214,13 @@ def load_copy(s, pool, m):
     c.pool = pool
     c.model = m
     c.budget = s.pools[pool].budget
-    c.users = 1
+    c.users = users
     c.state = LOADING
-    if md.serves > 1:
+    c.auto = 1 - users
+    s.n_auto += c.auto
+    c.cost = load_price(md)
+    s.committed += c.cost
+    if users < md.serves:
         gain_room(s, i)
     c.last_used = s.now
     c.load_est = md.load_est
@@ -172,8 +241,7 @@ def drop_copy(s, i, state):
     if c.state == WARM:
         set_warm(s, c, -1)
     if c.state == LOADING:
-        s.n_loading -= 1
-        s.pools[c.pool].loading -= 1
+        load_ended(s, c)
     before = c.state
     c.state = state
     c.users = 0
@@ -201,14 +269,24 @@ def shrink_rows(s):
 
 
 @kernel
+def load_ended(s, c):
+    """Copy c does not load any more."""
+    s.n_loading -= 1
+    s.pools[c.pool].loading -= 1
+    s.committed -= c.cost
+    s.n_auto -= c.auto
+    c.auto = 0
+
+
+@kernel
 def copy_loaded(s, i, elapsed):
     """A copy has loaded: the load estimate learns, the copy is warm, or active if calls wait for it."""
     c = copy(s, i)
     m = model(s, c.model)
-    s.n_loading -= 1
-    s.pools[c.pool].loading -= 1
+    load_ended(s, c)
     c.state = ACTIVE if c.users > 0 else WARM
     if c.state == WARM:
+        c.last_used = s.now
         set_warm(s, c, 1)
     lose_room(s, i, LOADING)
     if c.users < m.serves:
@@ -226,11 +304,12 @@ def learn_load(m):
 
 @kernel
 def release_copy(s, i):
-    """One user fewer."""
+    """One user fewer, of a copy that is loaded or still loads."""
     c = copy(s, i)
     c.users -= 1
-    c.last_used = s.now
-    if c.users == 0:
+    if c.state != LOADING:
+        c.last_used = s.now
+    if c.users == 0 and c.state == ACTIVE:
         c.state = WARM
         set_warm(s, c, 1)
     gain_room(s, i)
@@ -261,8 +340,8 @@ def free_in(s, m):
 
 
 @kernel
-def start_delay(s, v):
-    """us until a call of variant v would begin if it were started now (places aside)."""
+def copy_delay(s, v):
+    """us until variant v's model would be there if a call were started now."""
     if v.model < 0:
         return 0.0
     m = model(s, v.model)
@@ -271,3 +350,36 @@ def start_delay(s, v):
     joined = max(0.0, copy(s, max(join, 0)).expected_loaded - s.now)  # chosen below, or not: a guess would cost more
     delay = joined if join >= 0 else load_est
     return 0.0 if m.here >= 0 else delay
+
+
+@kernel
+def place_delay(s, v):
+    """us until variant v's pool is expected to have its units free, as far as the encoder's `room` tells."""
+    if has_place(s, v):
+        return 0.0
+    pool = s.pools[v.pool]
+    return max(0.0, pool.room - s.now) + pool.queued * s.unit / pool.places
+
+
+@kernel
+def start_delay(s, v):
+    """us until a call of variant v would begin: its copy, a place, tokens, the end of a back-off."""
+    delay = max(copy_delay(s, v), place_delay(s, v))
+    if s.any_tight == 1:
+        pool = s.pools[v.pool]
+        if pool.period > 0:
+            delay = max(delay, float(v.tokens * pool.period - credit(s, v.pool)))
+        delay = max(delay, float(pool.closed_until - s.now))
+    return delay
+
+
+@kernel
+def next_token(s, p):
+    """us at which pool p holds one token more; NEVER if it needs none."""
+    pool = s.pools[p]
+    if pool.period == 0:
+        return NEVER
+    held = credit(s, p)
+    if held >= pool.most:
+        return NEVER
+    return s.now + pool.period - held % pool.period

@@ -5,11 +5,26 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from pit import arbitration, pool_manager
+from pit import arbitration, dag_tracker, pool_manager
 from pit.compiled import kernel, put_word
-from pit.layout import HOLD, LITE, N_VERBS, ON, PREMIUM, STANDARD
+from pit.layout import (
+    CANCEL,
+    HEDGE,
+    HOLD,
+    LITE,
+    N_VERBS,
+    NEVER,
+    ON,
+    OVERDUE,
+    PLAIN,
+    PREMIUM,
+    QUEUE,
+    QUEUED,
+    STANDARD,
+    WAIT_BIT,
+)
 from pit.pool_manager import HERE, NO
-from pit.state import model, task, variant
+from pit.state import call, model, task, variant
 
 _SPREAD = np.uint64(sum(1 << (7 * k) for k in range(N_VERBS)))  # times seven bits: bit k of them stands at bit 8 k, too
 _ONES = np.uint64(0x0001010101010101)
@@ -17,42 +32,128 @@ _ONES = np.uint64(0x0001010101010101)
 
 @kernel
 def wait_legal(s):
-    """Whether `wait` may be chosen: something is in flight, loads, cools down or is held; or nothing else can be done."""
-    return s.n_calls > 0 or s.n_loading + s.n_cooling + s.n_held > 0 or s.status != ON or s.arrived == 0
+    """Whether `wait` may be chosen: something is in flight, loads, cools down, is held or closed; or nothing else can be done."""
+    if s.n_calls > 0 or s.n_loading + s.n_cooling + s.n_held > 0 or s.status != ON or s.arrived == 0:
+        return True
+    if s.any_tight == 1:
+        for p in range(s.n_pools):
+            if s.pools[p].closed_until > s.now or pool_manager.next_token(s, p) < NEVER:
+                return True
+    return False
+
+
+@kernel
+def enabled(s, bit):
+    return (s.verbs >> bit) & 1 == 1
+
+
+@kernel
+def back_off_legal(s):
+    """Whether some pool has a failed call last and is not backed off."""
+    return s.back_off > 0 and arbitration.worst_pool(s) >= 0
+
+
+@kernel
+def skip_legal(s):
+    """Whether there is an optional task that is ready or blocked."""
+    return s.n_required < s.n_tasks and dag_tracker.first_optional(s) >= 0
+
+
+@kernel
+def globals_legal(s):
+    """Bits of the legal global actions: wait 0, back_off 1, back_off_long 2, skip 3."""
+    bits = 1 if wait_legal(s) else 0
+    if s.verbs >> (WAIT_BIT + 1) != 0 and s.status == ON and s.arrived == 1:
+        if (enabled(s, WAIT_BIT + 1) or enabled(s, WAIT_BIT + 2)) and back_off_legal(s):
+            bits |= (s.verbs >> WAIT_BIT) & 6
+        if enabled(s, WAIT_BIT + 3) and skip_legal(s):
+            bits |= 8
+    return bits
 
 
 @kernel
 def start_bit(s, slot, t, kinds, k):
-    """Bit k if a slot's head t may be started with variant k, one of the usable `kinds`; notes how it would begin."""
+    """Bit k if a slot's plain head t may be started with variant k, one of the usable `kinds`; notes how it would begin."""
     if (kinds >> k) & 1 == 0:
         return 0
     v = variant(s, 3 * t.function + k)
     mode = pool_manager.plan(s, v) & 3
     slot.mode[k] = mode
-    return ((mode != NO) & (t.hold_until == 0) & pool_manager.has_place(s, v)) << k
+    fits = (mode != NO) & (t.mark == PLAIN) & pool_manager.has_place(s, v)
+    if s.any_tight == 1 and fits:
+        why = pool_manager.refused(s, t.base[k], v, mode)
+        if why == 2:
+            s.any_short = 1
+        fits = why == 0
+    return fits << k
+
+
+@kernel
+def hedge_bit(s, t, i):
+    """Bit `hedge` if a second call of running task i may begin with the variant of its first."""
+    if t.calls != 1:
+        return 0
+    k = np.int64(running_variant(s, i))
+    if pool_manager.can_begin(s, t.base[k], variant(s, 3 * t.function + k)) & 3 == NO:
+        return 0
+    return 1 << HEDGE
+
+
+@kernel
+def running_variant(s, i):
+    """The variant of the oldest call of task i in flight."""
+    k = 0
+    while call(s, k).task != i:
+        k += 1
+    return call(s, k).variant
+
+
+@kernel
+def other_bits(s, g, bits):
+    """The legal verbs of slot g besides its starts `bits`: queue, hold, hedge, cancel."""
+    slot = s.slots[g]
+    i = np.int64(slot.head)
+    t = task(s, i)
+    first = 3 * t.function
+    if t.mark == PLAIN:
+        v = variant(s, first + STANDARD)
+        if enabled(s, QUEUE) and v.usable == 1 and not pool_manager.has_place(s, v):
+            bits |= 1 << QUEUE
+        if bits & (1 << STANDARD) and enabled(s, HOLD) and slot.mode[STANDARD] != HERE:
+            if pool_manager.free_in(s, v.model) <= model(s, v.model).load_est:
+                bits |= 1 << HOLD
+    elif t.mark == QUEUED:
+        if enabled(s, CANCEL):
+            bits |= 1 << CANCEL
+    elif t.mark == OVERDUE:
+        if enabled(s, HEDGE):
+            bits |= hedge_bit(s, t, i)
+        if enabled(s, CANCEL) and (s.max_attempts == 0 or t.attempts + 1 < s.max_attempts):
+            bits |= 1 << CANCEL
+        s.any_start |= bits != 0
+    return bits
 
 
 @kernel
 def refresh_slots(s):
-    """Groups the ready tasks and finds each slot's legal verbs, if anything has changed since the last time."""
+    """Groups the open tasks and finds each slot's legal verbs, if anything has changed since the last time."""
     if s.slots_valid == 1:
         return
     s.slots_valid = 1
     s.any_start = 0
+    s.any_short = 0
     arbitration.group_ready(s)
+    others = (s.verbs >> QUEUE) & 15
     for g in range(s.n_slots):
         slot = s.slots[g]
         t = task(s, slot.head)
-        first = 3 * t.function
-        kinds = variant(s, first + STANDARD).kinds
+        kinds = variant(s, 3 * t.function + STANDARD).kinds
         bits = (
             start_bit(s, slot, t, kinds, LITE) | start_bit(s, slot, t, kinds, STANDARD) | start_bit(s, slot, t, kinds, PREMIUM)
         )
         s.any_start |= bits != 0
-        if bits & (1 << STANDARD) and (s.verbs >> HOLD) & 1 and slot.mode[STANDARD] != HERE:
-            v = variant(s, first + STANDARD)
-            if pool_manager.free_in(s, v.model) <= model(s, v.model).load_est:
-                bits |= 1 << HOLD
+        if others != 0:
+            bits = other_bits(s, g, bits)
         slot.legal = bits
 
 

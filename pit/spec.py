@@ -10,18 +10,20 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pit.errors import PitError
 from pit.files import load_yaml, parse
 from pit.layout import (
-    IMPLEMENTED_VERBS,
+    DEFAULT_VERBS,
+    ENABLED,
     MAX_FUNCTIONS,
     MAX_MODELS,
     MAX_PLACES,
     MAX_POOLS,
+    MAX_PRIORITY,
     MAX_TASKS,
     VERBS,
 )
@@ -42,19 +44,24 @@ class Strict(BaseModel):
 
 
 class PoolSpec(Strict):
-    """Places on one kind of host, and the memory budget that its models share."""
+    """Places on one kind of host, the memory budget that its models share, and its token bucket: `rate` tokens per second
+    up to `burst` of them."""
 
     places: int = Field(ge=1, le=MAX_PLACES)
     memory: str | None = None
+    rate: float | None = Field(default=None, ge=1e-6, le=1e5, allow_inf_nan=False)
+    burst: int = Field(default=1, ge=1, le=10_000)
 
 
 class ModelSpec(Strict):
-    """What must be loaded before a function is served: memory units, seconds, calls at once per copy, price per second."""
+    """What must be loaded before a function is served: memory units, seconds, calls at once per copy, price per second; an
+    unused copy leaves memory after `keep_alive_seconds`."""
 
     size: int = Field(ge=0, le=1_000_000)
     load_seconds: Seconds
     serves: int = Field(default=1, ge=1, le=MAX_PLACES)
     price: Price = 0.0
+    keep_alive_seconds: Positive | None = None
 
 
 class VariantSpec(Strict):
@@ -66,6 +73,7 @@ class VariantSpec(Strict):
     quality: Share = 1.0
     price: Price = 0.0
     units: int = Field(default=1, ge=1, le=MAX_PLACES)
+    tokens: int = Field(default=1, ge=0, le=10_000)
 
 
 class FunctionSpec(Strict):
@@ -88,20 +96,29 @@ class SystemSpec(Strict):
     pools: dict[Name, PoolSpec] = Field(min_length=1, max_length=MAX_POOLS)
     models: dict[Name, ModelSpec] = Field(default_factory=dict, max_length=MAX_MODELS)
     functions: dict[Name, FunctionSpec] = Field(min_length=1, max_length=MAX_FUNCTIONS)
-    verbs: list[str] = Field(default_factory=lambda: list(IMPLEMENTED_VERBS))
+    verbs: list[str] = Field(default_factory=lambda: list(DEFAULT_VERBS))
     order_hidden: bool = False
     quality_flow: Share = 0.0
     max_attempts: int = Field(default=0, ge=0, le=10_000)
     warning_weight: Share = 0.05
     deadline_seconds: Positive | None = None
     horizon_seconds: Positive | None = None
+    money: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
+    back_off_seconds: Seconds = 0.0
+    time_out: float | None = Field(default=None, ge=1, le=1e6, allow_inf_nan=False, description="multiple of the estimate")
+    ageing_seconds: Seconds = 0.0
+    fair: bool = False
+    fallback: bool = False
+    prewarm: bool = False
+    rebalance: bool = False
+    deny: list[str] = Field(default_factory=list, description="functions, or FUNCTION.VARIANT, that this tenant may not use")
 
     @field_validator("verbs")
     @classmethod
     def _verbs(cls, verbs: list[str]) -> list[str]:
         for verb in verbs:
-            if verb not in IMPLEMENTED_VERBS:
-                raise ValueError(f"verb {verb!r} is not available; choose from {', '.join(IMPLEMENTED_VERBS)}")
+            if verb not in ENABLED:
+                raise ValueError(f"verb {verb!r} is not available; choose from {', '.join(ENABLED)}")
         if "standard" not in verbs:
             raise ValueError("the verb 'standard' must be enabled")
         return verbs
@@ -120,6 +137,10 @@ class SystemSpec(Strict):
                     raise ValueError(
                         f"{where}.units is {v.units}, but pool {v.pool!r} has only {self.pools[v.pool].places} places"
                     )
+                if self.pools[v.pool].rate is not None and v.tokens > self.pools[v.pool].burst:
+                    raise ValueError(
+                        f"{where}.tokens is {v.tokens}, but pool {v.pool!r} never holds more than {self.pools[v.pool].burst} (burst)"
+                    )
                 if v.model is not None:
                     _known(v.model, self.models, f"{where}.model", "model")
                     if served.setdefault(v.model, v.pool) != v.pool:
@@ -133,18 +154,55 @@ class SystemSpec(Strict):
                             f"{where}.model {v.model!r} has size {self.models[v.model].size}, "
                             f"but memory {budget!r} holds only {self.memory[budget]}"
                         )
+        for name in self.deny:
+            self._check_denied(name)
+        for function in self.functions:
+            if not self.usable(function):
+                raise ValueError(f"functions.{function} has no variant that `verbs` enables and `deny` leaves; allow one")
         return self
+
+    def _check_denied(self, name: str) -> None:
+        function, dot, variant = name.rpartition(".")
+        whole = name in self.functions
+        if whole and not self.order_hidden:
+            raise ValueError(f"deny names the function {name!r}; only with order_hidden may a whole function be forbidden")
+        if not whole:
+            _known(function if dot else name, self.functions, "deny", "function")
+            _known(variant, [v for v, _ in self.functions[function].variants()], f"deny: {name}", "variant")
+
+    def usable(self, function: str) -> list[str]:
+        """The variants of a function that may be used: they exist, their verb is enabled, they are not denied."""
+        return [v for v, _ in self.functions[function].variants() if v in self.verbs and f"{function}.{v}" not in self.deny]
 
 
 class TaskSpec(Strict):
-    """One node of a workflow: a function to be called once what stands in `after` is done."""
+    """One node of a workflow: a function to be called once what stands in `after` is done (`join: any`: one of it).
+
+    What stands in `soft` is waited for, too, but may be given up: the output is the poorer for it.
+    """
 
     id: Name
     function: str
     after: list[str] = Field(default_factory=list, max_length=10_000)
+    soft: list[str] = Field(default_factory=list, max_length=10_000)
+    join: Literal["all", "any"] = "all"
+    priority: int = Field(default=0, ge=0, le=MAX_PRIORITY)
     seconds: Positive | None = None
     optional: bool = False
     args: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _edges(self) -> TaskSpec:
+        if self.join == "any" and (self.soft or not self.after):
+            raise ValueError("join 'any' needs inputs in `after`, and none in `soft`")
+        if double := set(self.after) & set(self.soft):
+            raise ValueError(f"{sorted(double)[0]!r} stands in `after` and in `soft`; leave it in one")
+        return self
+
+    @property
+    def inputs(self) -> list[str]:
+        """Hard inputs, then soft ones, each once."""
+        return list(dict.fromkeys([*self.after, *self.soft]))
 
 
 class WorkflowSpec(Strict):
@@ -194,14 +252,14 @@ def order_tasks(workflow: WorkflowSpec) -> WorkflowSpec:
     try:
         for i, t in enumerate(workflow.tasks):
             _known(t.function, workflow.system.functions, f"tasks.{i}.function", "function")
-            for name in t.after:
-                _known(name, index, f"tasks.{i}.after", "task")
+            for name in t.inputs:
+                _known(name, index, f"tasks.{i}.{'after' if name in t.after else 'soft'}", "task")
     except ValueError as error:
         raise PitError(str(error)) from None
-    open_inputs = [len(set(t.after)) for t in workflow.tasks]
+    open_inputs = [len(t.inputs) for t in workflow.tasks]
     followers: list[list[int]] = [[] for _ in workflow.tasks]
     for i, t in enumerate(workflow.tasks):
-        for name in dict.fromkeys(t.after):
+        for name in t.inputs:
             followers[index[name]].append(i)
     order, todo = [], [i for i, n in enumerate(open_inputs) if n == 0]
     while todo:

@@ -1,13 +1,13 @@
-"""Stale Manager: which idle copies leave memory when room is short, least recently used first.
+"""Stale Manager: which idle copies leave memory: when room is short, least recently used first, and when their keep-alive ends.
 
-Expiry of artifacts, keep-alives and demotion between tiers will stand here; it must not know who asks for room.
+Expiry of artifacts and demotion between tiers will stand here; it must not know who asks for room.
 """
 
 from __future__ import annotations
 
 from pit.compiled import kernel
 from pit.layout import NEVER, WARM
-from pit.state import copy
+from pit.state import copy, model
 
 
 @kernel
@@ -24,3 +24,38 @@ def next_victim(s, budget, after):
         best = i if better else best
         best_used = used if better else best_used
     return best
+
+
+@kernel
+def next_unwanted(s, budget, after):
+    """As `next_victim`, among copies of models that no ready or near task wants."""
+    while True:
+        after = next_victim(s, budget, after)
+        if after < 0:
+            return after
+        m = model(s, copy(s, after).model)
+        if m.ready + m.soon == 0:
+            return after
+
+
+@kernel
+def next_expiry(s):
+    """us at which the next unused copy leaves memory by its keep-alive; NEVER if none."""
+    best = NEVER
+    for i in range(s.copy_rows):
+        c = copy(s, i)
+        if c.state == WARM:
+            keep = model(s, c.model).keep_alive
+            if keep > 0 and c.last_used + keep < best:
+                best = c.last_used + keep
+    return best
+
+
+@kernel
+def is_expired(s, i):
+    """Whether the keep-alive of copy i has ended."""
+    c = copy(s, i)
+    if c.state != WARM:
+        return False
+    keep = model(s, c.model).keep_alive
+    return keep > 0 and c.last_used + keep <= s.now

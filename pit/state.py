@@ -28,6 +28,15 @@ POOL = _record(
         ("settled", "i8"),  # us, when utilisation was last stored
         ("loading", "i4"),  # copies in state loading
         ("warm", "i4"),  # copies in state warm
+        ("queued", "i4"),  # tasks queued in it
+        ("in_row", "i4"),  # failed calls in a row
+        ("closed_until", "i8"),  # us, end of its back-off; 0 = none
+        ("period", "i8"),  # us per token; 0 = no rate limit
+        ("full", "i8"),  # us, burst x period
+        ("most", "i8"),  # us, what its dearest usable variant needs
+        ("credit", "i8"),  # us, at `credited`
+        ("credited", "i8"),  # us
+        ("room", "f8"),  # us, when the first of its calls is expected to end, as found by the encoder
     ]
 )
 BUDGET = _record([("capacity", "i8"), ("used", "i8"), ("evictable", "i8")])  # memory units; evictable = size of warm copies
@@ -35,6 +44,7 @@ SLOT = _record(
     [
         ("head", "i4"),  # task index
         ("count", "i4"),  # members
+        ("kind", "i4"),  # class of its members
         ("legal", "u1"),  # bit per verb
         ("mode", "u1", (3,)),  # how each variant would begin: see pool_manager
     ]
@@ -58,11 +68,20 @@ PIT = _record(
         ("duration_error", "f8"),
         ("load_error", "f8"),
         ("failure_error", "f8"),
+        ("cost_left", "f8"),  # micro-units, of what is not done nor given up, with standard
+        ("money", "i8"),  # micro-units; 0 = no limit
+        ("committed", "i8"),  # micro-units, of calls in flight and loads
+        ("back_off", "i8"),  # us
+        ("ageing", "i8"),  # us
+        ("time_out", "f8"),  # multiple of the estimate
         ("task_at", "i4"),  # offsets of the tables, bytes behind this record's start
         ("succ_at", "i4"),
         ("pred_at", "i4"),
         ("ready_at", "i4"),
         ("near_at", "i4"),
+        ("late_at", "i4"),
+        ("follow_at", "i4"),
+        ("artifact_at", "i4"),
         ("variant_at", "i4"),
         ("model_at", "i4"),
         ("copy_at", "i4"),
@@ -81,6 +100,12 @@ PIT = _record(
         ("n_ready", "i4"),
         ("n_near", "i4"),
         ("n_held", "i4"),
+        ("n_queued", "i4"),
+        ("n_late", "i4"),  # running tasks that have overrun (mark OVERDUE)
+        ("n_limited", "i4"),  # pools with a rate limit
+        ("n_given_up", "i4"),
+        ("n_auto", "i4"),  # automatic loads under way
+        ("last_model", "i4"),  # of the last call that has one; -1 = none yet
         ("n_calls", "i4"),  # in flight: the first rows of the call table, in order of their ids
         ("n_idle", "i4"),  # idle rows of the copy table
         ("n_loading", "i4"),
@@ -102,7 +127,15 @@ PIT = _record(
         ("victim_budget", "i4"),  # the encoder's last answer to `victim_demand`: for which budget and size (-1 = none yet)
         ("victim_size", "i8"),
         ("victim_demand", "f8"),
-        ("verbs", "u1"),  # bit per enabled verb
+        ("verbs", "u4"),  # bit per enabled verb or global, in the order of `layout.ENABLED`
+        ("any_join", "u1"),  # some task joins `any`
+        ("any_tight", "u1"),  # a start can be refused for tokens, money or a back-off
+        ("any_short", "u1"),  # some slot's start is refused for tokens or money alone, as found by the last look at slots
+        ("any_timer", "u1"),  # there are timers besides holds and the horizon
+        ("fair", "u1"),
+        ("fallback", "u1"),
+        ("prewarm", "u1"),
+        ("rebalance", "u1"),
         ("exposure", "u1"),
         ("order_hidden", "u1"),
         ("status", "u1"),
@@ -110,11 +143,12 @@ PIT = _record(
         ("waiting", "u1"),
         ("outcome", "u1"),
         ("hint_cold", "u1"),
+        ("hint_queued", "u1"),
         ("hint_throttled", "u1"),
         ("drift", "u1"),
         ("slots_valid", "u1"),
         ("any_near", "u1"),  # some model's `near` may not be 0
-        ("any_start", "u1"),  # some slot's start is legal
+        ("any_start", "u1"),  # some slot's start, hedge, or cancel of a running one, is legal
         ("pools", POOL, (MAX_POOLS,)),
         ("budgets", BUDGET, (MAX_POOLS,)),
         ("slots", SLOT, (N_SLOTS,)),
@@ -125,13 +159,14 @@ TASK = _record(
     [  # two cache lines: what deciding and encoding read ...
         ("base", "f8", (3,)),  # us, per variant
         ("rank", "f8"),  # us
-        ("hold_until", "i8"),  # us, 0 = not held
+        ("since", "i8"),  # us: queued since, or held until
         ("ready_time", "i8"),  # us
         ("key", "i4"),  # what members of a slot share: see arbitration
         ("function", "i2"),
         ("attempts", "i2"),
         ("version", "i2"),  # of its artifact
         ("slot", "i1"),
+        ("mark", "u1"),  # class of an open task: plain, held, queued, running
         ("state", "u1"),
         ("required", "u1"),
         ("bucket", "u1"),
@@ -141,17 +176,22 @@ TASK = _record(
         ("near_time", "f8"),  # us, latest expected end among calls of its inputs
         ("hint", "f8"),  # us, 0 = none
         ("quality", "f8"),  # of its artifact
-        ("artifact_time", "i8"),  # us
-        ("artifact_kib", "i4"),  # KiB
+        ("influence", "f8"),  # of its quality on the mean of the required sinks
         ("succ_from", "i4"),
         ("succ_to", "i4"),
         ("pred_from", "i4"),
         ("pred_to", "i4"),
         ("open_inputs", "i2"),
         ("running_inputs", "i2"),
+        ("join_any", "u1"),
+        ("priority", "u1"),
+        ("calls", "u1"),  # in flight
+        ("touched", "u1"),  # scratch
     ]
 )
 INDEX = _record([("task", "i4")])
+LINK = _record([("task", "i2"), ("soft", "i2")])  # the task at the other end of an edge
+ARTIFACT = _record([("created", "i8"), ("size", "i8")])  # us, bytes
 VARIANT = _record(
     [
         ("ratio", "f8"),  # (2 + s) / (2 + n)
@@ -164,6 +204,9 @@ VARIANT = _record(
         ("units", "i2"),
         ("usable", "u1"),
         ("kinds", "u1"),  # bit per usable variant of the function
+        ("forbidden", "u1"),  # the function is (standard's row)
+        ("tokens", "i4"),
+        ("served", "i4"),  # calls of the function begun from a queue (standard's row)
         ("nominal", "f8"),  # us
         ("n", "f8"),  # observed / hinted ratios: count, sum, sum of squares
         ("s", "f8"),
@@ -186,6 +229,8 @@ MODEL = _record(
         ("live", "i4"),  # copies loading, warm or active
         ("here", "i4"),  # its first warm or active copy with room, -1 = none
         ("join", "i4"),  # its first loading copy with room
+        ("soon", "i4"),  # near tasks whose standard model this is
+        ("keep_alive", "i8"),  # us; 0 = for ever
     ]
 )
 COPY = _record(
@@ -193,11 +238,13 @@ COPY = _record(
         ("last_used", "i8"),  # us
         ("load_est", "f8"),  # us, made at dispatch
         ("expected_loaded", "f8"),  # us
+        ("cost", "i8"),  # micro-units committed to its load
         ("pool", "i2"),
         ("model", "i2"),
         ("budget", "i2"),
         ("users", "i2"),
         ("state", "u1"),
+        ("auto", "u1"),  # loads ahead of any call
     ]
 )
 CALL = _record(
@@ -214,7 +261,12 @@ CALL = _record(
         ("copy", "i2"),  # -1 = no model
         ("model", "i2"),
         ("units", "i2"),
+        ("overrun", "i2"),  # times that it has passed its limit
         ("cold", "u1"),
+        ("queued", "u1"),
+        ("hedge", "u1"),  # it was the second call of its task
+        ("cost", "i8"),  # micro-units committed
+        ("limit", "i8"),  # us after its start, of the next overrun
     ]
 )
 COMMAND = _record([(name, "i4") for name in ("kind", "call", "task", "function", "variant", "pool", "copy", "model")])
@@ -225,8 +277,11 @@ EVENT = _record(
 pit_at = record_at(PIT)
 event_at = record_at(EVENT)
 task = table(PIT, "task_at", TASK)
-successor = table(PIT, "succ_at", INDEX)
-predecessor = table(PIT, "pred_at", INDEX)
+successor = table(PIT, "succ_at", LINK)
+predecessor = table(PIT, "pred_at", LINK)
+artifact = table(PIT, "artifact_at", ARTIFACT)
+late = table(PIT, "late_at", INDEX)
+follow = table(PIT, "follow_at", INDEX)  # row = model before * n_models + model: how often it has followed
 ready = table(PIT, "ready_at", INDEX)
 near = table(PIT, "near_at", INDEX)
 variant = table(PIT, "variant_at", VARIANT)  # row = function * 3 + variant
@@ -236,19 +291,27 @@ call = table(PIT, "call_at", CALL)
 command = table(PIT, "command_at", COMMAND)
 
 
-def tables(tasks: int, edges: int, functions: int, models: int, copies: int, places: int) -> tuple[dict[str, int], int]:
-    """Offsets of all tables for these capacities, and the bytes of record and tables together (a multiple of 64)."""
+def tables(
+    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, follows: bool
+) -> tuple[dict[str, int], int]:
+    """Offsets of all tables for these capacities, and the bytes of record and tables together (a multiple of 64).
+
+    `follows`: whether which model follows which is counted (pre-warming).
+    """
     rows = (
         ("variant_at", VARIANT, 3 * functions),
         ("model_at", MODEL, models),
         ("copy_at", COPY, copies),
         ("call_at", CALL, places),
+        ("late_at", INDEX, places),
+        ("follow_at", INDEX, models * models if follows else 0),
         ("ready_at", INDEX, tasks),
         ("near_at", INDEX, tasks),
         ("task_at", TASK, tasks),
-        ("succ_at", INDEX, edges),
-        ("pred_at", INDEX, edges),
-        ("command_at", COMMAND, places + 2 * copies + 4),
+        ("artifact_at", ARTIFACT, tasks),
+        ("succ_at", LINK, edges),
+        ("pred_at", LINK, edges),
+        ("command_at", COMMAND, 3 * places + 2 * copies + 4),
     )
     offsets, end = {}, PIT.itemsize
     for name, dtype, count in rows:

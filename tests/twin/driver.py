@@ -17,6 +17,7 @@ from pit.spec import History
 
 Workflow = dict[str, Any]
 Operation = tuple[str, Any]
+Table = dict[str, Any]
 TICK = 50_000  # µs; most durations are whole ticks, so that many events fall on one time
 
 
@@ -29,20 +30,62 @@ def random_variant(rng: random.Random, pools: dict[str, Any], models: dict[str, 
         "pool": pool, "model": model, "seconds": rng.choice((0.1, 0.35, 1.0, 2.0, rng.uniform(0.05, 5.0))),
         "quality": rng.choice((1.0, rng.uniform(0.1, 1.0))), "price": rng.choice((0.0, rng.uniform(0.0, 0.01))),
         "units": 2 if places > 1 and rng.random() < 0.2 else 1,
+        "tokens": rng.randint(0, pools[pool]["burst"]) if rng.random() < 0.4 else min(1, pools[pool]["burst"]),
+    }  # fmt: skip
+
+
+def random_pools(rng: random.Random, budgets: Table) -> Table:
+    limited = rng.random() < 0.4
+    return {
+        f"pool{p}": {"places": rng.randint(1, 6), "memory": rng.choice(list(budgets)) if rng.random() < 0.85 else None,
+                     "rate": rng.choice((0.3, 1.0, 1.7, rng.uniform(0.1, 4.0))) if limited and rng.random() < 0.7 else None,
+                     "burst": rng.randint(1, 4)}
+        for p in range(rng.randint(1, 3))
+    }  # fmt: skip
+
+
+def random_task(rng: random.Random, i: int, names: list[str], reach: int, density: float, kind: Table) -> Table:
+    """One task with random inputs among those before it; `kind` says how often joins, softness and priorities are used."""
+    inputs = [f"task{j}" for j in range(max(0, i - reach), i) if rng.random() < density]
+    join = "any" if inputs and rng.random() < kind["any"] else "all"
+    soft = [x for x in inputs if join == "all" and rng.random() < kind["soft"]]
+    rng.shuffle(inputs)
+    return {
+        "id": f"task{i}", "function": rng.choice(names), "args": {}, "optional": i > 0 and rng.random() < kind["optional"],
+        "after": [x for x in inputs if x not in soft], "soft": soft, "join": join,
+        "priority": rng.randint(0, kind["priority"]),
+        "seconds": rng.choice((None, rng.choice((0.2, 1.0)), rng.uniform(0.05, 4.0))),
+    }  # fmt: skip
+
+
+def random_policies(rng: random.Random, functions: Table, n: int) -> Table:
+    """Each policy on in a good share of the systems, money tight enough to bind now and then."""
+
+    def maybe(chance: float, value: Any, default: Any) -> Any:
+        return value if rng.random() < chance else default
+
+    hidden = rng.random() < 0.25
+    deny = [f"{f}.{v}" for f, x in functions.items() for v in ("lite", "premium") if x[v] and rng.random() < 0.15]
+    deny += [f"{f}.standard" for f, x in functions.items() if x["lite"] and f"{f}.lite" not in deny and rng.random() < 0.1]
+    deny += [f for f in functions if hidden and rng.random() < 0.2]
+    return {
+        "order_hidden": hidden, "deny": maybe(0.5, deny, []), "money": maybe(0.3, rng.uniform(0.003, 0.02) * n, None),
+        "back_off_seconds": maybe(0.6, rng.choice((0.05, 0.5, rng.uniform(0.1, 3.0))), 0.0),
+        "time_out": maybe(0.3, rng.choice((1.0, 1.5, rng.uniform(1.0, 4.0))), None),
+        "ageing_seconds": maybe(0.4, rng.choice((0.05, 0.5, 2.0)), 0.0), "fair": maybe(0.4, True, False),
+        "fallback": maybe(0.4, True, False), "prewarm": maybe(0.3, True, False), "rebalance": maybe(0.25, True, False),
     }  # fmt: skip
 
 
 def random_workflow(rng: random.Random) -> Workflow:
     """A workflow as a person writes it, every key present, tasks in topological order."""
     budgets = {f"memory{b}": rng.randint(4, 12) for b in range(rng.randint(1, 2))}
-    pools: dict[str, Any] = {
-        f"pool{p}": {"places": rng.randint(1, 6), "memory": rng.choice(list(budgets)) if rng.random() < 0.85 else None}
-        for p in range(rng.randint(1, 3))
-    }
+    pools = random_pools(rng, budgets)
     models = {
         f"model{m}": {"size": rng.choice((0, 1, 2, 3, 4, 4)), "serves": rng.choice((1, 1, 2, rng.randint(1, 8))),
                       "load_seconds": rng.choice((0.0, 0.5, 1.5, rng.uniform(0.1, 6.0))),
-                      "price": rng.choice((0.0, rng.uniform(0.0, 0.01)))}
+                      "price": rng.choice((0.0, rng.uniform(0.0, 0.01))),
+                      "keep_alive_seconds": rng.choice((None, None, 0.05, rng.uniform(0.1, 5.0)))}
         for m in range(rng.randint(1, 5))
     }  # fmt: skip
     wide = rng.random() < 0.3  # many functions at once: groups are widened and a tail arises
@@ -52,23 +95,27 @@ def random_workflow(rng: random.Random) -> Workflow:
         for name in ("lite", "premium"):
             variants[name] = random_variant(rng, pools, models) if rng.random() < 0.5 else None
         functions[f"function{f}"] = {"code": rng.uniform(-1.0, 1.0), **variants}
-    verbs = ["standard", *(verb for verb in ("lite", "premium", "hold", "hold") if rng.random() < 0.8)]
     n = rng.randint(20, 60) if wide else rng.choice((1, rng.randint(2, 12), rng.randint(10, 40)))
     reach, density = rng.randint(1, 12), rng.choice((0.01, 0.03) if wide else (0.05, 0.2, 0.5))
-    tasks: list[dict[str, Any]] = [
-        {"id": f"task{i}", "function": rng.choice(list(functions)), "args": {}, "optional": i > 0 and rng.random() < 0.15,
-         "after": [f"task{j}" for j in range(max(0, i - reach), i) if rng.random() < density],
-         "seconds": rng.choice((None, rng.choice((0.2, 1.0)), rng.uniform(0.05, 4.0)))}
-        for i in range(n)
-    ]  # fmt: skip
+    kind = {
+        "any": rng.choice((0.0, 0.25, 0.6)), "soft": rng.choice((0.0, 0.3)), "optional": rng.choice((0.03, 0.2)),
+        "priority": rng.choice((0, 1, 2, 3)),
+    }  # fmt: skip
+    tasks = [random_task(rng, i, list(functions), reach, density, kind) for i in range(n)]
     tasks[-1]["optional"] = False
+    rare = 0.5 if rng.random() < 0.7 else 0.0
     system = {
-        "memory": budgets, "pools": pools, "models": models, "functions": functions, "verbs": list(dict.fromkeys(verbs)),
-        "order_hidden": rng.random() < 0.2, "quality_flow": rng.choice((0.0, 0.5, rng.random())),
+        "memory": budgets, "pools": pools, "models": models, "functions": functions,
+        "quality_flow": rng.choice((0.0, 0.5, rng.random())),
         "max_attempts": rng.choice((0, 0, 3, 8)), "warning_weight": rng.choice((0.05, 0.2)),
         "deadline_seconds": rng.choice((None, rng.uniform(1.0, 60.0))),
         "horizon_seconds": rng.choice((None, None, rng.uniform(5.0, 120.0))),
+        **random_policies(rng, functions, n),
     }  # fmt: skip
+    system["verbs"] = [v for v in L.ENABLED if v == "standard" or rng.random() < (0.85 if v in L.DEFAULT_VERBS else rare)]
+    for f, function in functions.items():  # at least one variant must stay usable
+        if not any(function[v] and v in system["verbs"] and f"{f}.{v}" not in system["deny"] for v in L.VERBS[: L.N_VARIANTS]):
+            system["deny"] = [x for x in system["deny"] if x != f"{f}.standard"]
     return {"name": "random", "system": system, "tasks": tasks}
 
 
@@ -92,10 +139,14 @@ class World:
     def __init__(self, rng: random.Random, workflow: Workflow):
         self.rng, self.count = rng, 0
         self.queue: list[tuple] = []
-        self.failing = rng.choice((0.0, 0.05, 0.3))
+        self.failing = rng.choice((0.0, 0.05, 0.15, 0.3))
+        self.straggling = rng.choice((0.0, 0.1))
         self.spoiled = rng.choice((0.0, 0.05))  # share of events out of turn
         self.forgets_unloads = rng.random() < 0.2
         self.pace = rng.choice((0.3, 1.0, 1.0, 3.0))
+        self.losing = rng.choice((0.0, 0.3, 0.6))  # share of errors that are `lost`
+        self.throttling = rng.choice((0.0, 0.3))
+        self.disobeys = rng.choice((0.0, 0.3))  # share of cancelled calls that are reported all the same
         system = workflow["system"]
         self.loads = [model["load_seconds"] for model in system["models"].values()]
         self.seconds = [f["standard"]["seconds"] for f in system["functions"].values()]
@@ -110,6 +161,8 @@ class World:
 
     def duration(self, seconds: float) -> int:
         micros = seconds * 1e6 * self.pace * self.rng.choice((0.5, 1.0, 1.0, self.rng.uniform(0.2, 3.0)))
+        if self.rng.random() < self.straggling:
+            micros *= 8
         if self.rng.random() < 0.02:
             return 0
         return max(1, round(micros / TICK)) * TICK if self.rng.random() < 0.8 else round(micros)
@@ -118,7 +171,11 @@ class World:
         kind, call, _, function, _, _, copy, model = command
         rng = self.rng
         price = rng.choice((0, rng.randint(0, 20_000)))
-        if kind == L.CMD_START:
+        if kind == L.CMD_CANCEL:
+            if rng.random() >= self.disobeys:
+                self.queue = [x for x in self.queue if not (x[3][0] in (L.STARTED, L.FINISHED, L.REJECTED) and x[3][1] == call)]
+                heapq.heapify(self.queue)
+        elif kind == L.CMD_START:
             begun = now
             if rng.random() < 0.15:
                 begun += rng.choice((0, TICK, self.duration(0.3)))
@@ -127,7 +184,7 @@ class World:
                 self.put(begun + rng.choice((0, TICK)), (L.REJECTED, call, rng.choice((0, 3, 5)), 0, -1.0, 0, 0))
                 return
             elapsed = self.duration(self.seconds[function])
-            error = rng.randint(1, 9) if rng.random() < self.failing else L.OK
+            error = self.error() if rng.random() < self.failing else L.OK
             quality = rng.choice((-1.0, -1.0, 0.0, rng.random()))
             self.put(begun + elapsed, (L.FINISHED, call, error, elapsed, quality, rng.randint(0, 9), price))
         elif kind == L.CMD_LOAD:
@@ -136,6 +193,12 @@ class World:
             self.put(now + elapsed, (L.LOAD_FAILED if failed else L.LOADED, copy, 0, elapsed, -1.0, 0, price))
         elif kind == L.CMD_UNLOAD and not self.forgets_unloads:
             self.put(now + rng.choice((0, 1_000, TICK, self.duration(1.0))), (L.UNLOADED, copy, 0, 0, -1.0, 0, 0))
+
+    def error(self) -> int:
+        x = self.rng.random()
+        if x < self.losing:
+            return L.ERR_LOST
+        return L.ERR_THROTTLED if x < self.losing + self.throttling else self.rng.randint(1, 9)
 
     def stray(self) -> tuple:
         """An event that may or may not fit: an old one again, or one with a random subject."""
@@ -161,11 +224,14 @@ def random_operation(rng: random.Random, world: World, pit: Any) -> Operation:
             return "act", rng.randint(-2, L.N_ACTIONS + 2)
         legal = [a for a, yes in enumerate(pit.mask()) if yes]
         starts = [a for a in legal if a != L.WAIT]
-        holds = [a for a in starts if a % L.N_VERBS == L.HOLD]
+        rare = [a for a in starts if a > L.WAIT or a % L.N_VERBS in (L.QUEUE, L.HOLD, L.HEDGE, L.CANCEL)]
+        hedges = [a for a in rare if a < L.WAIT and a % L.N_VERBS == L.HEDGE]
         if not legal:
             return "act", 0
-        if holds and rng.random() < 0.5:
-            return "act", rng.choice(holds)
+        if hedges and rng.random() < 0.6:
+            return "act", rng.choice(hedges)
+        if rare and rng.random() < 0.35:
+            return "act", rng.choice(rare)
         return "act", rng.choice(starts) if starts and rng.random() < 0.85 else rng.choice(legal)
     due = min(world.queue[0][0] if world.queue else L.NEVER, pit.next_timer())
     if due == L.NEVER:
@@ -202,24 +268,67 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def conserve(twin: Any) -> None:
-    """Units, memory and users add up; nothing exceeds its capacity; something is always legal."""
-    busy, used, users = [0] * len(twin.pools), [0] * len(twin.capacity), [0] * len(twin.copies)
+    """Places, memory, users, money, tokens, queues, calls and artifacts add up; nothing exceeds its capacity."""
+    conserve_copies(twin)
+    for p, pool in enumerate(twin.pools):
+        assert pool["busy"] == sum(call["units"] for call in twin.calls.values() if call["pool"] == p) <= pool["places"]
+        if pool["period"]:
+            assert 0 <= pool["stored"] <= twin.credit(p) <= pool["burst"] * pool["period"]
+    conserve_money(twin)
+    ended = [k for ids in twin.ended.values() for k in ids]
+    assert sorted([*ended, *twin.calls]) == list(range(twin.next_call))  # one outcome of each call, or it is in flight
+    conserve_tasks(twin)
+    assert any(twin.mask()) or twin.system["money"]  # without money nothing may be left to do
+    row = twin.observe()
+    assert all(f.low <= x <= f.high for (_, f), x in zip(L.columns(), row, strict=True))
+
+
+def conserve_copies(twin: Any) -> None:
+    used, users = [0] * len(twin.capacity), [0] * len(twin.copies)
     for call in twin.calls.values():
-        busy[call["pool"]] += call["units"]
         if call["copy"] is not None:
             users[call["copy"]] += 1
-    assert busy == [pool["busy"] for pool in twin.pools]
-    assert all(pool["busy"] <= pool["places"] for pool in twin.pools)
     for c, copy in enumerate(twin.copies):
         if copy["state"] in (L.LOADING, L.WARM, L.ACTIVE):
             if (budget := twin.pools[copy["pool"]]["budget"]) is not None:
                 used[budget] += twin.models[copy["model"]]["size"]
         assert copy["users"] == users[c] <= twin.models[copy["model"]]["conc"]
         assert copy["state"] == L.LOADING or (copy["state"] == L.ACTIVE) == (users[c] > 0)
+        assert copy["state"] == L.LOADING or copy["committed"] == 0
     assert used == twin.used and all(x <= limit for x, limit in zip(used, twin.capacity, strict=True))
-    assert any(twin.mask())
-    row = twin.observe()
-    assert all(f.low <= x <= f.high for (_, f), x in zip(L.columns(), row, strict=True))
+
+
+def conserve_money(twin: Any) -> None:
+    """What was spent and promised is what was paid, and each promise kept the limit when it was made."""
+    loads = [copy["committed"] for copy in twin.copies if copy["state"] == L.LOADING]
+    assert twin.committed() == sum(call["committed"] for call in twin.calls.values()) + sum(loads)
+    assert twin.spent == sum(twin.paid)
+
+
+def conserve_tasks(twin: Any) -> None:
+    """A task that runs has one call in flight, or two; a done one has an artifact; open tasks wait for what is not over."""
+    for i, task in enumerate(twin.tasks):
+        assert (task["state"] == L.RUNNING) == (len(twin.calls_of(i)) in (1, 2))
+        assert len(twin.calls_of(i)) <= 2
+        assert task["version"] >= 1 or task["state"] != L.DONE
+        assert task["version"] <= 1 or twin.reached["partial re-execution"]
+        assert task["state"] == L.READY or (task["hold"] is None and task["queued"] is None)
+        assert task["hold"] is None or task["queued"] is None
+        if twin.arrived and twin.status == L.ON and task["state"] in (L.BLOCKED, L.READY):
+            assert (task["state"] == L.BLOCKED) == bool(twin.open_inputs(i))
+
+
+def roam(pit: Any, seed: int, steps: int, workflow: Workflow) -> None:
+    """Drive one Pit alone through the history that `drive` would choose for it."""
+    rng = random.Random(seed * 2 + 1)
+    world, ended = World(rng, workflow), 0
+    for _ in range(steps):
+        do(pit, random_operation(rng, world, pit))
+        for command in pit.commands():
+            world.obey(pit.now, command)
+        ended += pit.status != L.ON or not any(pit.mask())
+        if ended > 20:
+            break
 
 
 def drive(a: Any, b: Any, seed: int, steps: int, workflow: Workflow, check: Any = None) -> list[Operation]:
@@ -243,7 +352,7 @@ def drive(a: Any, b: Any, seed: int, steps: int, workflow: Workflow, check: Any 
             check(a)
         for command in seen["commands"]:
             world.obey(a.now, command)
-        ended += seen["status"] != L.ON
+        ended += seen["status"] != L.ON or not seen["mask"]
         if ended > 20:
             break
     return operations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy as copying
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -12,6 +13,10 @@ from pit.build import copy_rows
 from pit.spec import History, order_tasks
 
 VARIANT_NAMES = L.VERBS[: L.N_VARIANTS]
+PLAIN_KEYS = (
+    "order_hidden", "quality_flow", "max_attempts", "warning_weight", "fair", "fallback", "prewarm", "rebalance",
+)  # fmt: skip
+OVER = (L.DONE, L.GIVEN_UP)
 Table = dict[str, Any]
 
 
@@ -25,6 +30,7 @@ class TwinEstimates:
 
     `system` and `tasks` are plain data with indices, microseconds and micro-units; `plain()` makes them from a workflow
     as people write it. `seen` maps (f, v) to (count, sum, sum of squares), `loads_seen` maps m to (count, sum).
+    `reached` counts the rarer sentences that were followed, so that a test can see that its histories reach them all.
     """
 
     def __init__(self, system: Table, tasks: Sequence[Table], exposure: str, seen: Mapping, loads_seen: Mapping):
@@ -32,28 +38,36 @@ class TwinEstimates:
         self.functions, self.models, self.capacity = system["functions"], system["models"], system["budgets"]
         self.seen, self.loads_seen = dict(seen), dict(loads_seen)
         self.tasks: list[Table] = [
-            dict(task, successors=[], state=L.BLOCKED, open=len(task["after"]), running=0, near=0.0, ready=0, hold=None,
-                 attempts=0, quality=0.0, size=0, version=0, created=0, work=0.0, rank=0.0, bucket=0)
+            dict(task, successors=[], state=L.BLOCKED, near=0.0, ready=0, hold=None, queued=None, attempts=0, quality=0.0,
+                 size=0, version=0, created=0, work=0.0, cost=0.0, rank=0.0, bucket=0, influence=0.0)
             for task in tasks
         ]  # fmt: skip
         for i, task in enumerate(self.tasks):
-            for j in task["after"]:
+            for j in task["inputs"]:
                 self.tasks[j]["successors"].append(i)
-        self.required = [i for i, task in enumerate(self.tasks) if not task["optional"]]
-        self.sinks = [i for i in self.required if not self.tasks[i]["successors"]]
-        self.pools: list[Table] = [dict(p, busy=0, use=0.0, settled=0, failures=0.0) for p in system["pools"]]
+        self.sinks = [i for i in self.required() if not self.tasks[i]["successors"]]
+        start: Table = {"busy": 0, "use": 0.0, "settled": 0, "failures": 0.0, "row": 0, "closed": None, "stored": 0, "stored_at": 0}
+        self.pools: list[Table] = [dict(p, **start) for p in system["pools"]]
         self.used = [0] * len(self.capacity)
-        idle = {"state": L.IDLE, "pool": -1, "model": -1, "users": 0, "last_used": 0}
+        idle = {"state": L.IDLE, "pool": -1, "model": -1, "users": 0, "last_used": 0, "committed": 0, "automatic": False}
         self.copies: list[Table] = [dict(idle) for _ in range(system["rows"])]
         self.calls: dict[int, Table] = {}  # in flight, by id
         self.now = self.t0 = self.spent = self.warnings = self.actions = self.actions_here = self.ignored = 0
         self.arrived, self.waiting, self.status, self.outcome = False, False, L.ON, L.OUT_NONE
         self.next_call = self.finishes = 0
-        self.hint_cold = self.hint_throttled = 0
+        self.hint_cold = self.hint_queued = self.hint_throttled = 0
+        self.quality_done = 0.0
+        self.from_queue = [0] * len(self.functions)  # calls begun from a queue
+        self.follows: Counter[tuple[int, int]] = Counter()
+        self.last_model: int | None = None
         self.duration_error = self.load_error = self.failure_error = 0.0
         self.drifted, self.mark = False, [0.0] * len(self.functions)
-        self.work_left = self.work_total = self.unit = self.lb = self.cp_start = self.upper_cost = 0.0
+        self.work_left = self.cost_left = self.work_total = self.unit = self.lb = self.cp_start = self.upper_cost = 0.0
         self.out: list[tuple[int, ...]] = []
+        self.carried: int | None = None  # the action that the last `act` carried out
+        self.reached: Counter[str] = Counter()
+        self.ended: dict[str, list[int]] = {"finished": [], "failed": [], "cancelled": []}  # calls by how they ended
+        self.paid: list[int] = []
 
     @classmethod
     def plain(cls, workflow: Table, exposure: str = "full", history: History | None = None, rows: int = 64) -> Self:
@@ -65,33 +79,45 @@ class TwinEstimates:
         def variant(v: Table | None) -> Table | None:
             return v and {
                 "pool": pools.index(v["pool"]), "model": None if v["model"] is None else models.index(v["model"]),
-                "units": v["units"], "nominal": micro(v["seconds"]), "quality": v["quality"], "price": micro(v["price"]),
+                "units": v["units"], "tokens": v["tokens"], "nominal": micro(v["seconds"]), "quality": v["quality"], "price": micro(v["price"]),
             }  # fmt: skip
 
         system = {
             "rows": rows,
             "budgets": list(s["memory"].values()),
             "pools": [
-                {"places": p["places"], "budget": None if p["memory"] is None else budgets.index(p["memory"])}
+                {"places": p["places"], "budget": None if p["memory"] is None else budgets.index(p["memory"]),
+                 "period": p["rate"] and round(1e6 / p["rate"]), "burst": p["burst"]}
                 for p in s["pools"].values()
             ],
             "models": [
-                {"size": m["size"], "conc": m["serves"], "load": micro(m["load_seconds"]), "price": micro(m["price"])}
+                {"size": m["size"], "conc": m["serves"], "load": micro(m["load_seconds"]), "price": micro(m["price"]),
+                 "keep_alive": micro(m["keep_alive_seconds"] or 0)}
                 for m in s["models"].values()
             ],
             "functions": [
-                {"code": f["code"], "variants": [variant(f.get(name)) for name in VARIANT_NAMES]}
-                for f in s["functions"].values()
+                {"code": f["code"], "variants": [variant(f.get(name)) for name in VARIANT_NAMES], "forbidden": key in s["deny"],
+                 "denied": {v for v, name in enumerate(VARIANT_NAMES) if f"{key}.{name}" in s["deny"]}}
+                for key, f in s["functions"].items()
             ],
             "verbs": set(s["verbs"]),
             "deadline": micro(s["deadline_seconds"] or 0),
             "horizon": micro(s["horizon_seconds"] or 0),
-        } | {key: s[key] for key in ("order_hidden", "quality_flow", "max_attempts", "warning_weight")}
-        tasks = [
+            "money": max(1, micro(s["money"])) if s["money"] else 0,
+            "back_off": micro(s["back_off_seconds"]),
+            "ageing": micro(s["ageing_seconds"]),
+            "time_out": s["time_out"] or 0.0,
+        } | {key: s[key] for key in PLAIN_KEYS}  # fmt: skip
+        tasks: list[Table] = [
             {"function": functions.index(t["function"]), "hint": micro(t["seconds"] or 0), "optional": t["optional"],
-             "after": [ids.index(name) for name in t["after"]]}
+             "priority": t["priority"], "any": t["join"] == "any",
+             "inputs": [ids.index(name) for name in dict.fromkeys([*t["after"], *t["soft"]])],
+             "soft": {ids.index(name) for name in t["soft"]}}
             for t in workflow["tasks"]
         ]  # fmt: skip
+        for task in tasks:
+            if not task["any"]:
+                task["soft"] |= {j for j in task["inputs"] if tasks[j]["optional"]}
         past = history or History({}, {})
         seen = {
             (f, v): past.durations.get((function, name), (0, 0.0, 0.0))
@@ -111,7 +137,18 @@ class TwinEstimates:
         return self.functions[self.tasks[i]["function"]]["variants"][v]
 
     def usable(self, i: int) -> list[int]:
-        return [v for v in range(3) if self.variant(i, v) and VARIANT_NAMES[v] in self.system["verbs"]]
+        return self.usable_variants(self.functions[self.tasks[i]["function"]])
+
+    def usable_variants(self, function: Table) -> list[int]:
+        verbs = self.system["verbs"]
+        return [v for v, x in enumerate(function["variants"]) if x and VARIANT_NAMES[v] in verbs and v not in function["denied"]]
+
+    def required(self) -> list[int]:
+        """Tasks that are required now."""
+        return [i for i, task in enumerate(self.tasks) if not task["optional"]]
+
+    def hard_inputs(self, i: int) -> list[int]:
+        return [j for j in self.tasks[i]["inputs"] if j not in self.tasks[i]["soft"]]
 
     def base(self, i: int, v: int) -> float:
         nominal, hint = float(self.variant(i, v)["nominal"]), float(self.tasks[i]["hint"])
@@ -145,11 +182,13 @@ class TwinEstimates:
 
     def compute_ranks(self) -> None:
         ranks = self.upward([self.est(i, L.STANDARD) for i in range(len(self.tasks))])
-        self.work_left = 0.0
+        self.work_left = self.cost_left = 0.0
         for i, task in enumerate(self.tasks):
             task["work"], task["rank"] = self.est(i, L.STANDARD), 0.0 if self.system["order_hidden"] else ranks[i]
-            if task["state"] not in (L.DONE, L.GIVEN_UP):
+            task["cost"] = task["work"] * self.variant(i, L.STANDARD)["price"] / 1e6
+            if task["state"] not in OVER:
                 self.work_left += task["work"]
+                self.cost_left += task["cost"]
         self.mark = [self.ratio(f, L.STANDARD) for f in range(len(self.functions))]
         self.drifted, self.finishes = False, 0
 
@@ -157,20 +196,63 @@ class TwinEstimates:
         for task in self.tasks:
             task["bucket"] = sum(edge > task["rank"] / self.lb for edge in L.RANK_EDGES)
 
+    def needed_tasks(self) -> list[int]:
+        """Tasks without which the required sinks cannot be reached."""
+        free = not any(task["any"] for task in self.tasks)
+        needed: set[int] = set()
+        for i in reversed(self.required()):
+            users = self.tasks[i]["successors"]
+            if free or not users or any(j in needed and not self.tasks[j]["any"] and i in self.hard_inputs(j) for j in users):
+                needed.add(i)
+        return sorted(needed)
+
+    def longest_path(self) -> float:
+        fin: list[float] = []
+        for i, task in enumerate(self.tasks):
+            before = [fin[j] for j in self.hard_inputs(i)]
+            begin = min(before) if task["any"] else max(before, default=0.0)
+            fin.append(begin + min(self.est(i, v) for v in self.usable(i)))
+        return max(fin[i] for i in self.required())
+
     def lower_bound(self) -> float:
-        cp = max(self.upward([min(self.est(i, v) for v in self.usable(i)) for i in range(len(self.tasks))]))
-        areas = []
+        needed, areas = self.needed_tasks(), []
+        self.reached["needed: fewer than required"] += len(needed) < len(self.required())
         for p, pool in enumerate(self.pools):
             area = 0.0
-            for i in self.required:
+            for i in needed:
                 if all(self.variant(i, v)["pool"] == p for v in self.usable(i)):
                     area += min(self.est(i, v) * self.variant(i, v)["units"] for v in self.usable(i))
             areas.append(area / pool["places"])
-        loads = (min(self.variant_load(self.variant(i, v)) for v in self.usable(i)) for i in self.required)
-        return max(cp, *areas) + min(loads, default=0.0)
+        loads = (min(self.variant_load(self.variant(i, v)) for v in self.usable(i)) for i in needed)
+        return max(self.longest_path(), *areas) + min(loads, default=0.0)
+
+    def compute_influence(self) -> None:
+        a = self.system["quality_flow"]
+        for i in reversed(range(len(self.tasks))):
+            x = 1.0 / len(self.sinks) if i in self.sinks else 0.0
+            for j in self.tasks[i]["successors"]:
+                x += a * self.tasks[j]["influence"] / len(self.tasks[j]["inputs"])
+            self.tasks[i]["influence"] = x
 
     def ready_tasks(self) -> list[int]:
         return [i for i, task in enumerate(self.tasks) if task["state"] == L.READY]
+
+    def calls_of(self, i: int) -> list[int]:
+        """Ids of the calls of a task in flight, oldest first."""
+        return [k for k in sorted(self.calls) if self.calls[k]["task"] == i]
+
+    def open_inputs(self, i: int) -> list[int]:
+        """Join all: the inputs that are neither done nor given up. Join any: all of them, until one is done."""
+        task = self.tasks[i]
+        if task["any"] and any(self.tasks[j]["state"] == L.DONE for j in task["inputs"]):
+            return []
+        return [j for j in task["inputs"] if self.tasks[j]["state"] not in OVER]
+
+    def is_near(self, i: int) -> bool:
+        if self.tasks[i]["state"] != L.BLOCKED:
+            return False
+        running = [self.tasks[j]["state"] == L.RUNNING for j in self.open_inputs(i)]
+        return any(running) if self.tasks[i]["any"] else all(running)
 
     def cp_left(self) -> float:
         values = [self.tasks[i]["rank"] for i in self.ready_tasks()]
@@ -185,7 +267,11 @@ class TwinEstimates:
         d = self.now - pool["settled"]
         return pool["use"] + (pool["busy"] / pool["places"] - pool["use"]) * (d / (d + L.UTILISATION_WINDOW * self.unit))
 
+    def pay(self, price: int) -> None:
+        self.spent += price
+        self.paid.append(price)
+
     def state(self) -> Table:
         """Everything that the run remembers, as nested plain values."""
-        fixed = ("system", "functions", "models", "capacity", "required", "sinks", "exposure")
+        fixed = ("system", "functions", "models", "capacity", "sinks", "exposure")
         return copying.deepcopy({key: value for key, value in vars(self).items() if key not in fixed})

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 import pit.layout as L
+from tests.twin.estimates import OVER
 from tests.twin.slots import TwinSlots
 
 
@@ -52,7 +53,7 @@ class TwinObservation(TwinSlots):
     def near(self, m: int) -> float:
         total = 0.0
         for i, task in enumerate(self.tasks):
-            if task["state"] == L.BLOCKED and task["open"] == task["running"] and self.variant(i, L.STANDARD)["model"] == m:
+            if self.is_near(i) and self.variant(i, L.STANDARD)["model"] == m:
                 total += self.unit / (self.unit + max(0.0, task["near"] - self.now))
         return total
 
@@ -64,7 +65,8 @@ class TwinObservation(TwinSlots):
         cp, deadline, m = self.cp_left(), self.deadline(), standard["model"]
         rank = 0.0 if self.system["order_hidden"] or cp <= 0 else min(1.0, task["rank"] / cp)
         slack = 1.0 if deadline is None else clip((deadline - self.now - task["rank"]) / self.lb, -1.0, 1.0)
-        shown = {L.STANDARD, *self.usable(i)}
+        shown = set(self.usable(i))
+        influence = task["influence"] * len(self.tasks)
         delays = [self.sq(self.delay(variants[v])) if v in shown else -1.0 for v in range(3)]
         busy, copies, ready, near, victims = 1.0, 0, 0, 0.0, 0.0
         if m is not None:
@@ -82,24 +84,45 @@ class TwinObservation(TwinSlots):
             return 0.0 if mine == 0 and usual == 0 else contrast(mine, usual)
 
         return [
-            len(members) / (len(members) + 4), rank, slack, clip(self.work_left / self.work_total, 0.0, 1.0),
+            len(members) / (len(members) + 4), rank, slack, influence / (influence + 1.0),
             self.sq(est[1]), clip(self.spread(i, 1) / est[1], 0.0, 1.0), *delays,
             busy, copies / (copies + 2), ready / (ready + 4), near / (near + 4.0), victims / (victims + 4.0),
             contrast(est[0], est[1]) if L.LITE in shown else 0.0,
             contrast(est[2], est[1]) if L.PREMIUM in shown else 0.0,
             lite["quality"] - standard["quality"] if L.LITE in shown else 0.0,
             premium["quality"] - standard["quality"] if L.PREMIUM in shown else 0.0,
-            price(0), price(2), task["attempts"] / (task["attempts"] + 2), 0.0, 0.0,
-            1.0 if task["hold"] is not None else -1.0 if task["optional"] else 0.0,
+            price(0), price(2), task["attempts"] / (task["attempts"] + 2), self.overrun(i), 0.0, self.shown_status(i),
             self.functions[task["function"]]["code"],
         ]  # fmt: skip
+
+    def overrun(self, i: int) -> float:
+        own = [self.calls[k] for k in self.calls_of(i)]
+        if not own or own[0]["start"] is None:
+            return 0.0
+        return max(0.0, contrast(self.now - own[0]["start"], own[0]["est"]))
+
+    def shown_status(self, i: int) -> float:
+        kind = self.task_class(i)
+        if kind in (L.HELD, L.QUEUED):
+            return 1.0
+        return 0.5 if kind == L.OVERDUE else -1.0 if self.tasks[i]["optional"] else 0.0
+
+    def money_left(self) -> float:
+        if not self.system["money"]:
+            return 1.0
+        x = max(0.0, float(self.system["money"] - self.spent - self.committed()))
+        return x / (x + self.cost_left) if x or self.cost_left else 0.0
+
+    def tokens_left(self) -> float:
+        limited = [p for p, pool in enumerate(self.pools) if pool["period"]]
+        return min((self.credit(p) / (self.pools[p]["burst"] * self.pools[p]["period"]) for p in limited), default=1.0)
 
     def pool_features(self, p: int) -> list[float]:
         pool = self.pools[p]
         loading, warm = (sum((x["pool"], x["state"]) == (p, s) for x in self.copies) for s in (L.LOADING, L.WARM))
         return [
             pool["places"] / (pool["places"] + 8), (pool["places"] - pool["busy"]) / pool["places"],
-            loading / (loading + 2), warm / (warm + 2), 0.0,
+            loading / (loading + 2), warm / (warm + 2), len(self.queued_in(p)) / (len(self.queued_in(p)) + 4),
             pool["failures"], self.utilisation(p), 1.0 - pool["failures"],
         ]  # fmt: skip
 
@@ -118,8 +141,7 @@ class TwinObservation(TwinSlots):
         if self.copy_for(standard)[0] not in ("no model", "a"):
             free = self.free_in(standard)
             warm = 1.0 if free is None else self.sq(free)
-        pool = self.pools[standard["pool"]]
-        if pool["places"] - pool["busy"] < standard["units"]:
+        if not self.has_place(standard):
             ends = (call["end"] - self.now for call in self.calls.values() if call["pool"] == standard["pool"])
             room = self.sq(min(ends))
         return warm, room
@@ -127,19 +149,18 @@ class TwinObservation(TwinSlots):
     def global_features(self, slots: list[list[int]], tail: list[int]) -> list[float]:
         e, cp, lb, deadline, limit = self.now - self.t0, self.cp_left(), self.lb, self.deadline(), self.system["max_attempts"]
         places = sum(pool["places"] for pool in self.pools)
-        undone = sum(self.tasks[i]["state"] != L.DONE for i in self.required)
+        required = self.required()
+        undone = sum(self.tasks[i]["state"] != L.DONE for i in required)
         ready, flying = len(self.ready_tasks()), len(self.calls)
         late = sum(
             call["start"] is not None and self.now - call["start"] > 1.5 * call["est"] + 2.0 * call["spread"]
             for call in self.calls.values()
         )
-        most = max((t["attempts"] for t in self.tasks if t["state"] not in (L.DONE, L.GIVEN_UP)), default=0)
-        reached, base = 0, 0.0
-        for i in self.sinks:
-            if self.tasks[i]["state"] == L.DONE:
-                reached, base = reached + 1, base + self.tasks[i]["quality"]
+        most = max((t["attempts"] for t in self.tasks if t["state"] not in OVER), default=0)
+        reached = sum(self.tasks[i]["state"] == L.DONE for i in self.sinks)
         left = e + max(cp, self.work_left / places)
         expected, full = self.expected_next(), sum(pool["busy"] >= pool["places"] for pool in self.pools)
+        tail = [i for i in tail if self.tasks[i]["state"] == L.READY]  # a running one has its place already
         tail_work = 0.0
         for i in tail:
             tail_work += self.tasks[i]["work"]
@@ -147,12 +168,12 @@ class TwinObservation(TwinSlots):
         return [
             e / (e + lb),
             1.0 if deadline is None else clip((deadline - self.now) / (deadline - self.t0), -1.0, 1.0),
-            clip(self.work_left / self.work_total, 0.0, 1.0), cp / (cp + lb), undone / len(self.required),
-            ready / (ready + 8), flying / (flying + 8), late / (late + 2), 1.0, 1.0,
+            clip(self.work_left / self.work_total, 0.0, 1.0), cp / (cp + lb), undone / len(required),
+            ready / (ready + 8), flying / (flying + 8), late / (late + 2), self.money_left(), self.tokens_left(),
             max(0.0, 1.0 - most / limit) if limit else 1.0, self.actions_here / (self.actions_here + 8),
             *(float(self.outcome == o) for o in range(len(L.OUTCOMES))),
-            self.hint_cold, 0.0, self.hint_throttled, 0.0,
-            base / len(self.sinks) if self.sinks else 0.0,
+            self.hint_cold, self.hint_queued, self.hint_throttled, 0.0,
+            self.quality_done / len(self.sinks) if self.sinks else 0.0,
             clip(1.0 - self.spent / self.upper_cost, 0.0, 1.0) if self.upper_cost > 0 else 1.0,
             max(0.0, 1.0 - self.system["warning_weight"] * self.warnings), min(1.0, lb / left) if left > 0 else 1.0,
             self.warnings / (self.warnings + 4), 1.0 if expected is None else self.sq(expected), *self.first_slot(slots),

@@ -9,22 +9,92 @@ from tests.twin.estimates import Table, TwinEstimates
 
 
 class TwinSlots(TwinEstimates):
-    """Ready tasks as slots, and where a start would get its copy."""
+    """Open tasks as slots, what a call would need, and where it would get its copy."""
+
+    # ------------------------------------------------------------------ slots
+    def ready_in_order(self) -> list[int]:
+        return sorted(self.ready_tasks(), key=lambda i: (-self.tasks[i]["rank"], self.tasks[i]["ready"], i))
+
+    def overdue_tasks(self) -> list[int]:
+        """Tasks that run and have overrun, in order; none where nothing could be done about them."""
+        if not {"hedge", "cancel"} & self.system["verbs"]:
+            return []
+        late = {call["task"] for call in self.calls.values() if call["overrun"] >= 1}
+        return sorted(late, key=lambda i: (-self.tasks[i]["rank"], i))
+
+    def task_class(self, i: int) -> int:
+        task = self.tasks[i]
+        if task["state"] == L.RUNNING:
+            return L.OVERDUE
+        return L.HELD if task["hold"] is not None else L.QUEUED if task["queued"] is not None else L.PLAIN
 
     def slots(self) -> tuple[list[list[int]], list[int]]:
         """(members of each slot, tail), heads first."""
-        ready = sorted(self.ready_tasks(), key=lambda i: (-self.tasks[i]["rank"], self.tasks[i]["ready"], i))
+        members = self.ready_in_order() + self.overdue_tasks()
         for width in (1, 2, len(L.RANK_EDGES) + 1):
             groups: dict[tuple, list[int]] = {}
-            for i in ready:
+            for i in members:
                 t = self.tasks[i]
-                key = (t["function"], t["bucket"] // width, t["attempts"] > 0, t["hold"] is not None)
+                key = (t["function"], t["priority"], t["bucket"] // width, t["attempts"] > 0, self.task_class(i))
                 groups.setdefault(key, []).append(i)
             if len(groups) <= L.N_SLOTS:
                 break
-        members = list(groups.values())
-        tail = {i for group in members[L.N_SLOTS :] for i in group}
-        return members[: L.N_SLOTS], sorted(tail)
+        slots = list(groups.values())
+        return slots[: L.N_SLOTS], sorted(i for group in slots[L.N_SLOTS :] for i in group)
+
+    # ------------------------------------------------------------------ what a call needs
+    def credit(self, p: int) -> int:
+        """Token credit of a rate-limited pool, in microseconds."""
+        pool = self.pools[p]
+        return int(min(pool["burst"] * pool["period"], pool["stored"] + self.now - pool["stored_at"]))
+
+    def most_tokens(self, p: int) -> int:
+        """The most tokens that a usable variant of the pool takes."""
+        kinds = [(f, v) for f in self.functions for v in self.usable_variants(f)]
+        return max((f["variants"][v]["tokens"] for f, v in kinds if f["variants"][v]["pool"] == p), default=0)
+
+    def short_of_tokens(self, p: int) -> bool:
+        pool = self.pools[p]
+        return bool(pool["period"]) and self.credit(p) < self.most_tokens(p) * pool["period"]
+
+    def missing_credit(self, variant: Table) -> int:
+        period = self.pools[variant["pool"]]["period"]
+        return max(0, variant["tokens"] * period - self.credit(variant["pool"])) if period else 0
+
+    def is_closed(self, p: int) -> bool:
+        """The pool is backed off."""
+        return self.pools[p]["closed"] is not None
+
+    def committed(self) -> int:
+        """Money promised to calls and loads under way."""
+        return int(sum(x["committed"] for x in [*self.calls.values(), *self.copies]))
+
+    def affordable(self, cost: int) -> bool:
+        return not self.system["money"] or self.spent + self.committed() + cost <= self.system["money"]
+
+    def call_cost(self, i: int, v: int) -> int:
+        return math.floor(self.est(i, v) * self.variant(i, v)["price"] / 1e6)
+
+    def load_cost(self, m: int) -> int:
+        return math.floor(self.load_est(m) * self.models[m]["price"] / 1e6)
+
+    def idle_row(self) -> int | None:
+        return next((c for c, x in enumerate(self.copies) if x["state"] == L.IDLE), None)
+
+    def evicted_for(self, p: int, m: int, evictable: list[int]) -> list[int] | None:
+        """The copies that must leave memory before model m fits beside the pool's budget; None if it does not fit."""
+        b, evicted = self.pools[p]["budget"], list[int]()
+        free: float = math.inf if b is None else self.capacity[b] - self.used[b]
+        for c in sorted(evictable, key=lambda c: (self.copies[c]["last_used"], c)):
+            if free >= self.models[m]["size"]:
+                break
+            free += self.models[self.copies[c]["model"]]["size"]
+            evicted.append(c)
+        return evicted if free >= self.models[m]["size"] else None
+
+    def warm_copies(self, b: int | None) -> list[int]:
+        """Warm copies that take memory of the budget."""
+        return [c for c, x in enumerate(self.copies) if x["state"] == L.WARM and self.pools[x["pool"]]["budget"] == b]
 
     def copy_for(self, variant: Table) -> tuple[str, int, list[int]]:
         """How a start would get its copy: (case, copy, copies evicted), case "no model", "a", "b", "c" or "none"."""
@@ -37,31 +107,47 @@ class TwinSlots(TwinEstimates):
             for c in own:
                 if self.copies[c]["state"] in states:
                     return case, c, []
-        b, evicted = self.pools[p]["budget"], list[int]()
-        free: float = math.inf if b is None else self.capacity[b] - self.used[b]
-        evictable = [c for c, x in enumerate(self.copies) if x["state"] == L.WARM and self.pools[x["pool"]]["budget"] == b]
-        for c in sorted(evictable, key=lambda c: (self.copies[c]["last_used"], c)):
-            if free >= self.models[m]["size"]:
-                break
-            free += self.models[self.copies[c]["model"]]["size"]
-            evicted.append(c)
-        idle = [c for c, x in enumerate(self.copies) if x["state"] == L.IDLE]
-        if free < self.models[m]["size"] or not idle:
-            return "none", -1, []
-        return "c", idle[0], evicted
+        row, evicted = self.idle_row(), self.evicted_for(p, m, self.warm_copies(self.pools[p]["budget"]))
+        return ("none", -1, []) if row is None or evicted is None else ("c", row, evicted)
 
-    def start_legal(self, i: int, v: int) -> bool:
-        if self.tasks[i]["hold"] is not None or v not in self.usable(i):
+    def has_place(self, variant: Table) -> bool:
+        pool = self.pools[variant["pool"]]
+        return bool(pool["places"] - pool["busy"] >= variant["units"])
+
+    def can_begin(self, i: int, v: int) -> bool:
+        """A call of task i with variant v can begin."""
+        if v not in self.usable(i):
             return False
         variant = self.variant(i, v)
-        pool = self.pools[variant["pool"]]
-        return pool["places"] - pool["busy"] >= variant["units"] and self.copy_for(variant)[0] != "none"
+        case, p = self.copy_for(variant)[0], variant["pool"]
+        if self.is_closed(p) or not self.has_place(variant) or case == "none":
+            return False
+        if self.missing_credit(variant) > 0:
+            self.reached["refused: no token"] += 1
+            return False
+        if not self.affordable(self.call_cost(i, v) + (self.load_cost(variant["model"]) if case == "c" else 0)):
+            self.reached["refused: no money"] += 1
+            return False
+        return True
+
+    def queued_in(self, p: int) -> list[int]:
+        marked = [i for i, task in enumerate(self.tasks) if task["queued"] is not None]
+        return [i for i in marked if self.variant(i, L.STANDARD)["pool"] == p]
 
     def delay(self, variant: Table) -> float:
+        p, pool = variant["pool"], self.pools[variant["pool"]]
         case, c, _ = self.copy_for(variant)
-        if case in ("no model", "a"):
-            return 0.0
-        return max(0.0, self.copies[c]["expected"] - self.now) if case == "b" else self.load_est(variant["model"])
+        copy = place = closed = 0.0
+        if case == "b":
+            copy = max(0.0, self.copies[c]["expected"] - self.now)
+        elif case in ("c", "none"):
+            copy = self.load_est(variant["model"])
+        if not self.has_place(variant):
+            first = min(call["end"] for call in self.calls.values() if call["pool"] == p)
+            place = max(0.0, first - self.now) + len(self.queued_in(p)) * self.unit / pool["places"]
+        if self.is_closed(p):
+            closed = float(max(0, pool["closed"] - self.now))
+        return max(copy, place, float(self.missing_credit(variant)), closed)
 
     def free_in(self, variant: Table) -> float | None:
         """Time until a busy copy of the variant's pool and model is expected to have room."""
@@ -73,32 +159,57 @@ class TwinSlots(TwinEstimates):
                     ends.append(max(0.0, call["end"] - self.now))
         return min(ends, default=None)
 
-    def hold_legal(self, i: int) -> bool:
-        if "hold" not in self.system["verbs"] or not self.start_legal(i, L.STANDARD):
+    # ------------------------------------------------------------------ legality
+    def verb_legal(self, i: int, verb: int) -> bool:
+        """The verb is legal for the slot whose head is task i."""
+        kind, standard = self.task_class(i), self.variant(i, L.STANDARD)
+        if verb < L.N_VARIANTS:
+            return kind == L.PLAIN and self.can_begin(i, verb)
+        if L.VERBS[verb] not in self.system["verbs"]:
             return False
-        standard = self.variant(i, L.STANDARD)
-        free = self.free_in(standard)
-        return self.copy_for(standard)[0] in "bc" and free is not None and free <= self.load_est(standard["model"])
+        if verb == L.QUEUE:
+            return kind == L.PLAIN and L.STANDARD in self.usable(i) and not self.has_place(standard)
+        if verb == L.HOLD:
+            if kind != L.PLAIN or not self.can_begin(i, L.STANDARD):
+                return False
+            free = self.free_in(standard)
+            return self.copy_for(standard)[0] in "bc" and free is not None and free <= self.load_est(standard["model"])
+        if verb == L.HEDGE:
+            own = self.calls_of(i)
+            return kind == L.OVERDUE and len(own) == 1 and self.can_begin(i, self.calls[own[0]]["variant"])
+        limit = self.system["max_attempts"]
+        return kind == L.QUEUED or (kind == L.OVERDUE and (limit == 0 or self.tasks[i]["attempts"] + 1 < limit))
+
+    def failing_pools(self) -> list[int]:
+        """Pools that could be backed off, the one with most failed calls in a row first."""
+        pools = [p for p, pool in enumerate(self.pools) if pool["row"] >= 1 and not self.is_closed(p)]
+        return sorted(pools, key=lambda p: (-self.pools[p]["row"], p))
+
+    def skippable(self) -> list[int]:
+        """Optional tasks that could be skipped, the one that would be first."""
+        ready = [i for i in self.ready_in_order() if self.tasks[i]["optional"]]
+        return ready + [i for i, task in enumerate(self.tasks) if task["optional"] and task["state"] == L.BLOCKED]
+
+    def something_under_way(self) -> bool:
+        """A call in flight, or a copy that loads or cools down."""
+        return bool(self.calls) or any(copy["state"] in (L.LOADING, L.COOLDOWN) for copy in self.copies)
 
     def wait_legal(self) -> bool:
-        moving = any(copy["state"] in (L.LOADING, L.COOLDOWN) for copy in self.copies)
-        return bool(self.calls) or moving or any(task["hold"] is not None for task in self.tasks)
+        if self.something_under_way() or any(task["hold"] is not None for task in self.tasks):
+            return True
+        return any(self.is_closed(p) or self.short_of_tokens(p) for p in range(len(self.pools)))
 
     def mask(self) -> list[bool]:
-        mask = [False] * L.N_ACTIONS
+        mask, verbs = [False] * L.N_ACTIONS, self.system["verbs"]
         if not self.arrived or self.status != L.ON:
             mask[L.WAIT] = True
             return mask
         for s, members in enumerate(self.slots()[0]):
-            for v in range(3):
-                mask[s * L.N_VERBS + v] = self.start_legal(members[0], v)
-            mask[s * L.N_VERBS + L.HOLD] = self.hold_legal(members[0])
+            for verb in range(L.N_VERBS):
+                mask[s * L.N_VERBS + verb] = self.verb_legal(members[0], verb)
         mask[L.WAIT] = self.wait_legal()
+        back_off = self.system["back_off"] > 0 and bool(self.failing_pools())
+        mask[L.BACK_OFF] = back_off and "back_off" in verbs
+        mask[L.BACK_OFF_LONG] = back_off and "back_off_long" in verbs
+        mask[L.SKIP] = "skip" in verbs and bool(self.skippable())
         return mask
-
-    def decision_due(self) -> bool:
-        if self.status != L.ON:
-            return True
-        if not self.arrived or self.waiting:
-            return False
-        return any(self.start_legal(members[0], v) for members in self.slots()[0] for v in range(3))
