@@ -6,6 +6,7 @@ The numbers stand in the YAML, here are only their names, types and ranges. Noth
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -15,6 +16,7 @@ from experiments.cli import unknown_key
 from experiments.errors import ExperimentError
 from fq_env.errors import FQError
 from fq_env.level import Level, load_level
+from fq_env.level_files import LEVELS
 from fq_env.state import REWARDS
 from pit.layout import EXPOSURES
 
@@ -136,6 +138,25 @@ def level_of(level: int | str) -> Level:
         return load_level(level)
     except FQError as error:
         raise ExperimentError(f"level={level}: {error}") from None
+
+
+def level_words(value: Any) -> list[str]:
+    """`1-3,11`, `11`, `all`, a path, or a list of such as single words: `["1", "2", "3", "11"]`, each once."""
+    words: list[str] = []
+    for word in (str(x).strip() for x in (value if isinstance(value, list) else str(value).split(","))):
+        ends = re.fullmatch(r"(\d{1,2})-(\d{1,2})", word)
+        if word == "all":
+            words += map(str, LEVELS)
+        elif ends:
+            words += [str(n) for n in LEVELS if int(ends[1]) <= n <= int(ends[2])]
+        else:
+            words.append(word)
+    return list(dict.fromkeys(words))
+
+
+def levels_of(value: Any) -> list[Level]:
+    """The levels that a command's `levels=` names. Raises ExperimentError for one that does not exist or is not sound."""
+    return [level_of(word) for word in level_words(value)]
 
 
 def _training(key: str, default: Any, *, _root_: DictConfig) -> Any:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CHUNK = 512  # environments of one evaluation block: more would leave the cache
 SPLITS = ("train", "validation", "test")
-WARM_WAIT = "critical_path_warm_wait"
+WARM_WAIT, CALIBRATED, LOOKAHEAD = "critical_path_warm_wait", "calibrated", "lookahead"
 # Logits (k, 128) of observations (k, 512) float32.
 Logits = Callable[[np.ndarray], np.ndarray]
 # Called with the observations, masks and actions of each batched decision.
@@ -88,11 +88,24 @@ class Referee:
 
         return dict(fit_warm_wait(self.level, split="train", n=self.fit))
 
-    def players(self, split: str, n: int, first: int = 0, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    rollouts: int = 12
+
+    def plain(self) -> list[str]:
+        """The players that play a thousand instances in a second."""
+        return [name for name in PLAYERS if name not in SLOW]
+
+    def slow(self) -> list[str]:
+        """The players that search."""
+        return [name for name in PLAYERS if name in SLOW]
+
+    def players(
+        self, split: str, n: int, first: int = 0, names: Collection[str] | None = None, rollouts: int = 12
+    ) -> dict[str, np.ndarray]:
         """Name -> episode records (n,) of the players (all, or those named), in the order of `PLAYERS`.
 
-        `exact_best` (totals only) is left out where no optimum is proven.
+        `exact_best` (totals only) is left out where no optimum is proven, `calibrated` where none is fitted.
         """
+        self.rollouts = rollouts
         played = {name: player(self, split, n, first) for name, player in PLAYERS.items() if names is None or name in names}
         return {name: episodes for name, episodes in played.items() if episodes is not None}
 
@@ -130,14 +143,50 @@ def exact(referee: Referee, split: str, n: int, first: int) -> np.ndarray | None
     return np.array(totals, [("total", "f8")])
 
 
+def fitted_linear(referee: Referee, split: str, n: int, first: int) -> np.ndarray | None:
+    """The rule to beat, if `experiments.calibrate` has fitted it for the level as it is."""
+    base = linear_rule(referee.level)
+    if base is None:
+        return None
+    from fq_env.players import play
+
+    return play(referee.level, base, split=split, n=n, first=first)
+
+
+def linear_rule(level: Level) -> Any:
+    """The fitted rule of a level as a player; None if there is none."""
+    from experiments.calibrate import fitted_weights
+    from fq_env.players import calibrated
+    from pit.rules import weights_of
+
+    table = fitted_weights(level)
+    return None if table is None else calibrated(weights_of(table))
+
+
+def looking_ahead(referee: Referee, split: str, n: int, first: int) -> np.ndarray | None:
+    """One step of improvement over the rule to beat, or over `critical_path_warm_wait` where none is fitted."""
+    from fq_env.players import PLAYERS as RULES
+    from fq_env.players import lookahead, play
+
+    if referee.level.order is not None:
+        return None  # its rules know nothing of what works
+    base = linear_rule(referee.level) or RULES[WARM_WAIT]._replace(**referee.fitted)
+    return play(referee.level, lookahead(base, referee.rollouts), split=split, n=n, first=first)
+
+
 # A new player is one entry: (referee, split, n, first instance) -> episode records (n,), or None where a level has no such.
 PLAYERS: dict[str, Player] = {
     "random": rule("random"),
     "fifo": rule("fifo"),
+    "sequential": rule("sequential"),
     "critical_path": rule("critical_path"),
     WARM_WAIT: fitted_warm_wait,
+    "smallest_remaining": rule("smallest_remaining"),
+    CALIBRATED: fitted_linear,
+    LOOKAHEAD: looking_ahead,
     statistics.EXACT: exact,
 }
+SLOW = (LOOKAHEAD, statistics.EXACT)
 
 
 def table(

@@ -35,6 +35,14 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises ExperimentError for one that is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExperimentError(f"{path}: is not sound JSON ({error}); make it again") from None
+
+
 def write_folder(path: Path, write: Callable[[Path], object]) -> Path:
     """Lets `write(temporary)` fill a new folder beside `path`, then renames it to `path`; a folder there is replaced."""
     temporary, aside = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in ("", ".old"))

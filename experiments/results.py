@@ -63,12 +63,6 @@ class Wanted:
     code: str
 
 
-def levels_of(value: Any) -> list[str]:
-    """`1,11`, `11` or `[1,11]` as `["1", "11"]`."""
-    words = value if isinstance(value, list) else str(value).split(",")
-    return list(dict.fromkeys(str(word).strip() for word in words))
-
-
 def composed(overrides: list[str]) -> TrainConfig:
     """A training's checked configuration, from `configs/train.yaml`. Raises ExperimentError."""
     from hydra import compose, initialize_config_dir
@@ -248,10 +242,12 @@ def keep(cfg: ResultsConfig, level: Wanted, folders: list[Path], best: int) -> d
 
 def results(cfg: ResultsConfig) -> list[dict[str, Any]]:
     """The command: the results of all wanted levels, trained, judged, stored and shown."""
+    from experiments.config import level_words
+
     for key, low in (("seeds", 1), ("n", 2), ("jobs", 1)):
         if getattr(cfg, key) < low:
             raise ExperimentError(f"{key}={getattr(cfg, key)}: must be at least {low}")
-    levels = [wanted(cfg, level) for level in levels_of(cfg.levels)]
+    levels = [wanted(cfg, level) for level in level_words(cfg.levels)]
     check_readme(cfg.readme)
     found = {level.number: stored(cfg, level) for level in levels}
     todo = []

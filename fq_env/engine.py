@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fq_env.errors import FQError
-from fq_env.level import FAMILIES, Level, Order, load_level
+from fq_env.level import Level, Order, load_level
 from fq_env.state import (
     AUTORESETS,
     ENGINE,
@@ -25,9 +25,10 @@ from fq_env.state import (
     WORLD,
     world_tables,
 )
+from fq_env.tables import write_workflow
 from pit import compiled, state
 from pit.build import copy_rows, fill_system
-from pit.layout import EXPOSURES, N_ACTIONS, N_OBSERVATION
+from pit.layout import EXPOSURES, N_ACTIONS, N_OBSERVATION, N_WEIGHTS
 
 RESET, STEP, PLAY = range(3)
 
@@ -55,7 +56,7 @@ class Block:
     def __init__(self, levels: Sequence[Level]) -> None:
         systems = [level.system for level in levels]
         tasks = max(level.max_tasks for level in levels)
-        self.edges = 4 * tasks
+        self.edges = max(level.max_edges for level in levels)
         self.functions = max(len(s.functions) for s in systems)
         self.models = max(len(s.models) for s in systems)
         self.places = max(
@@ -125,13 +126,6 @@ def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
     row["n_earlier"], row["horizon"], row["max_steps"] = len(draw.earlier), level.horizon, level.max_steps
     for name in ("efficiency", "stability", "optimization"):
         row[f"w_{name}"] = getattr(level.score, name)
-    if level.workflow is not None:
-        row["siblings"][0], row["tasks"][0], row["width"][0] = (
-            level.workflow.siblings,
-            level.workflow.tasks,
-            level.workflow.width,
-        )
-        row["shapes"][0] = np.cumsum([level.workflow.shapes.get(s, 0.0) for s in FAMILIES])  # type: ignore[call-overload]
     if level.order is not None:
         _write_order(row, level.order, functions)
     row["number"] = level.number
@@ -230,6 +224,7 @@ class Engine:
         self.block = Block(unique)
         self._templates = [self.block.template(level) for level in unique]
         self._levels = np.concatenate([level_record(v, *t) for v, t in zip(unique, self._templates, strict=True)])
+        self._tables = [write_workflow(self._levels[k : k + 1], level) for k, level in enumerate(unique)]
         self.memory = aligned(n * self.block.stride).reshape(n, self.block.stride)
         self.obs = np.zeros((n, N_OBSERVATION), np.float32)
         self.masks = np.zeros((n, N_ACTIONS), bool)
@@ -257,6 +252,7 @@ class Engine:
         e["final"] = _choice("final", final, ("truncated", "always"))
         e["exposure"] = _choice("exposure", exposure, EXPOSURES)
         _choice("split", split, SPLITS)
+        self._scratch: np.ndarray | None = None  # one clone and one mask for each environment
         self._address = e.ctypes.data
         self._obs_address = e["obs"]
         self._worlds = self._views(self.block.pit_size, WORLD)
@@ -365,9 +361,29 @@ class Engine:
         self._actions[:] = actions
         return int(self._all(self._address, STEP))
 
-    def play(self, rule: int, theta: float = 0.0, preferred: int = 1, indices: Any = None) -> None:
-        """The running episodes are played to their end by a rule of `pit.rules` (-1: random legal actions)."""
-        self._engine["rule"], self._engine["theta"], self._engine["preferred"] = rule, theta, preferred
+    def play(
+        self,
+        rule: int,
+        theta: float = 0.0,
+        preferred: int = 1,
+        indices: Any = None,
+        weights: np.ndarray | None = None,
+        rollouts: int = 0,
+    ) -> None:
+        """The running episodes are played to their end by a rule of `pit.rules` (-1: random legal actions).
+
+        `weights`: of a calibrated rule, float64. `rollouts` > 0: each decision tries every legal action in that many futures,
+        played on by the rule, and takes the best.
+        """
+        e = self._engine
+        e["rule"], e["theta"], e["preferred"], e["rollouts"] = rule, theta, preferred, rollouts
+        self._weights = np.ascontiguousarray(weights if weights is not None else np.zeros(N_WEIGHTS), np.float64)
+        if self._weights.shape != (N_WEIGHTS,):
+            raise FQError(f"weights have shape {self._weights.shape}; a calibrated rule has ({N_WEIGHTS},)")
+        e["weights"] = self._weights.ctypes.data
+        if rollouts > 0 and self._scratch is None:
+            self._scratch = aligned(self.n * (self.block.stride + N_ACTIONS))
+            e["scratch"] = self._scratch.ctypes.data
         self._reset[:] = indices is None
         if indices is not None:
             self._reset[indices] = True

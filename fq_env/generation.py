@@ -1,4 +1,4 @@
-"""Instances: the workflow and the physics that one seed draws, written straight into a Pit and its world.
+"""Instances: the physics and the hidden order that one seed draws, written straight into a Pit and its world.
 
 The Pit gets what a production system would know (hints, catalogue figures, earlier observations); the world keeps the
 truth. The order of draws is part of the level's version: changing it changes every instance.
@@ -11,23 +11,15 @@ import math
 import numpy as np
 from numba import uint64
 
+from fq_env.families import add_task, sigma_of
 from fq_env.randomness import bits, integer, pick, to_noise, uniform
-from fq_env.state import edge, goal, load_truth, truth
+from fq_env.state import load_truth, truth
 from pit.compiled import kernel
 from pit.layout import N_VARIANTS, STANDARD
 from pit.pool_manager import learn_load
-from pit.state import model, predecessor, successor, task, variant
+from pit.state import model, task, variant
 
-LAYERED, PIPELINES, FORK_JOIN = range(3)
 _ONE = np.uint64(1)
-
-
-@kernel
-def sigma_of(cv):
-    """sigma of a log-normal factor with this coefficient of variation."""
-    if cv == 0.0:
-        return 0.0
-    return math.sqrt(math.log(1.0 + cv * cv))
 
 
 @kernel
@@ -104,110 +96,6 @@ def learn(w, v, ratio, earlier):
 
 
 @kernel
-def add_task(s, w, L, i, f, task_sigma, hint_sigma):
-    """Task i calls function f: its true factor and the hint that its author gave."""
-    t = task(s, i)
-    t.function = f
-    t.required = 1
-    g = goal(w, i)
-    g.factor = to_noise(bits(w), task_sigma)
-    if L.order_hidden == 0:
-        mean = truth(w, 3 * f + STANDARD).mean * g.factor
-        t.hint = float(max(1, np.int64(mean * to_noise(bits(w), hint_sigma))))
-
-
-@kernel
-def draw_graph(s, w, L, functions):
-    """Layers of tasks: random (layered), items x stages (pipelines), or one and many in turn (fork_join)."""
-    n = integer(w, L.tasks[0], L.tasks[1])
-    width = integer(w, L.width[0], L.width[1])
-    siblings = uniform(w, L.siblings[0], L.siblings[1])
-    hint_sigma = sigma_of(uniform(w, L.hint_cv[0], L.hint_cv[1]))
-    task_sigma = sigma_of(L.task_cv)
-    x = uniform(w, 0.0, L.shapes[2])
-    shape = LAYERED
-    if x >= L.shapes[1]:
-        shape = FORK_JOIN
-    elif x >= L.shapes[0]:
-        shape = PIPELINES
-    s.n_tasks = n
-    made = 0
-    before = 0  # first task of the layer before
-    edges = 0
-    layer = 0
-    while made < n:
-        here = made
-        size = width
-        if shape == LAYERED:
-            size = integer(w, 1, width)
-        elif shape == FORK_JOIN:
-            size = 1 if layer % 2 == 0 else integer(w, 2, width)
-        size = min(size, n - made)
-        common = pick(w, functions)
-        for j in range(size):
-            f = common
-            if uniform(w, 0.0, 1.0) >= siblings:
-                f = pick(w, functions)
-            add_task(s, w, L, made, f, task_sigma, hint_sigma)
-            if layer > 0:
-                last = here - before
-                if shape == FORK_JOIN:
-                    for i in range(before, here):
-                        edges = add_edge(s, w, i, made, edges)
-                elif shape == PIPELINES:
-                    if j < last:
-                        edges = add_edge(s, w, before + j, made, edges)
-                else:
-                    a = pick(w, last)
-                    edges = add_edge(s, w, before + a, made, edges)
-                    b = pick(w, last)
-                    if b != a and uniform(w, 0.0, 1.0) < 0.5:
-                        edges = add_edge(s, w, before + b, made, edges)
-            made += 1
-        if layer > 0 and shape == LAYERED:
-            for i in range(before, here):
-                if task(s, i).succ_to == 0:
-                    edges = add_edge(s, w, i, here + pick(w, size), edges)
-        before = here
-        layer += 1
-    link(s, w, edges)
-
-
-@kernel
-def add_edge(s, w, source, target, edges):
-    """One hard edge; counts it at both ends."""
-    e = edge(w, edges)
-    e.source = source
-    e.target = target
-    task(s, source).succ_to += 1
-    task(s, target).pred_to += 1
-    return edges + 1
-
-
-@kernel
-def link(s, w, edges):
-    """Turns the edge list into successor and predecessor tables (counts stand in `succ_to`, `pred_to`)."""
-    out = 0
-    inn = 0
-    for i in range(s.n_tasks):
-        t = task(s, i)
-        t.succ_from = out
-        out += t.succ_to
-        t.succ_to = t.succ_from
-        t.pred_from = inn
-        inn += t.pred_to
-        t.pred_to = t.pred_from
-    for k in range(edges):
-        e = edge(w, k)
-        a = task(s, e.source)
-        successor(s, a.succ_to).task = e.target
-        a.succ_to += 1
-        b = task(s, e.target)
-        predecessor(s, b.pred_to).task = e.source
-        b.pred_to += 1
-
-
-@kernel
 def draw_order(s, w, L):
     """Hidden order: a goal and all it needs, less what is held; distractors; all in random order and without edges."""
     n_functions = np.int64(s.n_functions)
@@ -247,6 +135,6 @@ def draw_order(s, w, L):
     s.n_tasks = n
     task_sigma = sigma_of(L.task_cv)
     for i in range(n):
-        add_task(s, w, L, i, np.int64(task(s, i).function), task_sigma, 0.0)
+        add_task(s, w, L, i, np.int64(task(s, i).function), to_noise(bits(w), task_sigma), 0.0)
         if not required & (_ONE << uint64(task(s, i).function)):
             task(s, i).required = 0

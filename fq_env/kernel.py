@@ -9,7 +9,8 @@ import numba
 import numpy as np
 from numba import uint64
 
-from fq_env.generation import draw_graph, draw_order, draw_physics
+from fq_env.families import draw_graph
+from fq_env.generation import draw_order, draw_physics
 from fq_env.randomness import DURATIONS, FAILURES, LOADS, PLAYER, STRAGGLERS, WORKFLOW, mix, uniform
 from fq_env.scoring import bounds, deliverable_at_first, potential, score, without_output
 from fq_env.state import (
@@ -24,13 +25,13 @@ from fq_env.state import (
     level_at,
     world_at,
 )
-from fq_env.world import run
+from fq_env.world import another_future, run
 from pit.compiled import address_of, copy_bytes, entry, fetch_line, kernel, parallel_entry
 from pit.interface import act, apply
-from pit.layout import ARRIVE, HEDGE, N_ACTIONS, N_OBSERVATION, N_VERBS, ON, SOLVED, WAIT
+from pit.layout import ARRIVE, HEDGE, N_ACTIONS, N_OBSERVATION, N_RULE_GLOBALS, N_VERBS, ON, SOLVED, WAIT
 from pit.observation import encode
 from pit.rules import choose
-from pit.slots import refresh_slots, wait_legal
+from pit.slots import globals_legal, refresh_slots
 from pit.state import PIT, pit_at, task
 
 RESET, STEP, PLAY = range(3)
@@ -271,7 +272,10 @@ def step_one(e, i):
 def pick_random(s, w):
     """A legal action, each equally likely."""
     refresh_slots(s)
-    count = 1 if wait_legal(s) else 0
+    whole = globals_legal(s)
+    count = 0
+    for k in range(N_RULE_GLOBALS):
+        count += (whole >> k) & 1
     for g in range(s.n_slots):
         for verb in range(N_VERBS):
             count += (s.slots[g].legal >> verb) & 1
@@ -283,7 +287,63 @@ def pick_random(s, w):
                 if k == 0:
                     return g * N_VERBS + verb
                 k -= 1
+    for action in range(N_RULE_GLOBALS):
+        if (whole >> action) & 1:
+            if k == 0:
+                return WAIT + action
+            k -= 1
     return WAIT
+
+
+@kernel
+def by_rule(e, i, s):
+    """The action of the engine's rule; environment i's buffers serve as its eyes."""
+    return choose(s, e.rule, e.theta, e.preferred, e.weights, e.obs + i * _OBS_BYTES, e.masks + i * N_ACTIONS)
+
+
+@kernel
+def look_ahead(e, i, s, w, L):
+    """The action with which the engine's rule does best from here, on average over futures that are drawn afresh, the same ones
+    for every action; the first of equals."""
+    mask = e.masks + i * N_ACTIONS
+    encode(s, e.obs + i * _OBS_BYTES, mask)
+    spare = e.scratch + i * (e.stride + N_ACTIONS)
+    copy_bytes(spare + e.stride, mask, N_ACTIONS)
+    best = -1
+    most = 0.0
+    choices = 0
+    for action in range(N_ACTIONS):
+        if byte_at(spare + e.stride + action).x == 1:
+            choices += 1
+            best = action
+    if choices == 1:
+        return best
+    best = -1
+    w.player = mix(w.player, 2)
+    for action in range(N_ACTIONS):
+        if byte_at(spare + e.stride + action).x == 0:
+            continue
+        total = 0.0
+        for k in range(e.rollouts):
+            total += roll_out(e, i, s, w, L, action, mix(w.player, k), spare)
+        if best < 0 or total > most:
+            best = action
+            most = total
+    return best
+
+
+@kernel
+def roll_out(e, i, s, w, L, action, future, spare):
+    """The total of the episode if `action` is taken now and the engine's rule plays on, in a future of its own."""
+    copy_bytes(spare, address_of(s), e.stride)
+    t = pit_at(spare)
+    u = world_at(spare + t.size)
+    another_future(t, u, L, future)
+    limit = e.max_steps if e.max_steps > 0 else L.max_steps
+    decide(t, u, L, action, POTENTIAL)
+    while t.status == ON and u.steps < limit:
+        decide(t, u, L, by_rule(e, i, t), POTENTIAL)
+    return u.phi if t.status != ON else 0.0
 
 
 @kernel
@@ -295,7 +355,12 @@ def play_one(e, i):
     L = level_at(e.levels + w.level * _LEVEL_BYTES)
     limit = e.max_steps if e.max_steps > 0 else L.max_steps
     while s.status == ON and w.steps < limit:
-        action = pick_random(s, w) if e.rule == RANDOM else choose(s, e.rule, e.theta, e.preferred)
+        if e.rule == RANDOM:
+            action = pick_random(s, w)
+        elif e.rollouts > 0:
+            action = look_ahead(e, i, s, w, L)
+        else:
+            action = by_rule(e, i, s)
         decide(s, w, L, action, e.reward)
     report(s, w, L, episode_at(e.episodes + i * _EPISODE_BYTES))
     show(e, i, s)
@@ -314,7 +379,7 @@ def serve(e, operation, i):
 
 
 @kernel
-def look_ahead(e, i):
+def fetch_ahead(e, i):
     """Fetches the two records of environment i, so that they are at hand when its turn comes."""
     base = e.memory + i * e.stride
     for k in range(0, _PIT_BYTES, LINE):
@@ -330,7 +395,7 @@ def engine(address, operation):
     e = engine_at(address)
     ended = 0
     for i in range(e.n):
-        look_ahead(e, i + 1)
+        fetch_ahead(e, i + 1)
         serve(e, operation, i)
         if operation == STEP:
             ended += byte_at(e.terminated + i).x | byte_at(e.truncated + i).x

@@ -9,30 +9,19 @@ import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from fq_env.errors import FQError
+from fq_env.importers import wfformat
 from fq_env.level_files import LEVELS
-from fq_env.sizes import MAX_ALTERNATIVES, MAX_GOALS, MAX_PLANS
+from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GOALS, MAX_PLANS
+from fq_env.workflows import Range, Whole, Workflow
 from pit.errors import PitError
 from pit.files import load_yaml, parse
-from pit.layout import EXPOSURES, MAX_TASKS
+from pit.layout import EXPOSURES
 from pit.spec import Strict, SystemSpec
-
-Range = Annotated[tuple[float, float], Field(description="low, high")]
-Whole = Annotated[tuple[int, int], Field(description="low, high, both included")]
-FAMILIES = ("layered", "pipelines", "fork_join")
-
-
-class Workflow(Strict):
-    """The family of workflows: shape weights, size, width, and how often neighbours of a layer share its function."""
-
-    shapes: dict[Literal["layered", "pipelines", "fork_join"], float] = Field(min_length=1)
-    tasks: Whole
-    width: Whole
-    siblings: Range
 
 
 class Order(Strict):
@@ -132,7 +121,7 @@ class Weights(Strict):
 class Level(Strict):
     """One level (see `levels/`)."""
 
-    number: int = Field(ge=1, le=99)
+    number: int = Field(ge=0, le=99, description="0: no level of the suite, such as a workflow from outside")
     name: str
     title: str
     teaching: str
@@ -147,6 +136,7 @@ class Level(Strict):
     score: Weights
     horizon: float = Field(gt=1, description="the episode expires at this multiple of the lower bound")
     max_steps: int = Field(ge=1)
+    history: list[str] = Field(default_factory=list, description="what each version of the environment changed")
     training: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("exposure")
@@ -174,14 +164,32 @@ class Level(Strict):
                     raise ValueError(f"order.goals: {name!r} can be reached by more than {MAX_PLANS} plans; take alternatives away")
             if not self.system.order_hidden:
                 raise ValueError("system.order_hidden must be true in a level with `order`")
-        elif self.workflow is not None and not 1 <= self.workflow.tasks[0] <= self.workflow.tasks[1] <= MAX_TASKS:
-            raise ValueError(f"workflow.tasks must be a range within 1..{MAX_TASKS}")
+        elif self.workflow is not None:
+            self._check_workflow(self.workflow)
         return self
+
+    def _check_workflow(self, workflow: Workflow) -> None:
+        if self.system.order_hidden:
+            raise ValueError("system.order_hidden must be false in a level with `workflow`")
+        names, used = list(self.system.functions), workflow.functions()
+        if workflow.given is not None:
+            used = {task.function for task in workflow.given.ordered(self.system)}
+        drawn = names if self.draw.functions is None else names[: self.draw.functions[0]]
+        if missing := sorted(used - set(drawn)):
+            why = "which system.functions lacks" if missing[0] not in names else "which draw.functions may leave out"
+            raise ValueError(f"workflow names the function {missing[0]!r}, {why}; name one of {', '.join(drawn[:12])}")
+        if workflow.max_edges > MAX_EDGES:
+            raise ValueError(f"workflow can have {workflow.max_edges} edges; at most {MAX_EDGES} are possible: draw fewer tasks")
 
     @property
     def max_tasks(self) -> int:
         """The most tasks that an instance can have."""
-        return len(self.system.functions) if self.workflow is None else self.workflow.tasks[1]
+        return len(self.system.functions) if self.workflow is None else self.workflow.max_tasks
+
+    @property
+    def max_edges(self) -> int:
+        """The most edges that an instance can have."""
+        return 0 if self.workflow is None else self.workflow.max_edges
 
     @property
     def env_id(self) -> str:
@@ -192,13 +200,26 @@ class Level(Strict):
 @functools.lru_cache(maxsize=64)
 def _read(path: Path) -> Level:
     try:
-        return parse(Level, load_yaml(path, "level file"), f"level file {path}")
+        if path.suffix == ".json":
+            return recorded_level(path)
+        data = load_yaml(path, "level file")
+        if isinstance(data.get("workflow"), dict) and "file" in data["workflow"]:
+            data = wfformat.around(data, path)
+        return parse(Level, data, f"level file {path}")
+    except PitError as error:
+        raise FQError(str(error)) from None
+
+
+def recorded_level(path: str | Path, durations: str = "known", workers: int = wfformat.WORKERS) -> Level:
+    """A recorded workflow (WfFormat JSON) as a level; see `fq_env.importers.wfformat`. Raises `FQError`."""
+    try:
+        return parse(Level, wfformat.as_level(path, durations, workers), f"workflow file {path}")
     except PitError as error:
         raise FQError(str(error)) from None
 
 
 def load_level(level: int | str | Path | Level) -> Level:
-    """A level by number, by path of a YAML file, or itself. Raises `FQError`."""
+    """A level by number, by path of a YAML file or of a recorded workflow (WfFormat JSON), or itself. Raises `FQError`."""
     if isinstance(level, Level):
         return level
     if isinstance(level, str) and re.fullmatch(r"\d{1,2}", level):
@@ -208,6 +229,7 @@ def load_level(level: int | str | Path | Level) -> Level:
             raise FQError(f"level {level} does not exist; there are {', '.join(map(str, LEVELS))}, or name a YAML file")
         return _read(LEVELS[level])
     path = Path(str(level))
-    if path.suffix not in (".yaml", ".yml"):
-        raise FQError(f"level {str(level)!r} is neither a number ({', '.join(map(str, LEVELS))}) nor a YAML file")
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        known = ", ".join(map(str, LEVELS))
+        raise FQError(f"level {str(level)!r} is neither a number ({known}) nor a YAML file nor a WfFormat file (.json)")
     return _read(path)

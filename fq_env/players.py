@@ -22,21 +22,38 @@ THETAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
 class Player(NamedTuple):
     """A rule by its code in `pit.rules` (-1: random legal actions) and its parameters.
 
-    `theta`: a busy copy expected free within theta x the load estimate is waited for (critical_path_warm_wait).
-    `variant`: 0 lite, 1 standard, 2 premium where the function has it, standard elsewhere.
+    `theta`: a busy copy expected free within theta x the load estimate is waited for (critical_path_warm_wait); the most calls
+    in flight, 0 = no limit (smallest_remaining). `variant`: 0 lite, 1 standard, 2 premium where the function has it, standard
+    elsewhere. `weights`: a calibrated rule's numbers, float64 (`pit.layout.N_WEIGHTS`,). `rollouts`: each legal action is tried in
+    so many drawn futures that the rule plays on, and the best is taken.
     """
 
     code: int
     theta: float = 1.0
     variant: int = 1
+    weights: np.ndarray | None = None
+    rollouts: int = 0
 
 
 PLAYERS = {
     "random": Player(-1),
     "fifo": Player(0),
+    "sequential": Player(4),
     "critical_path": Player(1),
     "critical_path_warm_wait": Player(2),
+    "smallest_remaining": Player(3, theta=0.0),
 }
+ROLLOUTS = 12  # of lookahead
+
+
+def calibrated(weights: np.ndarray) -> Player:
+    """The linear rule with these numbers."""
+    return Player(5, weights=weights)
+
+
+def lookahead(base: Player, rollouts: int = ROLLOUTS) -> Player:
+    """One step of improvement over a rule: it knows true means, and never what will be drawn."""
+    return base._replace(rollouts=rollouts)
 
 
 def as_player(player: str | Player, **params: float) -> Player:
@@ -45,9 +62,9 @@ def as_player(player: str | Player, **params: float) -> Player:
         if player not in PLAYERS:
             raise FQError(f"player {player!r} is unknown; choose one of {', '.join(PLAYERS)}")
         player = PLAYERS[player]
-    unknown = set(params) - {"theta", "variant"}
+    unknown = set(params) - {"theta", "variant", "rollouts"}
     if unknown:
-        raise FQError(f"a player has no parameter {sorted(unknown)[0]!r}; it takes theta and variant")
+        raise FQError(f"a player has no parameter {sorted(unknown)[0]!r}; it takes theta, variant and rollouts")
     return player._replace(**params)  # type: ignore[arg-type]
 
 
@@ -59,17 +76,22 @@ def play(
     n: int,
     first: int = 0,
     exposure: str | None = None,
+    threads: int = 1,
     **params: float,
 ) -> np.ndarray:
     """Instances first .. first + n - 1 of a split, played to the end; (n,) records of `fq_env.state.EPISODE`."""
-    chosen = as_player(player, **params)
-    engine = Engine(level, min(n, CHUNK), split=split, exposure=exposure, autoreset="disabled")
+    engine = Engine(level, min(n, CHUNK), split=split, exposure=exposure, autoreset="disabled", threads=threads)
+    return play_on(engine, as_player(player, **params), split=split, n=n, first=first)
+
+
+def play_on(engine: Engine, player: Player, *, split: str, n: int, first: int = 0) -> np.ndarray:
+    """`play` on an engine that is there already."""
     results = []
-    for start in range(first, first + n, CHUNK):
-        count = min(CHUNK, first + n - start)
+    for start in range(first, first + n, engine.n):
+        count = min(engine.n, first + n - start)
         rows = np.arange(count)
         engine.reset(rows, split=split, instances=rows + start)  # type: ignore[arg-type]
-        engine.play(chosen.code, chosen.theta, int(chosen.variant), rows)
+        engine.play(player.code, player.theta, int(player.variant), rows, player.weights, player.rollouts)
         results.append(engine.episodes[:count].copy())
     return np.concatenate(results)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fq_env.sizes import MAX_ALTERNATIVES, MAX_GOALS, MAX_PLANS
+from fq_env.sizes import MAX_ALTERNATIVES, MAX_BLUEPRINTS, MAX_GOALS, MAX_PLANS
 from pit.compiled import record_at, table
 from pit.state import EVENT, INDEX
 
@@ -25,9 +25,9 @@ def _record(fields: list[Any]) -> np.dtype[Any]:
 
 _RANGES = (
     "seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "siblings",
-    "money", "rate", "straggler_rate", "straggler_factor",
+    "money", "rate", "straggler_rate", "straggler_factor", "optional", "any_join",
 )  # fmt: skip
-_WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "distractors")
+_WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "priorities", "distractors")
 LEVEL = _record(
     [(name, "f8", (2,)) for name in _RANGES]
     + [(name, "i8", (2,)) for name in _WHOLES]
@@ -35,7 +35,14 @@ LEVEL = _record(
     + [(name, "f8") for name in ("slow_share", "slow_factor", "poor")]
     + [(name, "f8") for name in ("w_efficiency", "w_stability", "w_optimization")]
     + [
-        ("shapes", "f8", (3,)),  # cumulated weights: layered, pipelines, fork_join
+        ("shapes", "f8", (8 + MAX_BLUEPRINTS,)),  # cumulated weights: families, then blueprints
+        ("blueprints", "i8", (MAX_BLUEPRINTS,)),  # addresses of their tables, see `fq_env.tables`
+        ("stages", "i8", (MAX_BLUEPRINTS,)),
+        ("items", "i8", (MAX_BLUEPRINTS, 2)),  # low, high
+        ("given", "i8"),  # address of a fixed workflow's tasks
+        ("n_given", "i8"),
+        ("given_edges", "i8"),
+        ("n_given_edges", "i8"),
         ("earlier", "i8", (8,)),
         ("n_earlier", "i8"),
         ("slow_window", "i8"),  # us
@@ -136,7 +143,10 @@ GOAL = _record(
 )
 DUE = _record([("when", "i8"), ("event", EVENT), ("task", "i4")])  # what will happen at `when`, us; -1 = about no task
 LOAD_TRUTH = _record([("mean", "f8"), ("count", "i8")])
-EDGE = _record([("source", "i4"), ("target", "i4")])  # hard
+EDGE = _record([("source", "i2"), ("target", "i2"), ("soft", "i2")])  # soft as written
+GIVEN = _record(  # a task of a fixed workflow
+    [("factor", "f8"), ("function", "i4"), ("required", "u1"), ("hinted", "u1"), ("join_any", "u1"), ("priority", "u1")]
+)
 EPISODE = _record(
     [(name, "f8") for name in ("total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum")]
     + [(name, "f8") for name in ("makespan", "lb", "cost")]
@@ -167,6 +177,8 @@ goal = table(WORLD, "goal_at", GOAL)
 due = table(WORLD, "due_at", DUE)
 load_truth = table(WORLD, "load_truth_at", LOAD_TRUTH)
 edge = table(WORLD, "edge_at", EDGE)
+edge_at = record_at(EDGE)
+given_at = record_at(GIVEN)
 sink = table(WORLD, "sink_at", INDEX)  # required sinks
 
 
@@ -177,7 +189,7 @@ def world_tables(
     rows = (
         ("truth_at", TRUTH, 3 * functions),
         ("load_truth_at", LOAD_TRUTH, models),
-        ("due_at", DUE, places + copies),
+        ("due_at", DUE, places + copies + 1),  # the last one is spare
         ("goal_at", GOAL, tasks),
         ("edge_at", EDGE, edges),
         ("sink_at", INDEX, tasks),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from fq_env.randomness import mix, to_noise, to_uniform
+from fq_env.randomness import DURATIONS, FAILURES, LOADS, STRAGGLERS, mix, to_noise, to_uniform
 from fq_env.scoring import artifact_lost, task_done
 from fq_env.state import due, goal, load_truth, truth
 from pit.compiled import copy_record, kernel
@@ -35,6 +35,7 @@ from pit.layout import (
 from pit.state import call, command, copy, model, task, variant
 
 _ONE = np.uint64(1)
+TRIES = 24  # draws of a duration that must be longer than what has passed already
 NEARLY = 0.9  # a task counts as critical if its rank is at least this share of the time that is left
 
 
@@ -231,3 +232,58 @@ def run(s, w, L):
             pass_time(s, when)
             happen(s, w, L)
             carry_out(s, w, L)
+
+
+@kernel
+def another_future(s, w, L, seed):
+    """From now on other durations, failures, loads and stragglers happen; what is under way ends at another time, too."""
+    w.durations = mix(seed, DURATIONS)
+    w.failures = mix(seed, FAILURES)
+    w.loads = mix(seed, LOADS)
+    w.stragglers = mix(seed, STRAGGLERS)
+    n = w.n_due
+    spare = due(w, n)
+    for k in range(n):
+        draw_again(s, w, L, due(w, k))
+    for k in range(1, n):  # insertion, in falling order of time
+        copy_record(spare, due(w, k))
+        j = k
+        while j > 0 and due(w, j - 1).when < spare.when:
+            copy_record(due(w, j), due(w, j - 1))
+            j -= 1
+        copy_record(due(w, j), spare)
+
+
+@kernel
+def draw_again(s, w, L, d):
+    """The event d, which has not happened by now, happens at another time: a draw that agrees with that."""
+    began = d.when - d.event.elapsed
+    ran = s.now - began
+    elapsed = 0
+    price = 0
+    if d.task < 0:
+        m = np.int64(copy(s, d.event.subject).model)
+        price = model(s, m).price
+        mean = load_truth(w, m).mean
+        for k in range(TRIES):
+            if elapsed <= ran:
+                elapsed = max(1, np.int64(mean * to_noise(mix(w.loads, (1 << 40) + m * 64 + k), w.load_noise)))
+    else:
+        c = call(s, find_call(s, d.event.subject))
+        row = 3 * c.function + c.variant
+        price = variant(s, row).price
+        mean = truth(w, row).mean * goal(w, c.task).factor
+        for k in range(TRIES):
+            if elapsed <= ran:
+                key = ((np.int64(1) << 40) + np.int64(c.task) * 2 + c.hedge) * 64 + k
+                lasts = mean * to_noise(mix(w.durations, key), w.noise)
+                if w.straggler_rate > 0.0:
+                    lasts *= lateness(s, w, L, np.int64(c.pool), key)
+                elapsed = max(1, np.int64(lasts))
+        if d.event.error == ERR_ERROR or d.event.error == ERR_LOST:
+            d.event.error = OK  # nobody knows that yet
+    if elapsed <= ran:
+        elapsed = ran + 1 + np.int64(0.25 * mean)
+    d.when = began + elapsed
+    d.event.elapsed = elapsed
+    d.event.price = elapsed * price // 1_000_000

@@ -314,6 +314,34 @@ def put(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
+def float32_at(typingctx: Any, address: Any, index: Any) -> Any:
+    """The float32 number `index` behind an address, as float64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        f4 = context.get_value_type(types.float32)
+        value = builder.load(_element(context, builder, signature, args, f4, 4))
+        return builder.fpext(value, context.get_value_type(types.float64))
+
+    return types.float64(address, index), codegen
+
+
+@intrinsic
+def float64_at(typingctx: Any, address: Any, index: Any) -> Any:
+    """The float64 number `index` behind an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(_element(context, builder, signature, args, context.get_value_type(types.float64), 8))
+
+    return types.float64(address, index), codegen
+
+
+def _element(context: Any, builder: Any, signature: Any, args: Any, kind: Any, size: int) -> Any:
+    """Pointer to an element: the first two arguments are an address and an index."""
+    base, where = (context.cast(builder, args[k], signature.args[k], types.int64) for k in (0, 1))
+    return builder.inttoptr(builder.add(base, builder.mul(where, where.type(size))), kind.as_pointer())
+
+
+@intrinsic
 def put_byte(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
     """Writes an integer as byte `index` behind an address."""
 

@@ -88,8 +88,10 @@ class Pit:
         self._hot = self._memory[: state.PIT.itemsize].view(state.PIT)
         self._commands: list[Command] = []
 
-    def _call(self, operation: int, value: int = 0, theta: float = 0.0, first: int = 0, second: int = 0) -> int:
-        result = int(drive(self._address, operation, value, self._event.ctypes.data, first, second, theta))
+    def _call(
+        self, operation: int, value: int = 0, first: int = 0, second: int = 0, event: int = 0, theta: float = 0.0, weights: int = 0
+    ) -> int:
+        result = int(drive(self._address, operation, value, event, first, second, theta, weights))
         if n := int(self._hot["n_commands"][0]):  # the kernel's buffer holds what one operation can say: empty it each time
             rows = self._table("command_at", state.COMMAND, n)
             self._commands += [Command(*(int(x) for x in row)) for row in rows.tolist()]
@@ -107,7 +109,7 @@ class Pit:
     def apply(self, event: Event | tuple[Any, ...]) -> bool:
         """One event; False if it did not fit the state and was ignored."""
         self._event[0] = tuple(event)
-        return bool(self._call(APPLY))
+        return bool(self._call(APPLY, event=self._event.ctypes.data))
 
     def next_timer(self) -> int:
         """us of the next timer, `NEVER` if none."""
@@ -118,7 +120,7 @@ class Pit:
         return bool(self._call(DUE))
 
     def _encode(self) -> None:
-        self._call(OBSERVE, 0, 0.0, self._observation.ctypes.data, self._mask.ctypes.data)
+        self._call(OBSERVE, 0, self._observation.ctypes.data, self._mask.ctypes.data)
 
     def observe(self) -> np.ndarray:
         """The observation, float32 (512,)."""
@@ -130,10 +132,12 @@ class Pit:
         self._encode()
         return self._mask.astype(bool)
 
-    def rule(self, name: str, **params: float) -> int:
+    def rule(self, name: str, **params: Any) -> int:
         """The action that a rule player would take now (see `pit.rules.RULES`)."""
-        code, theta, variant = rules.parameters(name, params)
-        return self._call(RULE, code, theta, variant)
+        code, theta, variant, weights = rules.parameters(name, params)
+        address = 0 if weights is None else weights.ctypes.data
+        seen, mask = self._observation.ctypes.data, self._mask.ctypes.data
+        return self._call(RULE, code, seen, mask, event=variant, theta=theta, weights=address)
 
     def commands(self) -> list[Command]:
         """The commands since the last call, in order."""

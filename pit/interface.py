@@ -143,7 +143,13 @@ def next_timer(s):
     """us of the next timer; NEVER if none."""
     if s.status != ON or s.arrived == 0:
         return NEVER
-    best = min(arbitration.next_hold(s), s.horizon)
+    return min(other_timer(s), s.horizon)
+
+
+@kernel
+def other_timer(s):
+    """us of the next timer besides the horizon; NEVER if none."""
+    best = arbitration.next_hold(s)
     if s.any_timer == 1:
         best = min(best, min(automation.next_call_timer(s), stale_manager.next_expiry(s)))
         for p in range(s.n_pools):
@@ -269,20 +275,14 @@ def decision_due(s):
     slots.refresh_slots(s)
     if s.any_start == 1:
         return True
-    return idle and nothing_comes(s) and first_legal(s) >= 0
-
-
-@kernel
-def nothing_comes(s):
-    """Whether no timer but the horizon is to come."""
-    return next_timer(s) >= s.horizon
+    return idle and other_timer(s) == NEVER and first_legal(s) >= 0
 
 
 ACT, ADVANCE, APPLY, DUE, OBSERVE, TIMER, RULE = range(7)
 
 
 @entry
-def drive(address, operation, value, event, first, second, theta):
+def drive(address, operation, value, event, first, second, theta, weights):
     """One operation on the Pit at `address`; the single door from Python (one compile for all of them)."""
     s = pit_at(address)
     if operation == ACT:
@@ -298,5 +298,5 @@ def drive(address, operation, value, event, first, second, theta):
     elif operation == TIMER:
         return np.int64(next_timer(s))
     elif operation == RULE:
-        return np.int64(rules.choose(s, value, theta, first))
+        return np.int64(rules.choose(s, value, theta, event, weights, first, second))
     return np.int64(0)

@@ -40,6 +40,12 @@ ENABLED = VERBS + GLOBAL_ACTIONS[:4]  # what a system can enable, in the order o
 DEFAULT_VERBS = ("lite", "standard", "premium", "hold")
 WAIT_BIT = N_VERBS
 MAX_PRIORITY = 3
+# Numbers of a calibrated rule: for each verb a bias, a weight for each slot feature and one for each global; for each global
+# action that a system can enable a bias and a weight for each global.
+N_VERB_WEIGHTS = 1 + N_SLOT_FEATURES + N_GLOBAL_FEATURES
+N_GLOBAL_WEIGHTS = 1 + N_GLOBAL_FEATURES
+N_RULE_GLOBALS = len(ENABLED) - WAIT_BIT
+N_WEIGHTS = N_VERBS * N_VERB_WEIGHTS + N_RULE_GLOBALS * N_GLOBAL_WEIGHTS
 
 
 def action_name(action: int) -> str:
@@ -145,7 +151,7 @@ SLOT_FEATURES = (
     Feature("price_lite", "contrast(est * price of lite, est * price of standard); 0 if not usable or both 0", -1, 1, HIDDEN),
     Feature("price_premium", "as price_lite, for premium", -1, 1, HIDDEN),
     Feature("attempts", "a / (a + 2), a = failed attempts of the head", 0, 1, HIDDEN),
-    Feature("overrun", "max(0, contrast(now - start, est)) of the head's oldest call in flight; 0 if it is not running", 0, 1, HIDDEN),
+    Feature("overrun", "max(0, contrast(now - start, its own est)) of the head's oldest call in flight; 0 if that has not started", 0, 1, HIDDEN),
     Feature("freshness", "0 (no artifact ages yet)", 0, 1, HIDDEN),
     Feature("status", "1 held or queued, 0.5 running, else -1 optional, 0 plain", -1, 1, HIDDEN),
     Feature("code", "the function's code", -1, 1, HIDDEN),
@@ -188,7 +194,7 @@ GLOBAL_FEATURES = (
     Feature("next_event", "sq(expected time to the next event); 1 if none is expected", 0, 1, FULL),
     Feature(
         "first_slot_warm",
-        "0 if standard of slot 0 would begin by case (a) or has no model, else sq(free_in(its model)), 1 if none or no slot",
+        "0 if standard of slot 0 is not usable, would begin by case (a) or has no model, else sq(free_in(its model)), 1 if none or no slot",
         0,
         1,
         FULL,

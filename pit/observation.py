@@ -128,12 +128,13 @@ def encode_contrast(s, at, t, v, est, k):
 
 
 @kernel
-def oldest_start(s, i):
-    """us at which the oldest call of running task i began."""
+def overrun_of(s, i):
+    """By how much the oldest call of running task i has overrun: contrast of its time and its estimate."""
     k = 0
     while call(s, k).task != i:
         k += 1
-    return call(s, k).start
+    c = call(s, k)
+    return max(0.0, contrast(float(s.now - c.start), c.est)) if c.start >= 0 else 0.0
 
 
 @kernel
@@ -161,8 +162,7 @@ def encode_slot(s, g, at, path):
     status = 0.0
     if t.mark == OVERDUE:
         status = 0.5
-        ran = float(s.now - oldest_start(s, np.int64(slot.head)))
-        put(at, 21, max(0.0, contrast(ran, est)))
+        put(at, 21, overrun_of(s, np.int64(slot.head)))
     elif t.mark != PLAIN:
         status = 1.0
     elif t.required == 0:

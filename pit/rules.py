@@ -1,64 +1,187 @@
 """Rule players: the orchestration rules that people write by hand, at kernel speed, in the game and in production alike.
 
-A rule reads the same slots as a policy and answers one legal action.
+A rule reads the same slots as a policy and answers one legal action. `calibrated` scores every legal action by a linear form
+of the very features that the policy reads; its numbers are fitted per level (`experiments.calibrate`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from pit import pool_manager
-from pit.compiled import kernel
+from pit.compiled import float32_at, float64_at, kernel
 from pit.errors import PitError
-from pit.layout import N_VERBS, STANDARD, WAIT
+from pit.layout import (
+    GLOBAL_ACTIONS,
+    GLOBAL_FEATURES,
+    GLOBAL_OFFSET,
+    N_GLOBAL_FEATURES,
+    N_GLOBAL_WEIGHTS,
+    N_RULE_GLOBALS,
+    N_SLOT_FEATURES,
+    N_VERB_WEIGHTS,
+    N_VERBS,
+    N_WEIGHTS,
+    PLAIN,
+    SLOT_FEATURES,
+    STANDARD,
+    VERBS,
+    WAIT,
+)
+from pit.observation import encode
 from pit.pool_manager import HERE, LOAD
-from pit.slots import refresh_slots, wait_legal
+from pit.slots import globals_legal, refresh_slots, wait_legal
 from pit.state import model, task, variant
 
-FIFO, CRITICAL_PATH, WARM_WAIT = range(3)
-RULES = {"fifo": FIFO, "critical_path": CRITICAL_PATH, "critical_path_warm_wait": WARM_WAIT}
+FIFO, CRITICAL_PATH, WARM_WAIT, SMALLEST, SEQUENTIAL, CALIBRATED = range(6)
+RULES = {
+    "fifo": FIFO,
+    "critical_path": CRITICAL_PATH,
+    "critical_path_warm_wait": WARM_WAIT,
+    "smallest_remaining": SMALLEST,
+    "sequential": SEQUENTIAL,
+    "calibrated": CALIBRATED,
+}
+
+_GLOBALS_FROM = N_VERBS * N_VERB_WEIGHTS
 
 
-def parameters(name: str, params: Mapping[str, float]) -> tuple[int, float, int]:
-    """Code, theta and variant for `choose`.
+def weight_names() -> list[tuple[str, str]]:
+    """(action, feature) of each number of a calibrated rule, in order; the bias is called `bias`."""
+    slots, whole = [f.name for f in SLOT_FEATURES], [f"global.{f.name}" for f in GLOBAL_FEATURES]
+    names = [(verb, feature) for verb in VERBS for feature in ("bias", *slots, *whole)]
+    return names + [(a, feature) for a in GLOBAL_ACTIONS[:N_RULE_GLOBALS] for feature in ("bias", *whole)]
 
-    `theta` (critical_path_warm_wait): a busy copy that is expected free within theta x the load estimate is waited for.
-    `variant` (all): 0 lite, 1 standard, 2 premium where the function has it, standard elsewhere.
+
+def weights_of(table: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+    """The numbers of a calibrated rule, float64 (N_WEIGHTS,), from a table action -> feature -> weight; what is missing is 0.
+
+    Raises:
+        PitError: an action or feature that does not exist, or a weight that is not finite.
+    """
+    index = {name: k for k, name in enumerate(weight_names())}
+    weights = np.zeros(N_WEIGHTS)
+    for action, row in table.items():
+        for feature, value in row.items():
+            if (action, feature) not in index:
+                raise PitError(f"rule 'calibrated': {action}.{feature} is unknown; see pit.rules.weight_names")
+            if not np.isfinite(value):
+                raise PitError(f"rule 'calibrated': {action}.{feature} is {value}; it must be finite")
+            weights[index[action, feature]] = value
+    return weights
+
+
+def table_of(weights: np.ndarray) -> dict[str, dict[str, float]]:
+    """The inverse of `weights_of`, without zeros."""
+    table: dict[str, dict[str, float]] = {}
+    for (action, feature), value in zip(weight_names(), weights.tolist(), strict=True):
+        if value != 0.0:
+            table.setdefault(action, {})[feature] = value
+    return table
+
+
+def parameters(name: str, params: Mapping[str, Any]) -> tuple[int, float, int, np.ndarray | None]:
+    """Code, theta, variant and weights for `choose`. Raises PitError.
+
+    `theta`: critical_path_warm_wait: a busy copy that is expected free within theta x the load estimate is waited for;
+    smallest_remaining: the most calls in flight (0: no limit). `variant` (all but calibrated): 0 lite, 1 standard, 2 premium
+    where the function has it, standard elsewhere. `weights` (calibrated): the table of `weights_of`.
     """
     if name not in RULES:
         raise PitError(f"rule {name!r} is unknown; choose one of {', '.join(RULES)}")
-    unknown = set(params) - {"theta", "variant"}
-    if unknown:
-        raise PitError(f"rule {name!r} has no parameter {sorted(unknown)[0]!r}; it takes theta and variant")
-    return RULES[name], float(params.get("theta", 1.0)), int(params.get("variant", STANDARD))
+    known = {"weights"} if name == "calibrated" else {"theta", "variant"}
+    if unknown := set(params) - known:
+        raise PitError(f"rule {name!r} has no parameter {sorted(unknown)[0]!r}; it takes {' and '.join(sorted(known))}")
+    weights = weights_of(params.get("weights", {})) if name == "calibrated" else None
+    theta = 0.0 if name == "smallest_remaining" else 1.0
+    return RULES[name], float(params.get("theta", theta)), int(params.get("variant", STANDARD)), weights
 
 
 @kernel
-def choose(s, rule, theta, preferred):
-    """The rule's action now; `wait` if it starts nothing (or the first legal start if waiting is not possible)."""
+def choose(s, rule, theta, preferred, weights, out, mask):
+    """The rule's action now. `weights`: address of a calibrated rule's numbers; `out`, `mask`: addresses that it may write an
+    observation and a mask to."""
+    if rule == CALIBRATED:
+        return choose_linear(s, weights, out, mask)
     refresh_slots(s)
+    action = preferred_start(s, rule, theta, preferred)
+    if action >= 0:
+        return action
+    if wait_legal(s):
+        return WAIT
+    for g in range(s.n_slots):  # nothing can be waited for: whatever is possible
+        for verb in range(N_VERBS):
+            if (s.slots[g].legal >> verb) & 1:
+                return g * N_VERBS + verb
+    legal = globals_legal(s)
+    for k in range(1, N_RULE_GLOBALS):
+        if (legal >> k) & 1:
+            return WAIT + k
+    return WAIT
+
+
+@kernel
+def preferred_start(s, rule, theta, preferred):
+    """The start that the rule wants; -1 if none."""
+    if (rule == SEQUENTIAL and s.n_calls > 0) or (rule == SMALLEST and theta > 0.0 and s.n_calls >= theta):
+        return -1
     best = -1
-    fallback = -1
     for g in range(s.n_slots):
         slot = s.slots[g]
         t = task(s, slot.head)
         k = preferred if variant(s, 3 * t.function + preferred).usable == 1 else STANDARD
-        if (slot.legal >> k) & 1 == 0:
+        if (slot.legal >> k) & 1 == 0 or t.mark != PLAIN:
             continue
-        if fallback < 0:
-            fallback = g * N_VERBS + k
-        if rule == CRITICAL_PATH:
-            return g * N_VERBS + k
         if rule == FIFO:
             if best < 0 or t.ready_time < task(s, s.slots[best // N_VERBS].head).ready_time:
                 best = g * N_VERBS + k
             continue
-        if slot.mode[k] == HERE:
+        if rule != WARM_WAIT or slot.mode[k] == HERE:
             return g * N_VERBS + k
         if best < 0:
             v = variant(s, 3 * t.function + k)
             if slot.mode[k] != LOAD or pool_manager.free_in(s, v.model) > theta * model(s, v.model).load_est:
                 best = g * N_VERBS + k
-    if best >= 0:
-        return best
-    return WAIT if wait_legal(s) or fallback < 0 else fallback
+    return best
+
+
+@kernel
+def linear(features, n, weights):
+    """The sum of n features (float32 at an address) times weights (float64 at an address), in order."""
+    total = 0.0
+    for k in range(n):
+        total += float32_at(features, k) * float64_at(weights, k)
+    return total
+
+
+@kernel
+def choose_linear(s, weights, out, mask):
+    """The legal action of the largest linear score; the first of equals."""
+    encode(s, out, mask)
+    whole = out + 4 * GLOBAL_OFFSET
+    best = -1
+    most = 0.0
+    for verb in range(N_VERBS):
+        if (s.verbs >> verb) & 1 == 0:
+            continue
+        own = weights + 8 * verb * N_VERB_WEIGHTS
+        base = float64_at(own, 0) + linear(whole, N_GLOBAL_FEATURES, own + 8 * (1 + N_SLOT_FEATURES))
+        for g in range(s.n_slots):
+            if (s.slots[g].legal >> verb) & 1:
+                score = base + linear(out + 4 * g * N_SLOT_FEATURES, N_SLOT_FEATURES, own + 8)
+                action = g * N_VERBS + verb
+                if best < 0 or score > most or (score == most and action < best):
+                    best = action
+                    most = score
+    legal = globals_legal(s)
+    for k in range(N_RULE_GLOBALS):
+        if (legal >> k) & 1:
+            own = weights + 8 * (_GLOBALS_FROM + k * N_GLOBAL_WEIGHTS)
+            score = float64_at(own, 0) + linear(whole, N_GLOBAL_FEATURES, own + 8)
+            if best < 0 or score > most:
+                best = WAIT + k
+                most = score
+    return best if best >= 0 else WAIT

@@ -173,7 +173,8 @@ class World:
         price = rng.choice((0, rng.randint(0, 20_000)))
         if kind == L.CMD_CANCEL:
             if rng.random() >= self.disobeys:
-                self.queue = [x for x in self.queue if not (x[3][0] in (L.STARTED, L.FINISHED, L.REJECTED) and x[3][1] == call)]
+                about = [(kind, call) for kind in (L.STARTED, L.FINISHED, L.REJECTED)]
+                self.queue = [entry for entry in self.queue if entry[3][:2] not in about]
                 heapq.heapify(self.queue)
         elif kind == L.CMD_START:
             begun = now

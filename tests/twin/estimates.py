@@ -46,8 +46,8 @@ class TwinEstimates:
             for j in task["inputs"]:
                 self.tasks[j]["successors"].append(i)
         self.sinks = [i for i in self.required() if not self.tasks[i]["successors"]]
-        start: Table = {"busy": 0, "use": 0.0, "settled": 0, "failures": 0.0, "row": 0, "closed": None, "stored": 0, "stored_at": 0}
-        self.pools: list[Table] = [dict(p, **start) for p in system["pools"]]
+        unused: Table = {"busy": 0, "use": 0.0, "settled": 0, "failures": 0.0, "row": 0, "closed": None, "stored": 0}
+        self.pools: list[Table] = [dict(p, **unused, stored_at=0) for p in system["pools"]]
         self.used = [0] * len(self.capacity)
         idle = {"state": L.IDLE, "pool": -1, "model": -1, "users": 0, "last_used": 0, "committed": 0, "automatic": False}
         self.copies: list[Table] = [dict(idle) for _ in range(system["rows"])]
@@ -79,7 +79,8 @@ class TwinEstimates:
         def variant(v: Table | None) -> Table | None:
             return v and {
                 "pool": pools.index(v["pool"]), "model": None if v["model"] is None else models.index(v["model"]),
-                "units": v["units"], "tokens": v["tokens"], "nominal": micro(v["seconds"]), "quality": v["quality"], "price": micro(v["price"]),
+                "units": v["units"], "tokens": v["tokens"], "nominal": micro(v["seconds"]), "quality": v["quality"],
+                "price": micro(v["price"]),
             }  # fmt: skip
 
         system = {
@@ -96,7 +97,8 @@ class TwinEstimates:
                 for m in s["models"].values()
             ],
             "functions": [
-                {"code": f["code"], "variants": [variant(f.get(name)) for name in VARIANT_NAMES], "forbidden": key in s["deny"],
+                {"code": f["code"], "variants": [variant(f.get(name)) for name in VARIANT_NAMES],
+                 "forbidden": key in s["deny"],
                  "denied": {v for v, name in enumerate(VARIANT_NAMES) if f"{key}.{name}" in s["deny"]}}
                 for key, f in s["functions"].items()
             ],
@@ -140,8 +142,8 @@ class TwinEstimates:
         return self.usable_variants(self.functions[self.tasks[i]["function"]])
 
     def usable_variants(self, function: Table) -> list[int]:
-        verbs = self.system["verbs"]
-        return [v for v, x in enumerate(function["variants"]) if x and VARIANT_NAMES[v] in verbs and v not in function["denied"]]
+        allowed = {v for v in range(3) if VARIANT_NAMES[v] in self.system["verbs"]} - function["denied"]
+        return [v for v, x in enumerate(function["variants"]) if x and v in allowed]
 
     def required(self) -> list[int]:
         """Tasks that are required now."""
@@ -244,8 +246,8 @@ class TwinEstimates:
     def open_inputs(self, i: int) -> list[int]:
         """Join all: the inputs that are neither done nor given up. Join any: all of them, until one is done."""
         task = self.tasks[i]
-        if task["any"] and any(self.tasks[j]["state"] == L.DONE for j in task["inputs"]):
-            return []
+        if task["any"]:
+            return [] if any(self.tasks[j]["state"] == L.DONE for j in task["inputs"]) else task["inputs"]
         return [j for j in task["inputs"] if self.tasks[j]["state"] not in OVER]
 
     def is_near(self, i: int) -> bool:

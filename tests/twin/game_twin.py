@@ -17,7 +17,7 @@ import pit.layout as L
 from fq_env.engine import Engine
 from fq_env.state import GOAL, LOAD_TRUTH, TRUTH
 from pit import state
-from tests.twin.estimates import Table
+from tests.twin.estimates import PLAIN_KEYS, Table
 from tests.twin.observation import clip
 from tests.twin.pit_twin import TwinPit
 
@@ -55,6 +55,38 @@ def added(values: Iterable[float]) -> float:
     return total
 
 
+def alternatives(needs: list[Any]) -> list[set[str]]:
+    """What a function needs, as sets of which one is enough: from a list of names, or of lists of names."""
+    if all(isinstance(x, str) for x in needs):
+        return [set(needs)]
+    return [{x} if isinstance(x, str) else set(x) for x in needs]
+
+
+def plans_of(goal: str, needs: dict[str, list[set[str]]]) -> list[set[str]]:
+    """The sets that contain the goal and, for each function in them, all of one alternative; the smallest of them alone."""
+    found: list[set[str]] = []
+    todo = [{goal}]
+    while todo:
+        plan = todo.pop()
+        lacking = next((f for f in sorted(plan) if not any(x <= plan for x in needs.get(f, [set()]))), None)
+        if lacking is None:
+            found.append(plan)
+        else:
+            todo += [plan | x for x in needs[lacking]]
+    smallest = [plan for plan in found if not any(other < plan for other in found)]
+    return [plan for k, plan in enumerate(smallest) if plan not in smallest[:k]]
+
+
+def useful_for(goal: str, order: Any, needs: dict[str, list[set[str]]]) -> set[str]:
+    """All that is in a plan, what the useful prefer or need softly, and the plans of that."""
+    useful, todo = set[str](), [goal]
+    while todo:
+        new = set[str]().union(*plans_of(todo.pop(), needs)) - useful
+        useful |= new
+        todo += [x for f in new for x in (*order.prefers.get(f, []), *order.soft.get(f, []))]
+    return useful
+
+
 def bit_names(bits: int, names: Iterable[str]) -> set[str]:
     return {name for k, name in enumerate(names) if bits >> k & 1}
 
@@ -65,7 +97,7 @@ def read_pit(engine: Engine, i: int) -> TwinPit:
     hot = block.hot(memory)[0]
     n, n_functions, n_models = (int(hot[name]) for name in ("n_tasks", "n_functions", "n_models"))
     tasks = block.rows(memory, "task_at", state.TASK, n)
-    inputs = block.rows(memory, "pred_at", state.INDEX, block.edges)["task"].tolist()
+    links = block.rows(memory, "pred_at", state.LINK, block.edges)
     rows = block.rows(memory, "variant_at", state.VARIANT, L.N_VARIANTS * n_functions)
     models = block.rows(memory, "model_at", state.MODEL, n_models)
 
@@ -74,7 +106,8 @@ def read_pit(engine: Engine, i: int) -> TwinPit:
             return None
         return {
             "pool": int(row["pool"]), "model": None if row["model"] < 0 else int(row["model"]), "units": int(row["units"]),
-            "nominal": float(row["nominal"]), "quality": float(row["quality"]), "price": int(row["price"]),
+            "tokens": int(row["tokens"]), "nominal": float(row["nominal"]), "quality": float(row["quality"]),
+            "price": int(row["price"]),
         }  # fmt: skip
 
     def after_arrival(name: str) -> int:
@@ -84,30 +117,45 @@ def read_pit(engine: Engine, i: int) -> TwinPit:
         "rows": int(hot["n_copies"]),
         "budgets": hot["budgets"]["capacity"][: int(hot["n_budgets"])].tolist(),
         "pools": [
-            {"places": int(p["places"]), "budget": None if p["budget"] < 0 else int(p["budget"])}
+            {
+                "places": int(p["places"]),
+                "budget": None if p["budget"] < 0 else int(p["budget"]),
+                "period": int(p["period"]) or None,
+                "burst": int(p["full"]) // int(p["period"]) if p["period"] else 1,
+            }
             for p in hot["pools"][: int(hot["n_pools"])]
         ],
         "models": [
-            {"size": int(m["size"]), "conc": int(m["serves"]), "load": float(m["nominal"]), "price": int(m["price"])}
+            {
+                "size": int(m["size"]),
+                "conc": int(m["serves"]),
+                "load": float(m["nominal"]),
+                "price": int(m["price"]),
+                "keep_alive": int(m["keep_alive"]),
+            }
             for m in models
         ],
         "functions": [
-            {"code": float(rows[3 * f + L.STANDARD]["code"]), "variants": [variant(rows[3 * f + v]) for v in range(3)]}
+            {
+                "code": float(rows[3 * f + L.STANDARD]["code"]),
+                "variants": [variant(rows[3 * f + v]) for v in range(3)],
+                "forbidden": bool(rows[3 * f + L.STANDARD]["forbidden"]),
+                "denied": {v for v in range(3) if not rows[3 * f + v]["usable"]},
+            }
             for f in range(n_functions)
         ],
-        "verbs": bit_names(int(hot["verbs"]), L.VERBS),
+        "verbs": bit_names(int(hot["verbs"]), L.ENABLED),
         "deadline": after_arrival("deadline"),
         "horizon": after_arrival("horizon"),
-        "order_hidden": bool(hot["order_hidden"]),
-        "quality_flow": float(hot["quality_flow"]),
-        "max_attempts": int(hot["max_attempts"]),
-        "warning_weight": float(hot["warning_weight"]),
-    }
-    workflow = [
-        {"function": int(t["function"]), "hint": float(t["hint"]), "optional": not t["required"],
-         "after": inputs[int(t["pred_from"]) : int(t["pred_to"])]}
-        for t in tasks
-    ]  # fmt: skip
+    } | {key: hot[key].item() for key in (*PLAIN_KEYS, "money", "back_off", "ageing", "time_out")}
+    workflow = []
+    for t in tasks:
+        own = links[int(t["pred_from"]) : int(t["pred_to"])]
+        workflow.append(
+            {"function": int(t["function"]), "hint": float(t["hint"]), "optional": not t["required"],
+             "priority": int(t["priority"]), "any": bool(t["join_any"]), "inputs": own["task"].tolist(),
+             "soft": set(own["task"][own["soft"] != 0].tolist())}
+        )  # fmt: skip
     seen = {(f, v): rows[3 * f + v][["n", "s", "ss"]].item() for f in range(n_functions) for v in range(3)}
     loads_seen = {m: models[m][["n", "s"]].item() for m in range(n_models)}
     return TwinPit(system, workflow, L.EXPOSURES[int(hot["exposure"])], seen, loads_seen)
@@ -128,20 +176,22 @@ class TwinGame:
         self.draw, self.weights, self.max_steps = level.draw, level.score, max_steps or level.max_steps
         self.reward_kind = reward
         functions, n = list(level.system.functions), len(pit.tasks)
-        needs = level.order.needs if level.order else {}
-        self.needs = [{functions.index(name) for name in needs.get(key, [])} for key in functions]
+        if level.order:
+            self.set_order(level.order, functions, int(world["goal_index"]))
         self.have = {f for f in range(len(functions)) if int(world["have"]) >> f & 1}
         self.truth = block.rows(memory, "truth_at", TRUTH, 3 * len(functions))["mean"].tolist()
         self.factor = block.rows(memory, "goal_at", GOAL, n)["factor"].tolist()
         self.load_truth = block.rows(memory, "load_truth_at", LOAD_TRUTH, len(pit.models))["mean"].tolist()
         self.sigma, self.instance_seed = float(world["noise"]), int(world["instance_seed"])
-        self.durations, self.failures, self.loads = (mix(self.instance_seed, s) for s in (1, 2, 3))
+        self.durations, self.failures, self.loads, self.stragglers = (mix(self.instance_seed, s) for s in (1, 2, 3, 5))
+        self.straggler_rate = float(world["straggler_rate"])
         self.load_sigma = math.sqrt(math.log(1.0 + level.draw.load_cv * level.draw.load_cv))
         self.loads_so_far = [0] * len(pit.models)
         self.queue: list[tuple[int, int, int, tuple[Any, ...]]] = []  # (time, kind, subject, event)
-        self.load_paid, self.wrong = False, 0
+        self.load_paid, self.wrong, self.poor_calls, self.late_calls = False, 0, 0, 0
         self.steps = self.cold_starts = self.waits = self.holds = 0
-        self.started, self.outcomes, self.paid = list[int](), list[int](), list[int]()  # for conservation
+        self.cancels = 0
+        self.started = list[int]()
         self.set_bounds()
         self.horizon = math.floor(level.horizon * self.lb)
         pit.apply((L.ARRIVE, 0, 0, 0, -1.0, 0, 0))
@@ -149,16 +199,29 @@ class TwinGame:
         self.phi0 = self.phi = self.potential()
         self.left_before, self.now_before, self.reward_sum = self.left(), pit.now, 0.0
 
+    def set_order(self, order: Any, functions: list[str], goal: int) -> None:
+        """Hidden order: needs, plans and what is useful, as indices of functions."""
+
+        def indices(names: Iterable[str]) -> set[int]:
+            return {functions.index(name) for name in names}
+
+        needs = {f: alternatives(ways) for f, ways in order.needs.items()}
+        name = order.goals[goal]
+        self.needs = [[indices(way) for way in needs.get(f, [set()])] for f in functions]
+        self.soft, self.prefers, self.spoils = (
+            [indices(table.get(f, [])) for f in functions] for table in (order.soft, order.prefers, order.spoils)
+        )
+        self.plans, self.useful = [indices(x) for x in plans_of(name, needs)], indices(useful_for(name, order, needs))
+        self.poor = order.poor
+
     # ------------------------------------------------------------------ section 1: a step
     def step(self, action: int) -> tuple[np.ndarray, list[bool], float, bool, bool]:
         """(observation (512,) float32, mask, reward, terminated, truncated)."""
         pit = self.pit
-        calls = pit.next_call
         pit.act(action)
-        if pit.waiting:
-            self.waits += 1
-        elif pit.status == L.ON and pit.next_call == calls:
-            self.holds += 1
+        if pit.carried is not None:
+            self.waits += pit.carried == L.WAIT
+            self.holds += pit.carried < L.WAIT and pit.carried % L.N_VERBS == L.HOLD
         self.settle()
         self.steps += 1
         reward = self.reward()
@@ -189,48 +252,85 @@ class TwinGame:
         self.queue.remove(entry)
         time, kind, subject, event = entry
         self.pit.advance(time)
-        call = self.pit.calls.get(subject)
+        call, done = self.pit.calls.get(subject), self.done_tasks()
         if not self.pit.apply(event):
             return
-        self.paid.append(event[6])
         if kind == L.LOADED:
             self.load_paid = True
-        elif kind == L.FINISHED and call is not None:
-            self.outcomes.append(subject)
-            if event[2] == L.OK:
-                self.have.add(call["function"])
-                self.take_off(call["task"])
+        for i in self.done_tasks() - done:
+            self.count_left(i, -1)
+        for i in done - self.done_tasks():
+            self.count_left(i, 1)
+        if kind == L.FINISHED and call is not None and event[2] == L.OK and self.pit.system["order_hidden"]:
+            self.have.add(call["function"])
+            self.have -= self.spoils[call["function"]]
+
+    def done_tasks(self) -> set[int]:
+        return {i for i, task in enumerate(self.pit.tasks) if task["state"] == L.DONE}
 
     # ------------------------------------------------------------------ section 3: commands
     def carry_out(self) -> None:
         for kind, k, task, f, v, _, c, m in self.pit.commands():
             if kind == L.CMD_START:
                 self.start(k, task, f, v)
+            elif kind == L.CMD_CANCEL:
+                self.cancels += 1
+                self.queue = [entry for entry in self.queue if entry[1:3] != (L.FINISHED, k)]
             elif kind == L.CMD_LOAD:
                 self.load(c, m)
             elif kind == L.CMD_UNLOAD:
                 self.pit.apply((L.UNLOADED, c, 0, 0, -1.0, 0, 0))
 
-    def put(self, kind: int, subject: int, error: int, elapsed: int, price: int) -> None:
-        event = (kind, subject, error, elapsed, -1.0, 0, math.floor(elapsed * price / 10**6))
+    def put(self, kind: int, subject: int, error: int, elapsed: int, price: int, quality: float = -1.0) -> None:
+        event = (kind, subject, error, elapsed, quality, 0, math.floor(elapsed * price / 10**6))
         self.queue.append((self.pit.now + elapsed, kind, subject, event))
 
     def start(self, k: int, i: int, f: int, v: int) -> None:
         self.started.append(k)
         self.cold_starts += self.pit.calls[k]["cold"]
-        task, error = self.pit.tasks[i], L.OK
-        key = (i * 1024 + min(task["attempts"], 1023)) * 4 + v
-        mean = self.truth[3 * f + v] * self.factor[i]
-        elapsed = max(1, math.floor(mean * noise(mix(self.durations, key), self.sigma)))
+        task, error, quality = self.pit.tasks[i], L.OK, -1.0
+        key = (i * 1024 + min(task["attempts"], 1023)) * 8 + 4 * self.pit.calls[k]["hedge"] + v
+        mean = self.truth[3 * f + v] * self.factor[i] * noise(mix(self.durations, key), self.sigma)
+        if self.straggler_rate > 0:
+            mean *= self.late(key, self.pit.calls[k]["pool"])
+        elapsed = max(1, math.floor(mean))
         if self.pit.system["order_hidden"]:
-            if not self.needs[f] <= self.have:
-                error = L.ERR_PRECONDITION
-            self.wrong += error != L.OK or task["optional"]
-        elif (rate := self.draw.failure_rate) > 0:
-            u = uniform(mix(self.failures, key))
+            error, quality = self.try_out(f)
+        elif (rate := self.draw.failure_rate) > 0 or self.draw.lost_rate > 0:
+            u, lost = uniform(mix(self.failures, key)), self.draw.lost_rate
             if u < rate:
                 error, elapsed = L.ERR_ERROR, max(1, math.floor(elapsed * (u / rate)))
-        self.put(L.FINISHED, k, error, elapsed, self.pit.functions[f]["variants"][v]["price"])
+            elif u < rate + lost:
+                error, elapsed = L.ERR_LOST, max(1, math.floor(elapsed * ((u - rate) / lost)))
+        self.put(L.FINISHED, k, error, elapsed, self.pit.functions[f]["variants"][v]["price"], quality)
+
+    def late(self, key: int, p: int) -> float:
+        """By how much a call that begins now in pool p takes longer."""
+        draw, rate, slow = self.draw, self.straggler_rate, False
+        if draw.slow_share > 0:
+            window = math.floor(draw.slow_seconds * 10**6)
+            slow = uniform(mix(mix(self.stragglers, p), 2 * (self.pit.now // window) + 1)) < draw.slow_share
+        own = mix(self.stragglers, 1000 + key)
+        if uniform(mix(own, 0)) >= min(1.0, rate * (draw.slow_factor if slow else 1.0)):
+            return 1.0
+        self.late_calls += 1
+        low, high = draw.straggler_factor
+        return float(low + (high - low) * uniform(mix(own, 1)))
+
+    def try_out(self, f: int) -> tuple[int, float]:
+        """(error, quality) of a call in hidden order that begins now."""
+        works = any(way <= self.have for way in self.needs[f]) and all(self.can_miss(g) for g in self.soft[f])
+        self.wrong += not works or f not in self.useful
+        if not works:
+            return L.ERR_PRECONDITION, -1.0
+        if self.prefers[f] <= self.have:
+            return L.OK, -1.0
+        self.poor_calls += 1
+        return L.OK, self.pit.functions[f]["variants"][L.STANDARD]["quality"] * self.poor
+
+    def can_miss(self, g: int) -> bool:
+        """Function g is held, or nobody will deliver it."""
+        return g in self.have or all(task["state"] == L.GIVEN_UP for task in self.pit.tasks if task["function"] == g)
 
     def load(self, c: int, m: int) -> None:
         key = m * 65536 + self.loads_so_far[m]
@@ -256,26 +356,39 @@ class TwinGame:
 
     def set_bounds(self) -> None:
         pit = self.pit
-        n, required = len(pit.tasks), pit.required
+        n, required, hidden = len(pit.tasks), pit.required(), pit.system["order_hidden"]
+        self.needed = pit.needed_tasks()
         self.least, self.least_cost = self.least_of(self.mean), self.least_of(self.cost)
-        self.rank, needed = [0.0] * n, [not task["optional"] for task in pit.tasks]
-        for i in reversed(range(n)):
-            successors = pit.tasks[i]["successors"]
-            needed[i] = needed[i] or any(needed[j] for j in successors)
-            if needed[i]:
-                self.rank[i] = self.least[i] + max((self.rank[j] for j in successors), default=0.0)
+        self.rank = [0.0] * n
+        for i in reversed(self.needed):
+            after = [j for j in pit.tasks[i]["successors"] if not pit.tasks[j]["any"] and i in pit.hard_inputs(j)]
+            self.rank[i] = self.least[i] + max((self.rank[j] for j in after), default=0.0)
         self.places = sum(pool["places"] for pool in pit.pools)
         loads, prices = (self.least_of(lambda i, v, k=k: self.load_of(i, v)[k]) for k in (0, 1))  # type: ignore[misc]
-        backwards = required[::-1]
-        self.work_left = work = added(self.least[i] for i in backwards)
-        self.lb = max(max(self.rank), work / self.places) + min(loads[i] for i in required)
-        self.load_price = min(prices[i] for i in required)
-        self.cost_left = added(self.least_cost[i] for i in backwards)
-        self.cost_low = self.cost_left + self.load_price
+        self.load_price = min(prices[i] for i in self.needed)
+        self.work_left, self.cost_left = (added(x[i] for i in self.needed[::-1]) for x in (self.least, self.least_cost))
+        self.lb = max(max(self.rank), self.unfinished_work() / self.places) + min(loads[i] for i in self.needed)
+        self.cost_low = self.unfinished_cost() + self.load_price
         usual = [self.cost(i, L.STANDARD) + self.load_of(i, L.STANDARD)[1] for i in range(n)]
-        hidden = pit.system["order_hidden"]
         terms = [[usual[i]] * (hidden + (i in required)) for i in reversed(range(n))]
         self.cost_high = added(x for term in terms for x in term)
+
+    def cheapest_plan(self, values: list[float]) -> float:
+        """The least over the goal's plans of the sum over their tasks that are not done."""
+        sums = []
+        for plan in self.plans:
+            todo = [i for i, task in enumerate(self.pit.tasks) if task["function"] in plan and task["state"] != L.DONE]
+            sums.append(added(values[i] for i in todo[::-1]))
+        return min(sums)
+
+    def several_plans(self) -> bool:
+        return self.pit.system["order_hidden"] and len(self.plans) > 1
+
+    def unfinished_work(self) -> float:
+        return self.cheapest_plan(self.least) if self.several_plans() else self.work_left
+
+    def unfinished_cost(self) -> float:
+        return self.cheapest_plan(self.least_cost) if self.several_plans() else self.cost_left
 
     # ------------------------------------------------------------------ section 4: score, potential, reward
     @property
@@ -309,8 +422,10 @@ class TwinGame:
                 best.append(task["quality"])
                 continue
             own = max(self.pit.variant(i, v)["quality"] for v in self.pit.usable(i))
-            inputs = task["after"]
+            inputs = task["inputs"]
             mean = added(best[j] for j in inputs) / len(inputs) if inputs else 1.0
+            if task["any"]:
+                mean = max(best[j] for j in inputs if self.pit.tasks[j]["state"] != L.GIVEN_UP)
             best.append(own * (1.0 - a + a * mean))
         return best
 
@@ -318,18 +433,18 @@ class TwinGame:
         """min(time since start, floor of least) of a call in flight."""
         return 0 if call["start"] is None else min(self.pit.now - call["start"], math.floor(self.least[call["task"]]))
 
-    def take_off(self, i: int) -> None:
-        """Task i has ended: if it is required and done, less is left."""
-        task = self.pit.tasks[i]
-        if not task["optional"] and task["state"] == L.DONE:
-            self.cost_left -= self.least_cost[i]
-            self.work_left -= self.least[i]
+    def count_left(self, i: int, sign: int) -> None:
+        """Task i is done (sign −1) or to be done again (+1)."""
+        if i in self.needed:
+            self.cost_left += sign * self.least_cost[i]
+            self.work_left += sign * self.least[i]
 
     def left(self) -> float:
         pit = self.pit
-        calls = sorted(pit.calls.values(), key=lambda call: call["task"])
-        paths = [self.rank[i] for i in pit.ready_tasks()] + [self.rank[c["task"]] - self.done_of(c) for c in calls]
-        work = self.work_left - sum(self.done_of(call) for call in calls if not pit.tasks[call["task"]]["optional"])
+        paths = [self.rank[i] for i in pit.ready_tasks()]
+        paths += [self.rank[call["task"]] - self.done_of(call) for call in pit.calls.values()]
+        oldest = [pit.calls[own[0]] for i in self.needed if (own := pit.calls_of(i))]
+        work = self.unfinished_work() - sum(self.done_of(call) for call in oldest)
         return 0.0 if pit.status == L.SOLVED else max([*paths, work / self.places, 0.0])
 
     def potential(self) -> float:
@@ -338,7 +453,7 @@ class TwinGame:
         if self.pit.status != L.ON:
             return 0.0
         best = self.best_quality()
-        due = self.cost_left + (0.0 if self.load_paid else self.load_price)
+        due = self.unfinished_cost() + (0.0 if self.load_paid else self.load_price)
         return self.formula(self.base(best.__getitem__), due, self.elapsed + self.left())["total"]
 
     def reward(self) -> float:
@@ -362,4 +477,6 @@ class TwinGame:
             "cost": self.pit.spent / 1e6, "steps": self.steps, "calls": len(self.started), "cold_starts": self.cold_starts,
             "loads": sum(self.loads_so_far), "wrong_calls": self.wrong, "warnings": self.pit.warnings, "waits": self.waits,
             "holds": self.holds, "instance_seed": self.instance_seed, "status": self.pit.status,
+            "poor_calls": self.poor_calls, "hedges": self.pit.reached["hedge"], "cancels": self.cancels,
+            "queued": self.pit.reached["queue"], "stragglers": self.late_calls, "cost_low": self.cost_low / 1e6,
         }  # fmt: skip

@@ -293,26 +293,33 @@ class TwinLife(TwinObservation):
 
     def give_up(self, i: int) -> None:
         """Task i will never be done, and those who cannot do without it neither."""
-        task = self.tasks[i]
-        for k in self.calls_of(i):
-            self.reached["given up while it ran"] += 1
-            self.cancel_call(k)
-        task.update(state=L.GIVEN_UP, hold=None, queued=None, quality=0.0)
-        self.work_left -= task["work"]
-        self.cost_left -= task["cost"]
-        if not task["optional"]:
-            self.status = L.FAILED
-            return
-        for j in task["successors"]:
-            other = self.tasks[j]
-            if other["state"] in OVER:
-                continue
-            if i in other["soft"]:
-                self.reached["soft input given up"] += 1
-                self.tell(j)
-            elif not other["any"] or all(self.tasks[x]["state"] == L.GIVEN_UP for x in other["inputs"]):
-                self.reached["given up in cascade: " + ("any" if other["any"] else "all")] += 1
-                self.give_up(j)
+        falling = {i}
+        while falling and self.status == L.ON:
+            i = min(falling)
+            falling.remove(i)
+            task = self.tasks[i]
+            task.update(state=L.GIVEN_UP, hold=None, queued=None, quality=0.0)
+            self.work_left -= task["work"]
+            self.cost_left -= task["cost"]
+            if not task["optional"]:
+                self.status = L.FAILED
+                return
+            falling |= {j for j in task["successors"] if self.falls_with(j, i)}
+
+    def falls_with(self, j: int, i: int) -> bool:
+        """Task j cannot do without its input i, which is given up; if it can, it is told."""
+        task = self.tasks[j]
+        if i in task["soft"]:
+            self.reached["soft input given up"] += 1
+            self.tell(j)
+            return False
+        if task["state"] == L.RUNNING:
+            self.reached["hard input given up while it ran"] += 1
+        if task["state"] != L.BLOCKED:
+            return False
+        falls = not task["any"] or all(self.tasks[x]["state"] == L.GIVEN_UP for x in task["inputs"])
+        self.reached["falls: " + ("any" if task["any"] else "all")] += falls
+        return bool(falls)
 
     def lose_an_input(self, i: int) -> None:
         """The oldest artifact that task i has used is gone: its producer must run once more."""

@@ -111,7 +111,8 @@ class TwinObservation(TwinSlots):
         if not self.system["money"]:
             return 1.0
         x = max(0.0, float(self.system["money"] - self.spent - self.committed()))
-        return x / (x + self.cost_left) if x or self.cost_left else 0.0
+        need = max(0.0, self.cost_left)
+        return x / (x + need) if x or need else 0.0
 
     def tokens_left(self) -> float:
         limited = [p for p, pool in enumerate(self.pools) if pool["period"]]
@@ -138,7 +139,7 @@ class TwinObservation(TwinSlots):
         if not slots:
             return 1.0, 1.0
         standard, warm, room = self.variant(slots[0][0], L.STANDARD), 0.0, 0.0
-        if self.copy_for(standard)[0] not in ("no model", "a"):
+        if L.STANDARD in self.usable(slots[0][0]) and self.copy_for(standard)[0] not in ("no model", "a"):
             free = self.free_in(standard)
             warm = 1.0 if free is None else self.sq(free)
         if not self.has_place(standard):
@@ -160,7 +161,6 @@ class TwinObservation(TwinSlots):
         reached = sum(self.tasks[i]["state"] == L.DONE for i in self.sinks)
         left = e + max(cp, self.work_left / places)
         expected, full = self.expected_next(), sum(pool["busy"] >= pool["places"] for pool in self.pools)
-        tail = [i for i in tail if self.tasks[i]["state"] == L.READY]  # a running one has its place already
         tail_work = 0.0
         for i in tail:
             tail_work += self.tasks[i]["work"]

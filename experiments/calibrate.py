@@ -1,0 +1,276 @@
+"""Fits the rule to beat, per level: `calibrated`, a linear form of the policy's own features for every verb.
+
+As a command: `python -m experiments.calibrate levels=6,7,11`. From every corner (each variant, warm or not, each special verb
+favoured or shunned) a random search and then CMA-ES (Hansen, arXiv 1604.00772) run on training instances; the best corners
+are refined, and the winner is chosen on other training instances. Results: `results/rules/level-NN.json`, named weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from omegaconf import MISSING
+
+from experiments import cli
+from experiments.errors import ExperimentError
+from experiments.files import read_json, write_json
+from experiments.sources import ROOT
+
+if TYPE_CHECKING:
+    from fq_env.engine import Engine
+    from fq_env.level import Level
+
+RULES = ROOT / "results" / "rules"
+SIGMA = 0.5  # first step of CMA-ES; features are at most 1
+CHOICE = 2048  # training instances, not fitted on, on which the restarts are compared
+
+
+@dataclass
+class CalibrateConfig:
+    """Keys of the command; explained in `configs/calibrate.yaml`."""
+
+    levels: Any = MISSING
+    evaluations: int = MISSING
+    refine: int = MISSING
+    restarts: int = MISSING
+    n: int = MISSING
+    jobs: int = MISSING
+    seed: int = MISSING
+    force: bool = MISSING
+
+
+class Fit(NamedTuple):
+    """One restart: from which corner, its weights, mean total on what it was fitted on, and what it cost."""
+
+    corner: str
+    weights: np.ndarray
+    score: float
+    evaluations: int
+    steps: int
+
+
+# --------------------------------------------------------------------------- where a search begins
+def corners(level: Level) -> dict[str, dict[str, dict[str, float]]]:
+    """Name -> weights of plain rules: each variant alone or the quickest to begin, by rank; with and without waiting for it."""
+    from pit.layout import VERBS
+
+    system = level.system
+    used = [v for v in VERBS[:3] if any(v in system.usable(f) for f in system.functions)]
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for favoured in used:
+        plain = {v: {"bias": 5.0 if v == favoured else -5.0, "rank": 1.0, f"delay_{v}": -0.5} for v in used}
+        plain["wait"] = {"bias": 0.0}
+        plain |= {verb: {"bias": -8.0} for verb in system.verbs if verb not in used}
+        found[favoured] = plain
+        patient = {name: dict(row) for name, row in plain.items()}
+        patient[favoured] |= {f"delay_{favoured}": -4.0}
+        patient["wait"] = {"bias": 4.0}
+        found[f"{favoured}, patient"] = patient
+    if len(used) > 1:
+        mixed = {v: {"bias": 3.0, "rank": 1.0, f"delay_{v}": -2.0} for v in used} | {"wait": {"bias": 0.0}}
+        found["quickest"] = mixed | {verb: {"bias": -8.0} for verb in system.verbs if verb not in used}
+    for verb in system.verbs:
+        if verb not in used:
+            base = {name: dict(row) for name, row in found[used[-1] if "standard" not in used else "standard"].items()}
+            found[verb] = base | {verb: {"bias": 6.0}}
+    return found
+
+
+def live_weights(level: Level) -> np.ndarray:
+    """Which numbers of the rule can matter, bool (N_WEIGHTS,): verbs that are enabled, on features that can be other than zero."""
+    from fq_env.live import live_columns
+    from pit.layout import GLOBAL_OFFSET, N_SLOT_FEATURES, columns
+    from pit.rules import weight_names
+
+    live = live_columns(level)
+    names = [name for name, _ in columns()]
+    slot = {names[k].partition(".")[2] for k in range(N_SLOT_FEATURES) if live[k]}
+    whole = {f"global.{names[k]}" for k in range(GLOBAL_OFFSET, len(names)) if live[k] and not names[k].startswith("last_")}
+    enabled = {*level.system.verbs, "wait"}
+    return np.array([a in enabled and (f == "bias" or f in slot or f in whole) for a, f in weight_names()])
+
+
+# --------------------------------------------------------------------------- one search
+class Objective:
+    """Mean total of a calibrated rule on training instances `first` .. `first + n - 1`, counting what it costs."""
+
+    def __init__(self, level: Level, n: int, first: int = 0) -> None:
+        from fq_env.engine import Engine
+
+        self.engine: Engine = Engine(level, n, split="train", autoreset="disabled")
+        self.n, self.first, self.evaluations, self.steps = n, first, 0, 0
+
+    def __call__(self, weights: np.ndarray) -> float:
+        from fq_env.players import calibrated, play_on
+
+        episodes = play_on(self.engine, calibrated(weights), split="train", n=self.n, first=self.first)
+        self.evaluations += 1
+        self.steps += int(episodes["steps"].sum())
+        return float(episodes["total"].mean())
+
+
+def search(level: Level, start: np.ndarray, live: np.ndarray, evaluations: int, n: int, seed: int, sigma: float) -> Fit:
+    """Random search around `start`, then CMA-ES from the best found, over the live numbers."""
+    from cmaes import CMA
+
+    score, rng = Objective(level, n), np.random.default_rng(seed)
+    best, top = start.copy(), score(start)
+    for _ in range(evaluations // 10):
+        tried = start.copy()
+        tried[live] += rng.normal(0.0, 1.0, live.sum()) * (rng.random(live.sum()) < 0.3)
+        if (value := score(tried)) > top:
+            best, top = tried, value
+    optimizer = CMA(mean=best[live], sigma=sigma, seed=seed)
+    while score.evaluations < evaluations and not optimizer.should_stop():
+        told = []
+        for _ in range(optimizer.population_size):
+            x = optimizer.ask()
+            tried = start.copy()
+            tried[live] = x
+            value = score(tried)
+            if value > top:
+                best, top = tried, value
+            told.append((x, -value))
+        optimizer.tell(told)
+    middle = start.copy()
+    middle[live] = optimizer.mean  # often better than the best sample, whose score owes something to chance
+    if (value := score(middle)) > top:
+        best, top = middle, value
+    return Fit("", best, top, score.evaluations, score.steps)
+
+
+def _search(task: tuple[Level, str, np.ndarray, int, int, int, float]) -> Fit:
+    """`search` in a process of its own."""
+    level, corner, start, evaluations, n, seed, sigma = task
+    return search(level, start, live_weights(level), evaluations, n, seed, sigma)._replace(corner=corner)
+
+
+def _mean(level: Level, weights: np.ndarray, first: int) -> float:
+    from fq_env.players import calibrated, play
+
+    return float(play(level, calibrated(weights), split="train", n=CHOICE, first=first)["total"].mean())
+
+
+# --------------------------------------------------------------------------- all levels
+def level_digest(level: Level) -> str:
+    """What a fitted rule depends on: the level but for its words and its training, and the tables of features and rules."""
+    from pit.layout import table_hashes
+
+    words = {"title", "teaching", "hint", "probe", "pass_mark", "training", "history", "max_steps"}
+    text = level.model_dump_json(exclude=words) + repr(sorted(table_hashes().items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def rule_path(level: Level) -> Path:
+    """Where a level's fitted rule is kept."""
+    return RULES / f"level-{level.number:02d}.json"
+
+
+def fitted(level: Level) -> dict[str, Any] | None:
+    """The fitted rule of a level, as it was written; None if there is none for this level as it is now."""
+    path = rule_path(level)
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = read_json(path)
+    return record if record.get("digest") == level_digest(level) else None
+
+
+def fitted_weights(level: Level) -> Mapping[str, Mapping[str, float]] | None:
+    """The named weights of the fitted rule of a level; None if there is none."""
+    record = fitted(level)
+    return None if record is None else record["weights"]
+
+
+def seeds(seed: int, count: int) -> list[int]:
+    """Independent seeds of the searches."""
+    return [int(x) for x in np.random.SeedSequence(seed).generate_state(count, np.uint32) % (2**31)]
+
+
+def calibrate(cfg: CalibrateConfig) -> dict[int, dict[str, Any]]:
+    """Fits and writes the rules of all levels asked for; their records by level number."""
+    from experiments.config import levels_of
+    from pit.rules import weights_of
+
+    if cfg.evaluations < 20 or cfg.refine < 0 or cfg.restarts < 1 or cfg.n < 16 or cfg.jobs < 1:
+        raise ExperimentError(
+            f"evaluations={cfg.evaluations} refine={cfg.refine} restarts={cfg.restarts} n={cfg.n} jobs={cfg.jobs}: "
+            "must be at least 20, 0, 1, 16 and 1"
+        )
+    levels = [level for level in levels_of(cfg.levels) if level.order is None]
+    todo = [level for level in levels if cfg.force or fitted(level) is None]
+    for level in levels:
+        if level not in todo:
+            print(f"level {level.number}: fitted already (results/rules); force=true fits it again")
+    records: dict[int, dict[str, Any]] = {}
+    with ProcessPoolExecutor(cfg.jobs) as pool:
+        waiting: dict[Future[Fit], tuple[Level, int]] = {}
+        for level in todo:
+            begun = corners(level)
+            for (name, table), seed in zip(begun.items(), seeds(cfg.seed, len(begun)), strict=True):
+                task = (level, name, weights_of(table), cfg.evaluations, cfg.n, seed, SIGMA)
+                waiting[pool.submit(_search, task)] = (level, 0)
+        found: dict[int, list[Fit]] = {level.number: [] for level in todo}
+        rounds = {level.number: [0, len(corners(level))] for level in todo}  # round, searches under way
+        clock = time.perf_counter()
+        while waiting:
+            future = next(as_completed(waiting))
+            level, _ = waiting.pop(future)
+            fit = future.result()
+            found[level.number].append(fit)
+            state = rounds[level.number]
+            state[1] -= 1
+            print(
+                f"level {level.number}: {fit.corner}: {fit.score:.4f} after {fit.evaluations:,} evaluations "
+                f"({time.perf_counter() - clock:.0f} s)",
+                flush=True,
+            )
+            if state[1] == 0 and state[0] == 0 and cfg.refine > 0:  # all corners are in: refine the best ones
+                best = sorted(found[level.number], key=lambda f: -f.score)[: cfg.restarts]
+                for fit, seed in zip(best, seeds(cfg.seed + 1, len(best)), strict=True):
+                    task = (level, f"{fit.corner}, refined", fit.weights, cfg.refine, 2 * cfg.n, seed, SIGMA / 2)
+                    waiting[pool.submit(_search, task)] = (level, 1)
+                rounds[level.number] = [1, len(best)]
+            elif state[1] == 0:
+                records[level.number] = _write(level, found[level.number], 2 * cfg.n)
+    return records
+
+
+def _write(level: Level, fits: list[Fit], first: int) -> dict[str, Any]:
+    """Chooses among a level's restarts on training instances that none has seen, and keeps the best."""
+    from pit.rules import table_of
+
+    best = sorted(fits, key=lambda f: -f.score)[:4]
+    scores = [_mean(level, fit.weights, first) for fit in best]
+    chosen = best[int(np.argmax(scores))]
+    record = {
+        "level": level.number,
+        "digest": level_digest(level),
+        "score": max(scores),
+        "corner": chosen.corner,
+        "evaluations": sum(f.evaluations for f in fits),
+        "steps": sum(f.steps for f in fits),
+        "restarts": [{"corner": f.corner, "score": f.score, "evaluations": f.evaluations} for f in fits],
+        "weights": table_of(chosen.weights),
+    }
+    RULES.mkdir(parents=True, exist_ok=True)
+    write_json(rule_path(level), record)
+    print(f"level {level.number}: {chosen.corner}: {max(scores):.4f} on {CHOICE:,} other instances -> {rule_path(level)}", flush=True)
+    return record
+
+
+def main() -> None:
+    """The command line."""
+    cli.one_thread_per_process()
+    cli.guarded(lambda: calibrate(cli.read("calibrate", CalibrateConfig, sys.argv[1:], __doc__ or "")), CalibrateConfig)
+
+
+if __name__ == "__main__":
+    main()
