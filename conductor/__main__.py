@@ -1,4 +1,4 @@
-"""The command line of the conductor: run a workflow, go on with one, show what happened, verify a journal."""
+"""The command line of the conductor: run a workflow, go on with one, show or record what happened, verify a journal."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from conductor.decision_maker import STRATEGIES
 from conductor.errors import ConductorError
 from conductor.journal import journal_path
 from conductor.orchestrator import RunResult, begin, resume
+from conductor.record import record_run
 from conductor.report import print_comparison, print_run, report_run, verify_run
 from conductor.workflow import Workflow, load_workflow
 
@@ -73,6 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     go_on.add_argument("run", metavar="RUN", help="the folder of the run, or its journal")
     show = commands.add_parser("show", help="print what a run did, from its journal")
     show.add_argument("run", metavar="RUN", help="the folder of the run, or its journal")
+    record = commands.add_parser("record", help="write the decisions of a run as a Parquet table, from its journal")
+    record.add_argument("run", metavar="RUN", help="the folder of the run, or its journal")
+    record.add_argument("--out", metavar="FILE", required=True, help="the table, for example decisions.parquet")
+    record.add_argument("--observations", action="store_true", help="with the observation and the mask of each decision")
     journal = commands.add_parser("journal", help="look after a journal")
     verify = journal.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser(
         "verify", help="check the hash chain and every output, and replay each observation, mask and call"
@@ -119,6 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0 if result.status == "solved" else 1
         if arguments.command == "show":
             print_run(report_run(arguments.run), console)
+            return 0
+        if arguments.command == "record":
+            count = record_run(arguments.run, arguments.out, arguments.observations)
+            console.print(f"{arguments.out}: {count} decisions", soft_wrap=True, markup=False)
             return 0
         folded = verify_run(arguments.run)
         status = "ended" if folded.ended else "not ended; `resume` goes on with it"

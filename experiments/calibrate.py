@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from fq_env.level import Level
 
 RULES = ROOT / "results" / "rules"
-SIGMA = 0.5  # first step of CMA-ES; features are at most 1
+SIGMA = 0.6  # first step of CMA-ES; features are at most 1
+SHUNNED = -2.5  # bias of a verb that a corner does without; a few steps away from being used
 CHOICE = 2048  # training instances, not fitted on, on which the restarts are compared
 
 
@@ -64,23 +65,19 @@ def corners(level: Level) -> dict[str, dict[str, dict[str, float]]]:
 
     system = level.system
     used = [v for v in VERBS[:3] if any(v in system.usable(f) for f in system.functions)]
+    rest = {verb: {"bias": SHUNNED} for verb in system.verbs if verb not in used}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for favoured in used:
-        plain = {v: {"bias": 5.0 if v == favoured else -5.0, "rank": 1.0, f"delay_{v}": -0.5} for v in used}
-        plain["wait"] = {"bias": 0.0}
-        plain |= {verb: {"bias": -8.0} for verb in system.verbs if verb not in used}
-        found[favoured] = plain
-        patient = {name: dict(row) for name, row in plain.items()}
-        patient[favoured] |= {f"delay_{favoured}": -4.0}
-        patient["wait"] = {"bias": 4.0}
-        found[f"{favoured}, patient"] = patient
+        plain = {v: {"bias": 1.0 if v == favoured else -1.5, "rank": 1.0, f"delay_{v}": -0.5} for v in used}
+        found[favoured] = plain | {"wait": {"bias": -1.0}} | rest
+        patient = plain | {favoured: {"bias": 1.0, "rank": 1.0, f"delay_{favoured}": -3.0}}
+        found[f"{favoured}, patient"] = patient | {"wait": {"bias": 0.0}} | rest
+    standard = found.get("standard", found[used[0]])
     if len(used) > 1:
-        mixed = {v: {"bias": 3.0, "rank": 1.0, f"delay_{v}": -2.0} for v in used} | {"wait": {"bias": 0.0}}
-        found["quickest"] = mixed | {verb: {"bias": -8.0} for verb in system.verbs if verb not in used}
-    for verb in system.verbs:
-        if verb not in used:
-            base = {name: dict(row) for name, row in found[used[-1] if "standard" not in used else "standard"].items()}
-            found[verb] = base | {verb: {"bias": 6.0}}
+        mixed = {v: {"bias": 1.0, "rank": 1.0, f"delay_{v}": -2.0} for v in used}
+        found["quickest"] = mixed | {"wait": {"bias": -1.0}} | rest
+    for verb in rest:
+        found[verb] = standard | {verb: {"bias": 2.5}}
     return found
 
 
@@ -262,7 +259,10 @@ def _write(level: Level, fits: list[Fit], first: int) -> dict[str, Any]:
     }
     RULES.mkdir(parents=True, exist_ok=True)
     write_json(rule_path(level), record)
-    print(f"level {level.number}: {chosen.corner}: {max(scores):.4f} on {CHOICE:,} other instances -> {rule_path(level)}", flush=True)
+    print(
+        f"level {level.number}: {chosen.corner}: {max(scores):.4f} on {CHOICE:,} other instances -> {rule_path(level)}",
+        flush=True,
+    )
     return record
 
 

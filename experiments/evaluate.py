@@ -23,6 +23,7 @@ from experiments.errors import ExperimentError
 from experiments.files import check_out_folder, write_folder, write_json, write_text
 
 if TYPE_CHECKING:
+    from fq_env.engine import Player
     from fq_env.level import Level
 
 CHUNK = 512  # environments of one evaluation block: more would leave the cache
@@ -110,50 +111,29 @@ class Referee:
         return {name: episodes for name, episodes in played.items() if episodes is not None}
 
 
-Player = Callable[[Referee, str, int, int], np.ndarray | None]
+def seated(name: str, referee: Referee) -> Player:
+    """A player by name, its numbers fitted on training instances. Raises ExperimentError."""
+    from fq_env.players import PLAYERS as RULES
+    from fq_env.players import lookahead
+
+    if name == WARM_WAIT:
+        return RULES[name]._replace(**referee.fitted)
+    if name in RULES:
+        return RULES[name]
+    linear = linear_rule(referee.level)
+    if name == CALIBRATED and linear is not None:
+        return linear
+    if name == LOOKAHEAD and referee.level.order is None:
+        return lookahead(linear or seated(WARM_WAIT, referee), referee.rollouts)
+    if name in PLAYERS:
+        number = referee.level.number
+        raise ExperimentError(
+            f"player={name}: level {number} has none (python -m experiments.calibrate levels={number} fits rules)"
+        )
+    raise ExperimentError(f"player={name}: must be one of {', '.join(PLAYERS)}")
 
 
-def rule(name: str) -> Player:
-    """A player of `fq_env.players` without fitted numbers."""
-
-    def player(referee: Referee, split: str, n: int, first: int) -> np.ndarray:
-        from fq_env.players import play
-
-        return play(referee.level, name, split=split, n=n, first=first)
-
-    return player
-
-
-def fitted_warm_wait(referee: Referee, split: str, n: int, first: int) -> np.ndarray:
-    """The rule with its threshold and variant fitted on training instances."""
-    from fq_env.players import play
-
-    return play(referee.level, WARM_WAIT, split=split, n=n, first=first, **referee.fitted)
-
-
-def exact(referee: Referee, split: str, n: int, first: int) -> np.ndarray | None:
-    """The proven optimum, totals only; None where no search covers the level."""
-    from fq_env.errors import FQError
-    from fq_env.players import exact_best
-
-    try:
-        totals = [(exact_best(referee.level, split, instance),) for instance in range(first, first + n)]
-    except FQError:
-        return None
-    return np.array(totals, [("total", "f8")])
-
-
-def fitted_linear(referee: Referee, split: str, n: int, first: int) -> np.ndarray | None:
-    """The rule to beat, if `experiments.calibrate` has fitted it for the level as it is."""
-    base = linear_rule(referee.level)
-    if base is None:
-        return None
-    from fq_env.players import play
-
-    return play(referee.level, base, split=split, n=n, first=first)
-
-
-def linear_rule(level: Level) -> Any:
+def linear_rule(level: Level) -> Player | None:
     """The fitted rule of a level as a player; None if there is none."""
     from experiments.calibrate import fitted_weights
     from fq_env.players import calibrated
@@ -163,27 +143,41 @@ def linear_rule(level: Level) -> Any:
     return None if table is None else calibrated(weights_of(table))
 
 
-def looking_ahead(referee: Referee, split: str, n: int, first: int) -> np.ndarray | None:
-    """One step of improvement over the rule to beat, or over `critical_path_warm_wait` where none is fitted."""
-    from fq_env.players import PLAYERS as RULES
-    from fq_env.players import lookahead, play
+Contestant = Callable[[Referee, str, int, int], np.ndarray | None]
 
-    if referee.level.order is not None:
-        return None  # its rules know nothing of what works
-    base = linear_rule(referee.level) or RULES[WARM_WAIT]._replace(**referee.fitted)
-    return play(referee.level, lookahead(base, referee.rollouts), split=split, n=n, first=first)
+
+def rule(name: str) -> Contestant:
+    """A player of `seated`; None where the level has none."""
+
+    def contestant(referee: Referee, split: str, n: int, first: int) -> np.ndarray | None:
+        from fq_env.players import play
+
+        try:
+            player = seated(name, referee)
+        except ExperimentError:
+            return None
+        return play(referee.level, player, split=split, n=n, first=first)
+
+    return contestant
+
+
+def exact(referee: Referee, split: str, n: int, first: int) -> np.ndarray | None:
+    """The proven optimum, totals only; None where no search covers the level."""
+    if referee.level.order is None:
+        return None
+    from fq_env.engine import Engine
+    from fq_env.oracle import exact_on
+
+    engine = Engine(referee.level, 1, split=split, autoreset="disabled")
+    totals = [(exact_on(engine, referee.level, split, instance),) for instance in range(first, first + n)]
+    return np.array(totals, [("total", "f8")])
 
 
 # A new player is one entry: (referee, split, n, first instance) -> episode records (n,), or None where a level has no such.
-PLAYERS: dict[str, Player] = {
-    "random": rule("random"),
-    "fifo": rule("fifo"),
-    "sequential": rule("sequential"),
-    "critical_path": rule("critical_path"),
-    WARM_WAIT: fitted_warm_wait,
-    "smallest_remaining": rule("smallest_remaining"),
-    CALIBRATED: fitted_linear,
-    LOOKAHEAD: looking_ahead,
+PLAYERS: dict[str, Contestant] = {
+    **{name: rule(name) for name in ("random", "fifo", "sequential", "critical_path", WARM_WAIT, "smallest_remaining")},
+    CALIBRATED: rule(CALIBRATED),
+    LOOKAHEAD: rule(LOOKAHEAD),
     statistics.EXACT: exact,
 }
 SLOW = (LOOKAHEAD, statistics.EXACT)

@@ -54,7 +54,8 @@ def measure(word: str, split: str, n: int, few: int, rollouts: int, fit: int) ->
     best_rule = max(rules, key=lambda name: rules[name])
     # Slow players play fewer instances: their lead over the best rule there is added to its score on all.
     means = rules | {
-        name: rules[best_rule] + float(np.mean(records["total"] - played[best_rule]["total"][:few])) for name, records in hard.items()
+        name: rules[best_rule] + float(np.mean(records["total"] - played[best_rule]["total"][:few]))
+        for name, records in hard.items()
     }
     best = max(means.values())
     rows = []
@@ -89,7 +90,9 @@ def markdown(found: list[dict[str, Any]]) -> str:
     for level in found:
         kind = "room for a claim" if level["headroom"] >= WANTED else "skill check"
         words = PROBES[level["probe"]].words
-        lines.append(f"| {level['level']} {level['name']} | {level['gain']:.3f} | {level['headroom']:.3f} ({kind}) | {words} |")
+        lines.append(
+            f"| {level['level']} {level['name']} | {level['gain']:.3f} | {level['headroom']:.3f} ({kind}) | {words} |"
+        )
     return "\n".join(lines)
 
 
@@ -114,7 +117,10 @@ def headroom(cfg: HeadroomConfig) -> list[dict[str, Any]]:
         for word, future in zip(words, running, strict=True):
             row = future.result()
             found.append(row)
-            print(f"level {word}: {row['gain']:.3f} to gain, headroom {row['headroom']:.3f} ({row['seconds']:.0f} s)", file=sys.stderr)
+            print(
+                f"level {word}: {row['gain']:.3f} to gain, headroom {row['headroom']:.3f} ({row['seconds']:.0f} s)",
+                file=sys.stderr,
+            )
             if cfg.out is not None:
                 _keep(Path(cfg.out), row)
     print(markdown(found))

@@ -18,7 +18,8 @@ from omegaconf import MISSING
 
 from experiments import cli, statistics
 from experiments.errors import ExperimentError
-from experiments.evaluate import SPLITS, WARM_WAIT, Referee, greedy, level_for, open_policies
+from experiments.evaluate import SPLITS, Referee, greedy, level_for, open_policies, seated
+from pit import layout
 
 if TYPE_CHECKING:
     from fq_env.engine import Engine
@@ -46,18 +47,10 @@ class WatchConfig:
     bundles: str = MISSING
 
 
-def rule_player(name: str, level: Level, instance: int, fit: int) -> Choose:
-    """A player of `fq_env.players`, one action at a time. Raises ExperimentError for an unknown one."""
-    from fq_env.players import PLAYERS, as_player
-    from pit.interface import RULE, drive
-
-    if name not in PLAYERS:
-        raise ExperimentError(f"player={name}: must be one of {', '.join(PLAYERS)}")
-    player = as_player(name, **(Referee(level, fit).fitted if name == WARM_WAIT else {}))
-    if name == "random":
-        rng = np.random.default_rng(instance)
-        return lambda engine: int(rng.choice(np.flatnonzero(engine.masks[0])))
-    return lambda engine: int(drive(engine.memory.ctypes.data, RULE, player.code, 0, player.variant, 0, player.theta))
+def rule_player(name: str, level: Level, fit: int) -> Choose:
+    """A player that is not trained, one action at a time. Raises ExperimentError for an unknown one."""
+    player = seated(name, Referee(level, fit))
+    return lambda engine: int(engine.advise(player)[0])
 
 
 def contestant(cfg: WatchConfig) -> tuple[str, Level, str, Choose]:
@@ -66,7 +59,7 @@ def contestant(cfg: WatchConfig) -> tuple[str, Level, str, Choose]:
         if cfg.bundle is not None:
             raise ExperimentError(f"bundle={cfg.bundle} player={cfg.player}: only one can play; leave one out")
         level = level_for(cfg.level if cfg.level is not None else 11, [])
-        return cfg.player, level, level.exposure, rule_player(cfg.player, level, cfg.instance, cfg.fit)
+        return cfg.player, level, level.exposure, rule_player(cfg.player, level, cfg.fit)
     path = cfg.bundle
     if path is None:
         number = level_for(cfg.level if cfg.level is not None else 11, []).number
@@ -124,14 +117,16 @@ def watch(cfg: WatchConfig) -> dict[str, Any]:
     engine.reset(split=cfg.split, instances=cfg.instance)
     title = f"level {level.number}, {level.name} | {cfg.split} instance {cfg.instance} | {name}"
     pictures, steps, ended = [], 0, False
+    last: dict[str, Any] | None = None
     while True:
-        view = engine.pit_view(0)
+        view = engine.pit_view(0) | {"last": last}  # the state alone does not always tell which task was begun
         if cfg.gif is not None:
             pictures.append(render_picture(view))
         if ended:
             break
         action = choose(engine)
         words = dict(actions(view, engine.masks[0]))[action]
+        last = taken(view, action)
         steps += 1
         show(f"{title}\n\n{render_text(view)}\n\nstep {steps}: {words}", cfg.pause)
         ended = bool(engine.step_one(action))
@@ -140,6 +135,14 @@ def watch(cfg: WatchConfig) -> dict[str, Any]:
     write_pictures(cfg, pictures, view)
     episode: dict[str, Any] = view["episode"]
     return episode
+
+
+def taken(view: dict[str, Any], action: int) -> dict[str, Any]:
+    """An action as the next view's `last`: its verb, and the task that it is about."""
+    if action >= layout.WAIT:
+        return {"verb": layout.GLOBAL_ACTIONS[action - layout.WAIT], "task": None}
+    slot, verb = divmod(action, layout.N_VERBS)
+    return {"verb": layout.VERBS[verb], "task": view["slots"][slot]["head"]}
 
 
 def result(name: str, level: Level, cfg: WatchConfig, episode: dict[str, Any]) -> list[str]:

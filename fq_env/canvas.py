@@ -65,7 +65,7 @@ class Canvas:
         self.size = (wide, high)
         self._image = Image.new("RGB", (wide * FINE, high * FINE), "white")
         self._draw = ImageDraw.Draw(self._image)
-        self._texts: list[tuple[tuple[float, float], str, str, Any, str]] = []
+        self.texts: list[tuple[tuple[float, float], str, str, Any, str]] = []  # at, text, colour, font, anchor
 
     def box(
         self, x: float, y: float, wide: float, high: float, fill: str | None, edge: str | None = None,
@@ -119,7 +119,7 @@ class Canvas:
         self, x: float, y: float, text: str, size: int = 11, colour: str = INK, bold: bool = False, anchor: str = "lm"
     ) -> None:
         """Text at a point; `anchor` as in Pillow: l, m, r and then t, m, b, s."""
-        self._texts.append(((x, y), text, colour, font(size, bold), anchor))
+        self.texts.append(((x, y), text, colour, font(size, bold), anchor))
 
     def mark(self, kind: str, x: float, y: float, size: float, colour: str = INK) -> None:
         """A small sign around a point: check, play, lock, cross, pause, queue, hourglass, or a letter in a disc."""
@@ -158,6 +158,6 @@ class Canvas:
 
         image = self._image.reduce(FINE)
         draw = ImageDraw.Draw(image)
-        for at, text, colour, face, anchor in self._texts:
+        for at, text, colour, face, anchor in self.texts:
             draw.text(at, text, colour, face, anchor)
         return np.array(image)

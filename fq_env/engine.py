@@ -9,7 +9,7 @@ import ctypes
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from pit import compiled, state
 from pit.build import copy_rows, fill_system
 from pit.layout import EXPOSURES, N_ACTIONS, N_OBSERVATION, N_WEIGHTS
 
-RESET, STEP, PLAY = range(3)
+RESET, STEP, PLAY, ADVISE = range(4)
 
 
 def _choice(name: str, value: str, options: tuple[str, ...]) -> int:
@@ -48,6 +48,22 @@ def aligned(size: int) -> np.ndarray:
 def data_address(array: np.ndarray) -> int:
     """Where the data of a contiguous array lies; asking NumPy takes three times as long."""
     return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+
+
+class Player(NamedTuple):
+    """A rule by its code in `pit.rules` (-1: random legal actions) and its parameters.
+
+    `theta`: a busy copy expected free within theta x the load estimate is waited for (critical_path_warm_wait); the most calls
+    in flight, 0 = no limit (smallest_remaining). `variant`: 0 lite, 1 standard, 2 premium where the function has it, standard
+    elsewhere. `weights`: a calibrated rule's numbers, float64 (`pit.layout.N_WEIGHTS`,). `rollouts`: each legal action is tried in
+    so many drawn futures that the rule plays on, and the best is taken.
+    """
+
+    code: int
+    theta: float = 1.0
+    variant: int = 1
+    weights: np.ndarray | None = None
+    rollouts: int = 0
 
 
 class Block:
@@ -361,33 +377,30 @@ class Engine:
         self._actions[:] = actions
         return int(self._all(self._address, STEP))
 
-    def play(
-        self,
-        rule: int,
-        theta: float = 0.0,
-        preferred: int = 1,
-        indices: Any = None,
-        weights: np.ndarray | None = None,
-        rollouts: int = 0,
-    ) -> None:
-        """The running episodes are played to their end by a rule of `pit.rules` (-1: random legal actions).
+    def play(self, player: Player, indices: Any = None) -> None:
+        """The running episodes are played to their end by a player that is not trained."""
+        self._seat(player, indices)
+        self._run(PLAY)
 
-        `weights`: of a calibrated rule, float64. `rollouts` > 0: each decision tries every legal action in that many futures,
-        played on by the rule, and takes the best.
-        """
+    def advise(self, player: Player, indices: Any = None) -> np.ndarray:
+        """What the player would do now, (n,) int64; only the rows of `indices` are new."""
+        self._seat(player, indices)
+        self._run(ADVISE)
+        return self._actions.copy()
+
+    def _seat(self, player: Player, indices: Any) -> None:
         e = self._engine
-        e["rule"], e["theta"], e["preferred"], e["rollouts"] = rule, theta, preferred, rollouts
-        self._weights = np.ascontiguousarray(weights if weights is not None else np.zeros(N_WEIGHTS), np.float64)
+        e["rule"], e["theta"], e["preferred"], e["rollouts"] = player.code, player.theta, player.variant, player.rollouts
+        self._weights = np.ascontiguousarray(np.zeros(N_WEIGHTS) if player.weights is None else player.weights, np.float64)
         if self._weights.shape != (N_WEIGHTS,):
             raise FQError(f"weights have shape {self._weights.shape}; a calibrated rule has ({N_WEIGHTS},)")
         e["weights"] = self._weights.ctypes.data
-        if rollouts > 0 and self._scratch is None:
+        if player.rollouts > 0 and self._scratch is None:
             self._scratch = aligned(self.n * (self.block.stride + N_ACTIONS))
             e["scratch"] = self._scratch.ctypes.data
         self._reset[:] = indices is None
         if indices is not None:
             self._reset[indices] = True
-        self._run(PLAY)
 
     def clone(self, i: int) -> bytes:
         """The whole memory of environment i."""

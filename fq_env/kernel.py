@@ -34,7 +34,7 @@ from pit.rules import choose
 from pit.slots import globals_legal, refresh_slots
 from pit.state import PIT, pit_at, task
 
-RESET, STEP, PLAY = range(3)
+RESET, STEP, PLAY, ADVISE = range(4)
 POTENTIAL, SPARSE, MAKESPAN, CONDUCTOR = range(4)
 DISABLED, NEXT_STEP, SAME_STEP = range(3)
 RANDOM = -1
@@ -347,6 +347,25 @@ def roll_out(e, i, s, w, L, action, future, spare):
 
 
 @kernel
+def by_player(e, i, s, w, L):
+    """The action of the engine's player: chance, a rule, or what is best after looking ahead with it."""
+    if e.rule == RANDOM:
+        return pick_random(s, w)
+    if e.rollouts > 0:
+        return look_ahead(e, i, s, w, L)
+    return by_rule(e, i, s)
+
+
+@kernel
+def advise_one(e, i):
+    """Notes the action of the engine's player in environment i."""
+    base = e.memory + i * e.stride
+    s = pit_at(base)
+    w = world_at(base + s.size)
+    integer_at(e.actions + 8 * i).x = by_player(e, i, s, w, level_at(e.levels + w.level * _LEVEL_BYTES))
+
+
+@kernel
 def play_one(e, i):
     """Environment i plays its episode to the end under the engine's rule."""
     base = e.memory + i * e.stride
@@ -355,13 +374,7 @@ def play_one(e, i):
     L = level_at(e.levels + w.level * _LEVEL_BYTES)
     limit = e.max_steps if e.max_steps > 0 else L.max_steps
     while s.status == ON and w.steps < limit:
-        if e.rule == RANDOM:
-            action = pick_random(s, w)
-        elif e.rollouts > 0:
-            action = look_ahead(e, i, s, w, L)
-        else:
-            action = by_rule(e, i, s)
-        decide(s, w, L, action, e.reward)
+        decide(s, w, L, by_player(e, i, s, w, L), e.reward)
     report(s, w, L, episode_at(e.episodes + i * _EPISODE_BYTES))
     show(e, i, s)
 
@@ -374,8 +387,10 @@ def serve(e, operation, i):
     elif byte_at(e.reset + i).x == 1:
         if operation == RESET:
             reset_one(e, i)
-        else:
+        elif operation == PLAY:
             play_one(e, i)
+        else:
+            advise_one(e, i)
 
 
 @kernel

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fq_env.bounds import check_draw
 from fq_env.errors import FQError
 from fq_env.importers import wfformat
 from fq_env.level_files import LEVELS
 from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GOALS, MAX_PLANS
-from fq_env.workflows import Range, Whole, Workflow
+from fq_env.workflows import Cv, Cvs, Factors, Finite, Observed, Range, Share, Whole, Workflow
 from pit.errors import PitError
 from pit.files import load_yaml, parse
 from pit.layout import EXPOSURES
@@ -87,24 +88,24 @@ class Draw(Strict):
     models: Whole | None = None  # how many of the standard variants' models are used
     places: Whole | None = None  # of the first pool
     memory: Whole | None = None  # of the first budget, memory units
-    seconds: Range = (1.0, 1.0)  # per function
-    variant_seconds: Range = (1.0, 1.0)  # per function, on lite and premium
+    seconds: Factors = (1.0, 1.0)  # per function
+    variant_seconds: Factors = (1.0, 1.0)  # per function, on lite and premium
     quality_gap: Range = (1.0, 1.0)  # per function, on the gaps to standard
     load_seconds: Range = (1.0, 1.0)  # per instance
     model_load: Range = (1.0, 1.0)  # per model
     exclusive: float = Field(default=0.0, ge=0, le=1)  # chance that every copy serves one call at a time
-    task_cv: float = Field(default=0.0, ge=0, le=2)  # true mean of a task over its function's
-    hint_cv: Range = (0.0, 0.0)  # hint over true mean
-    belief_cv: float = Field(default=0.0, ge=0, le=2)  # catalogue figure over true mean of a function, and of a load
-    noise_cv: Range = (0.0, 0.0)  # duration of one call over its mean
-    load_cv: float = Field(default=0.0, ge=0, le=2)  # one load over its mean
-    earlier: list[int] = Field(default_factory=lambda: [0], min_length=1, max_length=8)  # earlier observations, one is drawn
+    task_cv: Cv = 0.0  # true mean of a task over its function's
+    hint_cv: Cvs = (0.0, 0.0)  # hint over true mean
+    belief_cv: Cv = 0.0  # catalogue figure over true mean of a function, and of a load
+    noise_cv: Cvs = (0.0, 0.0)  # duration of one call over its mean
+    load_cv: Cv = 0.0  # one load over its mean
+    earlier: list[Observed] = Field(default=[0], min_length=1, max_length=8)  # earlier observations, one is drawn
     failure_rate: float = Field(default=0.0, ge=0, le=0.9)
     lost_rate: float = Field(default=0.0, ge=0, le=0.5)  # calls that find an input's artifact gone
-    money: Range | None = None  # the limit, over what all standard calls cost
-    rate: Range = (1.0, 1.0)  # on the pools' token rates
-    straggler_rate: Range = (0.0, 0.0)  # chance of a call to be late
-    straggler_factor: Range = (3.0, 10.0)  # of a late call's duration
+    money: Factors | None = None  # the limit, over what all standard calls cost
+    rate: Factors = (1.0, 1.0)  # on the pools' token rates
+    straggler_rate: Share = (0.0, 0.0)  # chance of a call to be late
+    straggler_factor: Factors = (3.0, 10.0)  # of a late call's duration
     slow_share: float = Field(default=0.0, ge=0, le=1)  # of the time in which a pool is slow
     slow_factor: float = Field(default=1.0, ge=1, le=100)  # on the chance while its pool is slow
     slow_seconds: float = Field(default=60.0, ge=1e-3, le=1e6)  # how long a pool stays as it is
@@ -113,9 +114,9 @@ class Draw(Strict):
 class Weights(Strict):
     """Weights of the score's bonuses."""
 
-    efficiency: float = Field(ge=0)
-    stability: float = Field(ge=0)
-    optimization: float = Field(ge=0)
+    efficiency: Finite
+    stability: Finite
+    optimization: Finite
 
 
 class Level(Strict):
@@ -134,8 +135,8 @@ class Level(Strict):
     order: Order | None = None
     draw: Draw = Draw()
     score: Weights
-    horizon: float = Field(gt=1, description="the episode expires at this multiple of the lower bound")
-    max_steps: int = Field(ge=1)
+    horizon: float = Field(gt=1, le=1e4, allow_inf_nan=False, description="multiple of the lower bound at which it expires")
+    max_steps: int = Field(ge=1, le=1_000_000_000)
     history: list[str] = Field(default_factory=list, description="what each version of the environment changed")
     training: dict[str, Any] = Field(default_factory=dict)
 
@@ -166,6 +167,7 @@ class Level(Strict):
                 raise ValueError("system.order_hidden must be true in a level with `order`")
         elif self.workflow is not None:
             self._check_workflow(self.workflow)
+        check_draw(self)
         return self
 
     def _check_workflow(self, workflow: Workflow) -> None:
@@ -179,7 +181,7 @@ class Level(Strict):
             why = "which system.functions lacks" if missing[0] not in names else "which draw.functions may leave out"
             raise ValueError(f"workflow names the function {missing[0]!r}, {why}; name one of {', '.join(drawn[:12])}")
         if workflow.max_edges > MAX_EDGES:
-            raise ValueError(f"workflow can have {workflow.max_edges} edges; at most {MAX_EDGES} are possible: draw fewer tasks")
+            raise ValueError(f"workflow can have {workflow.max_edges} edges; at most {MAX_EDGES} fit: draw fewer tasks")
 
     @property
     def max_tasks(self) -> int:

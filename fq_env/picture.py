@@ -38,6 +38,11 @@ STATUS_COLOURS = {"running": DARK_BLUE, "solved": "#2b8a3e", "failed": RED, "exp
 
 def render_picture(view: dict[str, Any]) -> np.ndarray:
     """The state of one environment as a picture, uint8 (540, 960, 3)."""
+    return draw(view).pixels()
+
+
+def draw(view: dict[str, Any]) -> Canvas:
+    """The state of one environment on a canvas."""
     canvas = Canvas(WIDTH, HEIGHT)
     _clock(canvas, view)
     _score(canvas, view)
@@ -53,7 +58,7 @@ def render_picture(view: dict[str, Any]) -> np.ndarray:
         _graph(canvas, view, calls)
     draw_pools(canvas, view, (GRAPH_RIGHT + 16, TOP, WIDTH - GRAPH_RIGHT - 16 - MARGIN, BOTTOM - TOP))
     _legend(canvas)
-    return canvas.pixels()
+    return canvas
 
 
 # --------------------------------------------------------------------------- header
@@ -108,7 +113,7 @@ def last_words(view: dict[str, Any]) -> str:
         words += {"cold_start": ", its model loads first", "warm_start": ", at once"}.get(view["outcome"], "")
         words = f"start of a task ({verb}) was denied" if view["outcome"] == "denied" else words
     else:
-        words = f"{verb}{' a group of tasks' if last['verb'] == 'hold' else ''}"
+        words = verb if last["task"] is None else f"{verb}: {names[last['task']]}"
     return f"Last action: {words}" + (f"; now {', '.join(ended)}" if ended else "")
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from fq_env.env import FunctionQuestEnv, read_options
 from fq_env.errors import FQError
 from fq_env.level import load_level
-from fq_env.players import exact_best, play
+from fq_env.oracle import exact_best
+from fq_env.players import play
 from fq_env.render import PARTS, seconds, slot_words
 from pit import layout
 from pit.errors import PitError

@@ -6,33 +6,16 @@ All play named instances of a split, so that everybody meets the same workflows,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from fq_env.engine import Engine
+from fq_env.engine import Engine, Player
 from fq_env.errors import FQError
 from fq_env.level import Level, load_level
-from pit.layout import PREMIUM, SOLVED, VERBS
+from pit.layout import PREMIUM, VERBS
 
 CHUNK = 256  # episodes played side by side
 THETAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
-
-
-class Player(NamedTuple):
-    """A rule by its code in `pit.rules` (-1: random legal actions) and its parameters.
-
-    `theta`: a busy copy expected free within theta x the load estimate is waited for (critical_path_warm_wait); the most calls
-    in flight, 0 = no limit (smallest_remaining). `variant`: 0 lite, 1 standard, 2 premium where the function has it, standard
-    elsewhere. `weights`: a calibrated rule's numbers, float64 (`pit.layout.N_WEIGHTS`,). `rollouts`: each legal action is tried in
-    so many drawn futures that the rule plays on, and the best is taken.
-    """
-
-    code: int
-    theta: float = 1.0
-    variant: int = 1
-    weights: np.ndarray | None = None
-    rollouts: int = 0
 
 
 PLAYERS = {
@@ -91,7 +74,7 @@ def play_on(engine: Engine, player: Player, *, split: str, n: int, first: int = 
         count = min(engine.n, first + n - start)
         rows = np.arange(count)
         engine.reset(rows, split=split, instances=rows + start)  # type: ignore[arg-type]
-        engine.play(player.code, player.theta, int(player.variant), rows, player.weights, player.rollouts)
+        engine.play(player, rows)
         results.append(engine.episodes[:count].copy())
     return np.concatenate(results)
 
@@ -107,48 +90,3 @@ def fit_warm_wait(level: int | str | Path | Level, split: str = "train", n: int 
     scores = [play(level, candidate, split=split, n=n)["total"].mean() for candidate in candidates]
     best = candidates[int(np.argmax(scores))]
     return {"theta": best.theta, "variant": best.variant}
-
-
-def exact_best(level: int | str | Path | Level, split: str, instance: int) -> float:
-    """The best total of one instance, by exhaustive search with pruning over the engine itself (levels of hidden order).
-
-    The bound is what the score would be if all that is missing were delivered at once and for nothing: it can only fall.
-    """
-    level = load_level(level)
-    if level.order is None:
-        raise FQError(f"level {level.number} has no proven optimum; exact_best serves levels of hidden order")
-    engine = Engine(level, 1, split=split, autoreset="disabled")
-    engine.reset(instances=instance)
-    weights = level.score
-    world, hot, episode = engine._worlds, engine._hots, engine.episodes
-
-    def bound() -> float:
-        low, high = float(world["cost_low"][0]), float(world["cost_high"][0])
-        saved = min(1.0, max(0.0, (high - float(hot["spent"][0])) / (high - low))) if high > low else 1.0
-        calm = max(0.0, 1.0 - float(hot["warning_weight"][0]) * int(hot["warnings"][0]))
-        elapsed = float(hot["now"][0] - hot["t0"][0])
-        quick = min(1.0, float(world["lb"][0]) / elapsed) if elapsed > 0 else 1.0
-        bonus = weights.efficiency * saved + weights.stability * calm + weights.optimization * quick
-        return (1.0 + bonus) / (1.0 + weights.efficiency + weights.stability + weights.optimization)
-
-    best = 0.0
-    start = (engine.clone(0), engine.masks[0].copy())
-    stack = [(1.0, *start)]
-    while stack:
-        limit, memory, mask = stack.pop()
-        if limit <= best:
-            continue
-        children = []
-        for action in np.flatnonzero(mask).tolist():
-            engine.restore(0, memory)
-            ended = engine.step_one(action)
-            if ended:
-                if episode["status"][0] == SOLVED:
-                    best = max(best, float(episode["total"][0]))
-                continue
-            limit = bound()
-            if limit > best:
-                children.append((float(world["phi"][0]), limit, engine.clone(0), engine.masks[0].copy()))
-        children.sort(key=lambda child: child[0])  # the most promising is looked at first
-        stack += [child[1:] for child in children]
-    return best

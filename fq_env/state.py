@@ -31,7 +31,10 @@ _WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "priorit
 LEVEL = _record(
     [(name, "f8", (2,)) for name in _RANGES]
     + [(name, "i8", (2,)) for name in _WHOLES]
-    + [(name, "f8") for name in ("exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "lost_rate", "held", "horizon")]
+    + [
+        (name, "f8")
+        for name in ("exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "lost_rate", "held", "horizon")
+    ]
     + [(name, "f8") for name in ("slow_share", "slow_factor", "poor")]
     + [(name, "f8") for name in ("w_efficiency", "w_stability", "w_optimization")]
     + [

@@ -7,6 +7,7 @@ import numpy as np
 from fq_env.level import Level
 from fq_env.state import EDGE, GIVEN
 from fq_env.workflows import FAMILIES, LINKS, Blueprint, Given
+from pit.build import microseconds
 
 
 def write_workflow(row: np.ndarray, level: Level) -> list[np.ndarray]:
@@ -54,10 +55,11 @@ def given_tables(given: Given, level: Level) -> tuple[np.ndarray, np.ndarray]:
     index = {task.id: i for i, task in enumerate(tasks)}
     rows = np.zeros(len(tasks), GIVEN)
     for row, task in zip(rows, tasks, strict=True):
-        mean = level.system.functions[task.function].standard.seconds
+        mean = microseconds(level.system.functions[task.function].standard.seconds)
         row["function"], row["required"] = functions.index(task.function), not task.optional
         row["join_any"], row["priority"] = task.join == "any", task.priority
-        row["factor"] = 1.0 if task.seconds is None else task.seconds / mean
+        # The next larger number: mean x factor is cut to whole microseconds.
+        row["factor"] = 1.0 if task.seconds is None else np.nextafter(microseconds(task.seconds) / mean, np.inf)
         row["hinted"] = task.seconds is not None and given.durations == "known"
     edges = [(index[name], i, name in task.soft) for i, task in enumerate(tasks) for name in task.inputs]
     return rows, np.array(edges, EDGE)

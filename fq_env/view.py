@@ -99,6 +99,7 @@ def pit_view(engine: Engine, i: int) -> dict[str, Any]:
         "slots": [
             {
                 "slot": g,
+                "head": int(slot["head"]),
                 "function": m.functions[m.tasks[slot["head"]]["function"]],
                 "members": int(slot["count"]),
                 "optional": not m.tasks[slot["head"]]["required"],
@@ -226,10 +227,10 @@ def last_action(m: Memory, action: int) -> dict[str, Any]:
     verb = action % N_VERBS
     if verb >= N_VARIANTS or OUTCOMES[m.hot["outcome"]] == "blocked":
         return {"verb": VERBS[verb], "task": None}
-    newest = [c for c in m.calls if c["id"] == m.hot["next_call"] - 1 and c["variant"] == verb]
-    ended = news(m)
-    task = int(newest[0]["task"]) if newest else ended[0]["task"] if len(ended) == 1 else None
-    return {"verb": VERBS[verb], "task": task}
+    newest = [int(c["task"]) for c in m.calls if c["id"] == m.hot["next_call"] - 1 and c["variant"] == verb]
+    if not newest and m.hot["all_places"] == 1:  # it has ended already, and nothing else can have
+        newest = [ended["task"] for ended in news(m)]
+    return {"verb": VERBS[verb], "task": newest[0] if newest else None}
 
 
 def seconds_of(microseconds: Any) -> float:

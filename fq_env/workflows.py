@@ -21,9 +21,14 @@ def _ordered(pair: Any) -> Any:
     return pair
 
 
-Factor = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Cv = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+Factor = Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
+Observed = Annotated[int, Field(ge=0, le=1_000_000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
-Range = Annotated[tuple[Factor, Factor], AfterValidator(_ordered), Field(description="low, high")]
+Range = Annotated[tuple[Finite, Finite], AfterValidator(_ordered), Field(description="low, high")]
+Cvs = Annotated[tuple[Cv, Cv], AfterValidator(_ordered), Field(description="low, high")]
+Factors = Annotated[tuple[Factor, Factor], AfterValidator(_ordered), Field(description="low, high, none of them 0")]
 Whole = Annotated[tuple[Count, Count], AfterValidator(_ordered), Field(description="low, high, both included")]
 Part = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[tuple[Part, Part], AfterValidator(_ordered), Field(description="low, high, of 1")]
@@ -163,7 +168,7 @@ class Workflow(Strict):
     """
 
     given: Given | None = None
-    shapes: dict[str, Annotated[float, Field(ge=0, le=1e6)]] = Field(default_factory=dict)
+    shapes: dict[str, Finite] = Field(default_factory=dict)
     blueprints: dict[Name, Blueprint] = Field(default_factory=dict)  # the level's own, beside those of READY
     tasks: Sizes = (1, 1)
     width: Sizes = (1, 1)

@@ -11,9 +11,9 @@ from numba import uint64
 from fq_env.randomness import DURATIONS, FAILURES, LOADS, STRAGGLERS, mix, to_noise, to_uniform
 from fq_env.scoring import artifact_lost, task_done
 from fq_env.state import due, goal, load_truth, truth
+from pit.automation import find_call
 from pit.compiled import copy_record, kernel
 from pit.dag_tracker import oldest_input
-from pit.automation import find_call
 from pit.interface import advance, apply, decision_due, next_timer, pass_time
 from pit.layout import (
     CMD_CANCEL,
@@ -168,8 +168,10 @@ def forget_call(w, number):
 @kernel
 def carry_out(s, w, L):
     """All commands of the Pit, in order."""
-    for k in range(s.n_commands):
+    k = 0
+    while k < s.n_commands:  # an unload can be what a command that follows at once has waited for
         o = command(s, k)
+        k += 1
         if o.kind == CMD_START:
             row = find_call(s, o.call)
             if row >= 0:  # else it was cancelled right away
@@ -231,7 +233,7 @@ def run(s, w, L):
         else:
             pass_time(s, when)
             happen(s, w, L)
-            carry_out(s, w, L)
+        carry_out(s, w, L)
 
 
 @kernel

@@ -396,7 +396,7 @@ def between_calls(s):
         return
     if s.n_queued > 0:
         serve_queues(s)
-    if s.n_auto == 0 and s.n_idle > 0:
+    if s.n_auto == 0 and s.n_idle > 0 and s.status == ON:
         if s.rebalance == 1:
             rebalance(s)
         if s.prewarm == 1 and s.n_auto == 0 and s.last_model >= 0:
@@ -407,7 +407,7 @@ def between_calls(s):
 def serve_queues(s):
     """Pool by pool, the best of the queue begins as long as it can."""
     for p in range(s.n_pools):
-        while s.pools[p].queued > 0:
+        while s.pools[p].queued > 0 and s.status == ON:
             i = arbitration.first_in_queue(s, p)
             t = task(s, i)
             f = np.int64(t.function)

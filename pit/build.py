@@ -9,7 +9,7 @@ import numpy as np
 
 from pit import state
 from pit.errors import PitError
-from pit.layout import ENABLED, N_VARIANTS, NEVER, PRIOR_COUNT, STANDARD, VERBS, WAIT_BIT
+from pit.layout import ENABLED, NEVER, PRIOR_COUNT, STANDARD, WAIT_BIT
 from pit.spec import VARIANTS, History, SystemSpec, WorkflowSpec, order_tasks
 
 MICRO = 1_000_000
@@ -51,8 +51,16 @@ def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copie
         hot["pools"]["budget"][0, p] = budgets.index(pool.memory) if pool.memory is not None else -1
         if pool.rate is not None:
             hot["pools"]["period"][0, p] = max(1, round(MICRO / pool.rate))
-            tokens = [v.tokens for f in system.functions for n, v in system.functions[f].variants() if n in system.usable(f) and v.pool == pools[p]]
-            hot["pools"]["most"][0, p], hot["pools"]["full"][0, p] = max(tokens, default=0), pool.burst  # times the period, at arrival
+            tokens = [
+                v.tokens
+                for f in system.functions
+                for n, v in system.functions[f].variants()
+                if n in system.usable(f) and v.pool == pools[p]
+            ]
+            hot["pools"]["most"][0, p], hot["pools"]["full"][0, p] = (
+                max(tokens, default=0),
+                pool.burst,
+            )  # times the period, at arrival
     for b, capacity in enumerate(system.memory.values()):
         hot["budgets"]["capacity"][0, b] = capacity
     variants["model"] = variants["pool"] = -1
@@ -111,7 +119,10 @@ def build_pit(workflow: WorkflowSpec, exposure: int, history: History | None = N
     tasks, functions, models = workflow.tasks, list(system.functions), list(system.models)
     index = {t.id: i for i, t in enumerate(tasks)}
     inputs = [[index[a] for a in t.inputs] for t in tasks]
-    soft = [{index[a] for a in t.soft} | {j for j in map(index.get, t.inputs) if tasks[j].optional} if t.join == "all" else set() for t in tasks]
+    soft = [
+        {index[a] for a in t.soft} | {j for j in map(index.get, t.inputs) if tasks[j].optional} if t.join == "all" else set()
+        for t in tasks
+    ]
     edges = sum(map(len, inputs))
     places = sum(p.places for p in system.pools.values())
     offsets, size = state.tables(len(tasks), edges, len(functions), len(models), copy_rows(system), places, system.prewarm)

@@ -22,7 +22,6 @@ from pit.layout import (
     PLAIN,
     PRIOR_COUNT,
     PRIOR_SQUARE,
-    QUEUED,
     RANK_DRIFT,
     RANK_EDGES,
     RANK_EVERY_MIN,

@@ -58,8 +58,9 @@ def load_yaml(path: str | Path, what: str = "file") -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise PitError(f"{what} {path} cannot be read: {reason}") from None
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         data = loader.get_single_data()
     except PitError as error:
         raise PitError(f"{what} {path} is refused: {error}") from None
@@ -68,7 +69,8 @@ def load_yaml(path: str | Path, what: str = "file") -> dict[str, Any]:
         line = f" in line {mark.line + 1}" if mark else ""
         raise PitError(f"{what} {path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if not isinstance(data, dict) or not all(isinstance(k, str) for k in data):
         raise PitError(f"{what} {path} must hold a mapping of names to values, not {type(data).__name__}")
     return data

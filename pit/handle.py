@@ -89,7 +89,14 @@ class Pit:
         self._commands: list[Command] = []
 
     def _call(
-        self, operation: int, value: int = 0, first: int = 0, second: int = 0, event: int = 0, theta: float = 0.0, weights: int = 0
+        self,
+        operation: int,
+        value: int = 0,
+        first: int = 0,
+        second: int = 0,
+        event: int = 0,
+        theta: float = 0.0,
+        weights: int = 0,
     ) -> int:
         result = int(drive(self._address, operation, value, event, first, second, theta, weights))
         if n := int(self._hot["n_commands"][0]):  # the kernel's buffer holds what one operation can say: empty it each time
@@ -199,6 +206,7 @@ class Pit:
         hot = memory[: state.PIT.itemsize].view(state.PIT)
         for cache in _CACHES:
             hot[cache] = np.zeros((), hot[cache].dtype)
+        hot["pools"]["room"] = 0.0
         start = self._offsets["model_at"]
         models = memory[start : start + self._counts["models"] * state.MODEL.itemsize].view(state.MODEL)
         models["near"] = 0

@@ -151,7 +151,13 @@ SLOT_FEATURES = (
     Feature("price_lite", "contrast(est * price of lite, est * price of standard); 0 if not usable or both 0", -1, 1, HIDDEN),
     Feature("price_premium", "as price_lite, for premium", -1, 1, HIDDEN),
     Feature("attempts", "a / (a + 2), a = failed attempts of the head", 0, 1, HIDDEN),
-    Feature("overrun", "max(0, contrast(now - start, its own est)) of the head's oldest call in flight; 0 if that has not started", 0, 1, HIDDEN),
+    Feature(
+        "overrun",
+        "max(0, contrast(now - start, its own est)) of the head's oldest call in flight; 0 if that has not started",
+        0,
+        1,
+        HIDDEN,
+    ),
     Feature("freshness", "0 (no artifact ages yet)", 0, 1, HIDDEN),
     Feature("status", "1 held or queued, 0.5 running, else -1 optional, 0 plain", -1, 1, HIDDEN),
     Feature("code", "the function's code", -1, 1, HIDDEN),
@@ -175,7 +181,13 @@ GLOBAL_FEATURES = (
     Feature("open_tasks", "c / (c + 8), c = ready tasks", 0, 1, HIDDEN),
     Feature("running", "c / (c + 8), c = calls in flight", 0, 1, HIDDEN),
     Feature("overrun", "c / (c + 2), c = started calls with now - start > 1.5 x est + 2 x spread", 0, 1, HIDDEN),
-    Feature("money_left", "x / (x + cost_left), x = max(0, money - spent - committed); 0 if both are 0; 1 without limit", 0, 1, HIDDEN),
+    Feature(
+        "money_left",
+        "x / (x + cost_left), x = max(0, money - spent - committed); 0 if both are 0; 1 without limit",
+        0,
+        1,
+        HIDDEN,
+    ),
     Feature("tokens_left", "least credit / (burst x period) of the rate-limited pools; 1 if there is none", 0, 1, HIDDEN),
     Feature(
         "retries_left", "1 - (largest attempts of an unfinished task) / max_attempts, at least 0; 1 if unlimited", 0, 1, HIDDEN

@@ -275,7 +275,7 @@ def encode_first_slot(s, at, first):
     room = 1.0
     if s.n_slots > 0:
         v = variant(s, 3 * task(s, s.slots[0].head).function + STANDARD)
-        if s.slots[0].mode[STANDARD] == HERE:
+        if s.slots[0].mode[STANDARD] == HERE or v.usable == 0 or v.model < 0:
             warm = 0.0
         else:
             warm = squash(pool_manager.free_in(s, v.model), s.unit)

@@ -75,6 +75,7 @@ def globals_legal(s):
 def start_bit(s, slot, t, kinds, k):
     """Bit k if a slot's plain head t may be started with variant k, one of the usable `kinds`; notes how it would begin."""
     if (kinds >> k) & 1 == 0:
+        slot.mode[k] = NO
         return 0
     v = variant(s, 3 * t.function + k)
     mode = pool_manager.plan(s, v) & 3

@@ -7,7 +7,7 @@ what would be right. Times are seconds here and microseconds behind this door; p
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -223,8 +223,7 @@ class History:
     loads: dict[str, tuple[float, float]]
 
 
-def _known(name: str, table: Iterable[str], where: str, what: str) -> None:
-    names = list(table)
+def _known(name: str, names: Collection[str], where: str, what: str) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(names)[:12]) or 'none'}"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 PACKAGES = ("pit", "fq_env", "conductor", "experiments")
-PIT_MAY_IMPORT = {"numpy", "numba", "llvmlite", "pydantic", "pydantic_core", "yaml"}
+PIT_MAY_IMPORT = {"numpy", "numba", "llvmlite", "pydantic", "pydantic_core", "yaml", "pyarrow"}  # the last one lazily
 LEARNERS = ("torch", "stable_baselines3", "sb3_contrib")
 
 

@@ -169,8 +169,8 @@ def _load(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_BYTES:
             raise FQError(f"{source} has more than {MAX_BYTES} bytes; split it")
         text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    except (OSError, ValueError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
         raise FQError(f"{source} cannot be read: {reason}") from None
     try:
         data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_doubles)

@@ -20,7 +20,7 @@ def settings(*words: str) -> watch.WatchConfig:
 
 
 @pytest.mark.parametrize("level", [1, 11])
-@pytest.mark.parametrize("player", ["fifo", "critical_path", WARM_WAIT])
+@pytest.mark.parametrize("player", ["random", "fifo", "critical_path", WARM_WAIT])
 def test_a_rule_step_by_step_is_the_rule_at_kernel_speed(capsys: pytest.CaptureFixture[str], level: int, player: str) -> None:
     expected = Referee(load_level(level), 8).players("validation", 1, 5, [player])[player][0]
     episode = watch.watch(settings(f"level={level}", f"player={player}", "split=validation", "instance=5"))
@@ -49,7 +49,7 @@ def test_the_kept_bundle_as_text_and_pictures(
     assert "bundles/level-01" in out
     assert f"{expected['total']:8.3f}" in out
     with Image.open("film.gif") as film, Image.open("end.png") as end:
-        assert film.size == end.size == (640, 360)
+        assert film.size == end.size == (960, 540)
         assert 1 < film.n_frames <= expected["steps"] + 1  # equal neighbours are one frame
         assert film.info["duration"] == 250
         film.seek(film.n_frames - 1)
@@ -65,3 +65,27 @@ def test_a_terminal_draws_over_the_last_frame(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
     watch.show("one\ntwo", 1e9)
     assert capsys.readouterr().out == "one\ntwo\n\n"
+
+
+def test_a_level_file_with_several_places_is_filmed_decision_by_decision(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = Path("levels/level_01_first_key.yaml").read_text(encoding="utf-8").replace("places: 1", "places: 3")
+    (tmp_path / "hands.yaml").write_text(text, encoding="utf-8")
+    episode = watch.watch(settings(f"level={tmp_path}/hands.yaml", "player=fifo", f"gif={tmp_path}/film.gif", "pause=0.1"))
+    assert "best possible" in capsys.readouterr().out
+    with Image.open(tmp_path / "film.gif") as film:
+        durations = []
+        for k in range(film.n_frames):
+            film.seek(k)
+            durations.append(film.info["duration"])
+    assert len(durations) == episode["steps"] + 1
+    assert set(durations[:-1]) == {100}
+    assert durations[-1] > 5 * durations[0]  # time to read the end
+
+
+def test_the_last_action_of_a_frame_is_the_one_that_was_taken() -> None:
+    view = {"slots": [{"head": 4}, {"head": 7}]}
+    assert watch.taken(view, 7 + 4) == {"verb": "hold", "task": 7}
+    assert watch.taken(view, 1) == {"verb": "standard", "task": 4}
+    assert watch.taken(view, 112) == {"verb": "wait", "task": None}

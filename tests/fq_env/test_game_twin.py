@@ -23,9 +23,13 @@ from pit.interface import ACT, OBSERVE, drive
 from tests.twin.game_twin import TwinGame, mix
 
 HISTORIES = int(os.environ.get("FQ_TWIN_HISTORIES", "12"))  # 12: every exposure under every reward
-COUNTS = ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds", "instance_seed", "status")
+COUNTS = (
+    "steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds", "instance_seed", "status",
+    "poor_calls", "hedges", "cancels", "queued", "stragglers",
+)  # fmt: skip
 FIGURES = (
     "total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum", "makespan", "lb", "cost",
+    "cost_low",
 )  # fmt: skip
 
 
@@ -231,11 +235,14 @@ def test_nothing_is_lost_or_made(name: str, seed: int) -> None:
         action = any_action(rng, engine.masks[0], 0.05)
         engine.step_one(action)
         twin.step(action)
-        assert hot["spent"] == sum(twin.paid)
+        assert hot["spent"] == sum(twin.pit.paid)
     conserve(engine)
     calls = engine.block.rows(engine.memory[0], "call_at", state.CALL, engine.block.places)
     flying = calls["id"][calls["id"] >= 0].tolist()
-    assert sorted(twin.outcomes + flying) == list(range(hot["next_call"]))  # every call ends once, or is still under way
+    ended, reached = twin.pit.ended, twin.pit.reached
+    assert sorted(sum(ended.values(), flying)) == list(range(hot["next_call"]))  # every call ends once, or is under way
     tasks = engine.block.rows(engine.memory[0], "task_at", state.TASK, int(hot["n_tasks"]))
-    assert len(twin.outcomes) == tasks["attempts"].sum() + (tasks["state"] == L.DONE).sum()
-    assert engine.episodes["cost"][0] == sum(twin.paid) / 1e6
+    assert tasks["attempts"].sum() == len(ended["failed"]) + reached["cancel: running"] + reached["denied"]
+    assert tasks["version"].sum() == len(ended["finished"])
+    assert (tasks["state"] == L.DONE).sum() == len(ended["finished"]) - reached["partial re-execution"]
+    assert engine.episodes["cost"][0] == sum(twin.pit.paid) / 1e6

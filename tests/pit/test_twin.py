@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -13,11 +14,25 @@ from hypothesis import strategies as st
 import pit.layout as L
 from pit.handle import Pit
 from pit.spec import WorkflowSpec
-from tests.twin.driver import conserve, differences, do, drive, look, random_history, random_workflow
+from tests.twin.driver import conserve, differences, do, drive, look, random_history, random_workflow, roam
 from tests.twin.pit_twin import TwinPit
 
 HISTORIES = int(os.environ.get("FQ_TWIN_HISTORIES", "60"))
 STEPS = 600
+RARE = (62, 112, 183, 233, 245, 350, 563, 1360, 1434)  # histories in which what is rare happens
+# What the histories must reach, or the comparison would say nothing about it (`reached` of the twin).
+BRANCHES = (
+    "alternative released", "alternative released: input of one", "alternative released: running", "back_off", "back_off_long",
+    "begun from a queue", "begun from a queue: not the oldest", "cancel: queued", "cancel: running",
+    "cancelled while it waited for its load", "denied", "fallback", "falls: all", "falls: any",
+    "hard input given up while it ran", "hedge",
+    "hedge: an error leaves the other call", "hedge: the first call wins", "hedge: the second call wins",
+    "joined an automatic load", "load failed: nobody waits", "loaded: nobody waits", "needed: fewer than required",
+    "partial re-execution", "partial re-execution: another user", "partial re-execution: producer is blocked", "prewarm: load",
+    "priority: finished above 0", "queue", "rebalance: evicted", "rebalance: load", "refused: no money", "refused: no token",
+    "skip: blocked", "skip: ready", "soft input given up", "throttled: credit gone",
+    *(f"timer {kind}" for kind in range(7)),
+)  # fmt: skip
 
 
 def pair(seed: int) -> tuple[TwinPit, Pit, dict[str, Any]]:
@@ -29,10 +44,22 @@ def pair(seed: int) -> tuple[TwinPit, Pit, dict[str, Any]]:
     return TwinPit.from_workflow(spec, exposure, history), Pit(spec, exposure=exposure, history=history), workflow
 
 
-@pytest.mark.parametrize("seed", range(HISTORIES))
+@pytest.mark.parametrize("seed", (*range(HISTORIES), *(seed for seed in RARE if seed >= HISTORIES)))
 def test_the_kernel_follows_the_rule_book(seed: int) -> None:
     twin, kernel, workflow = pair(seed)
     drive(twin, kernel, seed, STEPS, workflow, conserve)
+
+
+def test_the_histories_reach_every_rule() -> None:
+    reached: Counter[str] = Counter()
+    for seed in (*range(60), *RARE):
+        rng = random.Random(seed)
+        workflow = random_workflow(rng)
+        twin = TwinPit.from_workflow(WorkflowSpec.model_validate(workflow), history=random_history(rng, workflow))
+        roam(twin, seed, STEPS, workflow)
+        reached += twin.reached
+    assert not [name for name in BRANCHES if reached[name] == 0]
+    assert not set(reached) - set(BRANCHES)  # what is counted is also asked for
 
 
 @settings(max_examples=HISTORIES // 3, deadline=None, suppress_health_check=list(HealthCheck))

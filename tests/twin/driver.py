@@ -113,9 +113,10 @@ def random_workflow(rng: random.Random) -> Workflow:
         **random_policies(rng, functions, n),
     }  # fmt: skip
     system["verbs"] = [v for v in L.ENABLED if v == "standard" or rng.random() < (0.85 if v in L.DEFAULT_VERBS else rare)]
-    for f, function in functions.items():  # at least one variant must stay usable
-        if not any(function[v] and v in system["verbs"] and f"{f}.{v}" not in system["deny"] for v in L.VERBS[: L.N_VARIANTS]):
-            system["deny"] = [x for x in system["deny"] if x != f"{f}.standard"]
+    for name, function in functions.items():  # at least one variant must stay usable
+        usable = [v for v in L.VERBS[: L.N_VARIANTS] if function[v] and v in system["verbs"]]
+        if all(f"{name}.{v}" in system["deny"] for v in usable):
+            system["deny"] = [x for x in system["deny"] if x != f"{name}.standard"]
     return {"name": "random", "system": system, "tasks": tasks}
 
 

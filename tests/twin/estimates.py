@@ -38,8 +38,8 @@ class TwinEstimates:
         self.functions, self.models, self.capacity = system["functions"], system["models"], system["budgets"]
         self.seen, self.loads_seen = dict(seen), dict(loads_seen)
         self.tasks: list[Table] = [
-            dict(task, successors=[], state=L.BLOCKED, near=0.0, ready=0, hold=None, queued=None, attempts=0, quality=0.0,
-                 size=0, version=0, created=0, work=0.0, cost=0.0, rank=0.0, bucket=0, influence=0.0)
+            dict(task, successors=[], told=set(), state=L.BLOCKED, near=0.0, ready=0, hold=None, queued=None, attempts=0,
+                 quality=0.0, size=0, version=0, created=0, work=0.0, cost=0.0, rank=0.0, bucket=0, influence=0.0)
             for task in tasks
         ]  # fmt: skip
         for i, task in enumerate(self.tasks):
@@ -244,11 +244,11 @@ class TwinEstimates:
         return [k for k in sorted(self.calls) if self.calls[k]["task"] == i]
 
     def open_inputs(self, i: int) -> list[int]:
-        """Join all: the inputs that are neither done nor given up. Join any: all of them, until one is done."""
+        """Join all: the inputs that are neither done nor given up (and told so). Join any: all of them, until one is done."""
         task = self.tasks[i]
         if task["any"]:
             return [] if any(self.tasks[j]["state"] == L.DONE for j in task["inputs"]) else task["inputs"]
-        return [j for j in task["inputs"] if self.tasks[j]["state"] not in OVER]
+        return [j for j in task["inputs"] if self.tasks[j]["state"] != L.DONE and i not in self.tasks[j]["told"]]
 
     def is_near(self, i: int) -> bool:
         if self.tasks[i]["state"] != L.BLOCKED:

@@ -441,10 +441,9 @@ class TwinGame:
 
     def left(self) -> float:
         pit = self.pit
-        paths = [self.rank[i] for i in pit.ready_tasks()]
-        paths += [self.rank[call["task"]] - self.done_of(call) for call in pit.calls.values()]
-        oldest = [pit.calls[own[0]] for i in self.needed if (own := pit.calls_of(i))]
-        work = self.unfinished_work() - sum(self.done_of(call) for call in oldest)
+        oldest = [pit.calls[own[0]] for i in range(len(pit.tasks)) if (own := pit.calls_of(i))]
+        paths = [self.rank[i] for i in pit.ready_tasks()] + [self.rank[c["task"]] - self.done_of(c) for c in oldest]
+        work = self.unfinished_work() - sum(self.done_of(call) for call in oldest if call["task"] in self.needed)
         return 0.0 if pit.status == L.SOLVED else max([*paths, work / self.places, 0.0])
 
     def potential(self) -> float:

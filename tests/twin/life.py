@@ -309,13 +309,11 @@ class TwinLife(TwinObservation):
     def falls_with(self, j: int, i: int) -> bool:
         """Task j cannot do without its input i, which is given up; if it can, it is told."""
         task = self.tasks[j]
-        if i in task["soft"]:
-            self.reached["soft input given up"] += 1
+        if i in task["soft"] or task["state"] != L.BLOCKED:
+            self.reached["soft input given up"] += i in task["soft"]
+            self.reached["hard input given up while it ran"] += i not in task["soft"] and task["state"] == L.RUNNING
+            self.tasks[i]["told"].add(j)
             self.tell(j)
-            return False
-        if task["state"] == L.RUNNING:
-            self.reached["hard input given up while it ran"] += 1
-        if task["state"] != L.BLOCKED:
             return False
         falls = not task["any"] or all(self.tasks[x]["state"] == L.GIVEN_UP for x in task["inputs"])
         self.reached["falls: " + ("any" if task["any"] else "all")] += falls
@@ -408,7 +406,8 @@ class TwinLife(TwinObservation):
     def prewarm(self) -> None:
         if self.status != L.ON or self.automatic_load() or self.last_model is None:
             return
-        x = max(range(len(self.models)), key=lambda x: (self.follows[self.last_model, x], -x))
-        if self.follows[self.last_model, x] >= L.PREWARM_AFTER and (place := self.load_ahead(x, [])):
+        often = [self.follows[self.last_model, x] for x in range(len(self.models))]
+        x = often.index(max(often))
+        if often[x] >= L.PREWARM_AFTER and (place := self.load_ahead(x, [])):
             self.reached["prewarm: load"] += 1
             self.dispatch_load(place[0], place[1], x, place[2], users=0)

@@ -74,7 +74,7 @@ class TwinObservation(TwinSlots):
             busy = 1.0 if free is None else self.sq(free)
             copies = sum(x["model"] == m and x["state"] in (L.LOADING, L.WARM, L.ACTIVE) for x in self.copies)
             ready, near = self.ready_demand(m), self.near(m)
-            for c in self.copy_for(standard)[2]:
+            for c in self.copy_for(standard)[2] if L.STANDARD in shown else ():
                 victims += self.ready_demand(self.copies[c]["model"]) + self.near(self.copies[c]["model"])
 
         def price(v: int) -> float:

@@ -1,0 +1,76 @@
+"""What the keys of a level file and the actions mean, in the words of the levels' pages."""
+
+from __future__ import annotations
+
+VERBS = {
+    "lite": "starts the slot's head in its quick variant",
+    "standard": "starts the slot's head in its standard variant",
+    "premium": "starts the slot's head in its best variant",
+    "queue": "lines the slot's head up for a place of its pool",
+    "hold": "keeps the slot back until a busy warm copy of its model is free",
+    "hedge": "starts a second call of a task that has overrun; the first to finish wins",
+    "cancel": "ends a call that has overrun, or takes a task out of the queue",
+    "wait": "until the next event",
+    "back_off": "closes the pool with most failures in a row for a while",
+    "back_off_long": "the same for four times as long",
+    "skip": "gives up the first optional task",
+    "refresh": "has the stalest artifact made again",
+    "defer": "hides the workflow with most slack for now",
+    "rule": "does what the fitted rule would do",
+}
+POLICIES = {
+    "order_hidden": "preconditions are not shown; a wrong call takes its time and yields nothing",
+    "quality_flow": "how much the inputs' quality matters to the output's",
+    "max_attempts": "failed attempts after which a task is given up",
+    "warning_weight": "what one warning costs in `stability`",
+    "deadline_seconds": "after the arrival",
+    "horizon_seconds": "after the arrival",
+    "money": "the limit of spending",
+    "back_off_seconds": "the base of a back-off",
+    "time_out": "a call is cancelled at this multiple of its estimate",
+    "ageing_seconds": "waiting so long in a queue counts as one priority more",
+    "fair": "queues serve functions in turn",
+    "fallback": "a failed call is begun again at once in its next variant",
+    "prewarm": "models are loaded ahead in the order that was observed",
+    "rebalance": "models that will be needed soon are loaded ahead",
+    "deny": "what this tenant may not use",
+}
+WORKFLOWS = {
+    "shapes": "families and their weights",
+    "tasks": "how many",
+    "width": "tasks of a layer, pipelines, or branches of a fork",
+    "siblings": "chance that neighbours share a function",
+}
+ORDERS = {
+    "poor": "quality of an output without what it prefers, over that of a good one",
+    "goals": "what is wanted; one is drawn",
+    "held": "chance that the first function of the goal's chain is held at the start",
+    "distractors": "functions that help nobody",
+}
+DRAWS = {
+    "functions": "functions of the catalogue that are used",
+    "models": "models of the standard variants that are used",
+    "places": "of the first pool",
+    "memory": "of the first budget",
+    "seconds": "factor on a function's duration",
+    "variant_seconds": "factor on the duration of lite and premium",
+    "quality_gap": "factor on the quality gaps to standard",
+    "load_seconds": "factor on all loads",
+    "model_load": "factor on one model's load",
+    "exclusive": "chance that every copy serves one call at a time",
+    "task_cv": "spread of a task's duration over its function's",
+    "hint_cv": "error of the hints",
+    "belief_cv": "error of the catalogue's durations",
+    "noise_cv": "noise of one call's duration",
+    "load_cv": "noise of one load",
+    "earlier": "earlier observations behind the estimates; one number is drawn",
+    "failure_rate": "calls that fail",
+    "lost_rate": "calls that find an input gone",
+    "money": "the limit, over what all standard calls cost",
+    "rate": "factor on the pools' token rates",
+    "straggler_rate": "chance of a call to be late",
+    "straggler_factor": "how much longer a late call takes",
+    "slow_share": "share of the time in which a pool is slow",
+    "slow_factor": "on the chance of being late while the pool is slow",
+    "slow_seconds": "how long a pool stays slow or not",
+}

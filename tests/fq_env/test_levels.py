@@ -1,0 +1,132 @@
+"""What holds for every level: golden traces, levels mixed in one vector, bounds of the score, and probes that tell skill."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.calibrate import fitted_weights
+from experiments.probes import PROBES, probe
+from fq_env.engine import Engine
+from fq_env.level import load_level
+from fq_env.level_files import LEVELS
+from fq_env.oracle import Search, carry_out
+from fq_env.players import calibrated, play
+from pit.layout import ON, SOLVED
+from pit.rules import weights_of
+from tests.fq_env.golden import FILE, trace
+
+ORDERED = [n for n in LEVELS if load_level(n).order is not None]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_trace_is_golden(level: int) -> None:
+    kept = json.loads(FILE.read_text())[f"level-{level:02d}"]
+    assert trace(level) == kept, "what agents see, may do or earn has changed: see tests/fq_env/golden.py"
+
+
+def test_levels_mix_in_one_vector() -> None:
+    numbers = [*LEVELS, *reversed(LEVELS)]
+    rows = np.arange(len(numbers))
+    mixed = Engine(numbers, len(numbers), exposure="full", autoreset="disabled")
+    mixed.reset(split="validation", instances=rows)
+    alone = [Engine(number, 1, exposure="full", autoreset="disabled") for number in numbers]
+    for i, engine in enumerate(alone):
+        engine.reset(split="validation", instances=[i])
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        live = ~(mixed.terminated | mixed.truncated)
+        actions = np.where(mixed.masks, rng.random(mixed.masks.shape), -1).argmax(axis=1)
+        mixed.step(actions)
+        for i in rows[live]:
+            alone[i].step(actions[i : i + 1])
+            assert mixed.obs[i].tobytes() == alone[i].obs[0].tobytes()
+            assert mixed.masks[i].tobytes() == alone[i].masks[0].tobytes()
+            assert mixed.rewards[i] == alone[i].rewards[0]
+            assert (mixed.terminated[i], mixed.truncated[i]) == (alone[i].terminated[0], alone[i].truncated[0])
+    assert mixed.terminated.any()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_score_stays_within_its_bounds(level: int) -> None:
+    """No run is quicker than the lower bound but for luck with durations, none costs less; at the end the potential is the score."""
+    still = {"noise_cv": (0.0, 0.0), "load_cv": 0.0, "straggler_rate": (0.0, 0.0), "failure_rate": 0.0}
+    chosen = load_level(level)
+    calm = chosen.model_copy(update={"draw": chosen.draw.model_copy(update=still)})
+    for player in ("random", "critical_path"):
+        r = play(calm, player, split="train", n=64)
+        done = r["status"] == SOLVED
+        assert (r["makespan"] >= r["lb"] * (1 - 1e-5))[done].all() and (r["cost"] >= r["cost_low"] * (1 - 1e-5) - 1e-3)[done].all()
+        for part in ("total", "base", "efficiency", "stability", "optimization"):
+            assert ((r[part] >= 0) & (r[part] <= 1)).all()
+        np.testing.assert_allclose(r["reward_sum"], r["total"] - r["phi0"], atol=1e-9)
+
+
+@pytest.mark.parametrize("level", ORDERED)
+def test_nobody_beats_the_proven_best(level: int) -> None:
+    """Random plays of useful calls alone come near the optimum, sometimes reach it, and never pass it."""
+    chosen, rng = load_level(level), np.random.default_rng(level)
+    engine = Engine(level, 1, autoreset="disabled")
+    reached = 0
+    for instance in range(6):
+        engine.reset(split="train", instances=[instance])
+        search = Search(engine, chosen)
+        bound, path = search.best()
+        carry_out(engine, path)
+        best = float(engine.episodes["total"][0])
+        assert engine.episodes["status"][0] == SOLVED and abs(best - bound) < 1e-9
+        for _ in range(40):
+            s = search.start
+            while not search.solved(s):
+                options = search.children(s)
+                s = options[rng.integers(len(options))]
+            engine.reset(split="train", instances=[instance])
+            carry_out(engine, s.path)
+            total = float(engine.episodes["total"][0])
+            assert abs(total - search.total(s.now, s.spent, s.poor)) < 1e-9 and total <= best + 1e-12
+            reached += total > best - 1e-12
+    assert reached > 0
+
+
+def skilled(level: int) -> np.ndarray:
+    """Episodes of a player that has the level's skill: the optimum's plan, or the fitted rule."""
+    chosen = load_level(level)
+    if chosen.order is None:
+        table = fitted_weights(chosen)
+        assert table is not None, "results/rules is out of date: python -m experiments.calibrate"
+        return play(level, calibrated(weights_of(table)), split="validation", n=128)
+    engine, found = Engine(level, 1, autoreset="disabled"), []
+    for instance in range(64):
+        engine.reset(split="validation", instances=[instance])
+        carry_out(engine, Search(engine, chosen).best()[1])
+        found.append(engine.episodes.copy())
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_probe_tells_who_has_the_skill(level: int) -> None:
+    name = load_level(level).probe
+    with_skill, without = probe(name, skilled(level)), probe(name, play(level, "fifo", split="validation", n=128))
+    assert with_skill is not None and without is not None
+    better, worse = (with_skill, without) if PROBES[name].better > 0 else (without, with_skill)
+    assert better > 1.15 * worse, f"{name}: with the skill {with_skill:.3f}, without it {without:.3f}"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level_ends_under_every_exposure(level: int) -> None:
+    """Exposure hides columns and changes nothing else: masks, rewards and ends are the same for the same actions."""
+    engines = [Engine(level, 2, exposure=e, autoreset="disabled") for e in ("hidden", "partial", "full")]
+    for engine in engines:
+        engine.reset(split="train", instances=[0, 1])
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        first = engines[0]
+        actions = np.where(first.masks, rng.random(first.masks.shape), -1).argmax(axis=1)
+        for engine in engines:
+            engine.step(actions)
+            assert engine.masks.tobytes() == first.masks.tobytes() and engine.rewards.tobytes() == first.rewards.tobytes()
+        if (first.terminated | first.truncated).all():
+            break
+    assert all((engine._hots["status"] != ON).all() for engine in engines)
