@@ -40,6 +40,9 @@ WORKFLOWS = {
     "tasks": "how many",
     "width": "tasks of a layer, pipelines, or branches of a fork",
     "siblings": "chance that neighbours share a function",
+    "optional": "share of the tasks with successors that is optional",
+    "any_join": "share of the tasks with several inputs that needs one of them",
+    "priorities": "of a task, in queues",
 }
 ORDERS = {
     "poor": "quality of an output without what it prefers, over that of a good one",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from fq_env.level import Level
+    from fq_env.workflows import Workflow
 
 NOT_MEASURED = "Not measured yet."
 PICTURE_COLOURS = 128  # of a page's picture: enough for what is drawn, and a third of the bytes
@@ -104,7 +105,7 @@ def world(level: Level) -> str:
     if set(chosen(system)) - set(catalogue):
         parts += ["**Policies**", explained(system, POLICIES, catalogue)]
     if level.workflow is not None:
-        parts += ["**Workflow**", explained(level.workflow, WORKFLOWS)]
+        parts += ["**Workflow**", *workflow(level.workflow)]
     if level.order is not None:
         parts += [
             "**Order**, never shown",
@@ -115,6 +116,19 @@ def world(level: Level) -> str:
         parts += ["**Drawn for every instance**", explained(level.draw, DRAWS)]
     parts.append(f"An episode expires at {level.horizon:g} × the lower bound and is truncated after {level.max_steps} steps.")
     return "\n\n".join(parts)
+
+
+def workflow(drawn: Workflow) -> list[str]:
+    """The one workflow that is given, or what is drawn, with the stages of the blueprints among the shapes."""
+    if drawn.given is not None:
+        tasks = drawn.given.tasks
+        inputs = sum(len(task.inputs) for task in tasks)
+        return [f"One given workflow of {len(tasks)} tasks and {inputs} edges; its durations are {drawn.given.durations}."]
+    parts = [explained(drawn, WORKFLOWS, ("given", "blueprints"))]
+    for name, blueprint in drawn.drawn().items():
+        rows = [[stage, str(s.count), s.function or "drawn", shown(s.after) or "–"] for stage, s in blueprint.stages.items()]
+        parts += [f"Stages of `{name}`:", table(["stage", "tasks", "function", "after"], rows)]
+    return parts
 
 
 def order(level: Level) -> str:
@@ -301,13 +315,15 @@ def index(levels: Sequence[Level], results: Path) -> str:
     for level in levels:
         found = measured(results, level.number)
         number = f"{level.number:02d}"
-        low, high = (level.max_tasks, level.max_tasks) if level.workflow is None else level.workflow.tasks
+        tasks = f"at most {level.max_tasks}" if level.order is not None else str(level.max_tasks)
+        if level.workflow is not None and level.workflow.given is None:
+            tasks = shown(level.workflow.tasks)
         trained = [row["perf"] for row in (found.result or {}).get("rows", []) if row["policy"]]
         rows.append([
             str(level.number),
             f"[{level.name}](pages/level-{number}.md)",
             level.teaching,
-            f"at most {high}" if level.workflow is None else shown((low, high)),
+            tasks,
             level.exposure,
             f"{level.pass_mark:g}",
             "–" if found.headroom is None else f"{found.headroom['headroom']:.2f}",

@@ -1,4 +1,4 @@
-"""What a level may draw: nothing that the system lacks, and no number that the Pit's microseconds and micro-units cannot hold."""
+"""What a level may draw: nothing that the system lacks, and no number that microseconds and micro-units cannot hold."""
 
 from __future__ import annotations
 
@@ -45,12 +45,19 @@ def check_draw(level: Level) -> None:
             raise ValueError(f"draw.{name} = {list(drawn)}: must be a range within {low}..{high}, the {what}")
     if draw.models is not None:
         pools = {f.standard.pool for f in system.functions.values()}
-        homes = {v.pool for f in system.functions.values() for _, v in f.variants() if v.model in list(system.models)[: draw.models[1]]}
+        dealt = list(system.models)[: draw.models[1]]
+        homes = {v.pool for f in system.functions.values() for _, v in f.variants() if v.model in dealt}
         if len(pools | homes) > 1:
-            raise ValueError("draw.models deals out models among all functions; let standard variants and models share one pool")
+            raise ValueError(
+                "draw.models deals out models among all functions; let them share one pool with all standard variants"
+            )
     for name, pool in system.pools.items():
         if pool.rate is not None and not 1e-6 <= pool.rate * draw.rate[0] <= pool.rate * draw.rate[1] <= 1e5:
             raise ValueError(f"draw.rate times pools.{name}.rate must lie between 1e-6 and 1e5 tokens per second")
+    if level.order is not None and level.order.held > 0:
+        for goal in level.order.goals:
+            if not level.order.alternatives(goal):
+                raise ValueError(f"order.goals: {goal!r} needs nothing, so it may be held from the start; set order.held to 0")
     _check_sizes(level)
 
 
@@ -71,8 +78,8 @@ def _check_sizes(level: Level) -> None:
         longest, worst_cost = max(longest, load), max(worst_cost, load * model.price)
     if longest * level.max_tasks * level.horizon > MOST_SECONDS:
         raise ValueError(
-            f"a call or load may last {longest:.3g} s; times {level.max_tasks} tasks and horizon {level.horizon:g} that is more than "
-            f"{MOST_SECONDS:g} s: take shorter ones"
+            f"a call or load may last {longest:.3g} s; times {level.max_tasks} tasks and horizon {level.horizon:g} that is "
+            f"more than {MOST_SECONDS:g} s: take shorter ones"
         )
     if worst_cost > MOST_COST:
         raise ValueError(f"a call or load may cost {worst_cost:.3g}; at most {MOST_COST:g} can be counted: take lower prices")

@@ -15,7 +15,11 @@ from pit import layout
 def _never(level: Level) -> set[str]:
     """Slot and pool features that are zero in every observation of the level, at any exposure."""
     system = level.system
-    never = {"overrun", "freshness", "queue"}  # no physics of theirs yet
+    never = {"freshness"}  # no physics of its own yet
+    if not {"hedge", "cancel"} & set(system.verbs):
+        never.add("overrun")
+    if "queue" not in system.verbs:
+        never.add("queue")
     if system.order_hidden:
         never.add("rank")
     if not system.models:
@@ -65,4 +69,6 @@ def live_actions(level: Level) -> np.ndarray:
         if _used(level, name):
             live[verb : _slots(level) * layout.N_VERBS : layout.N_VERBS] = True
     live[layout.WAIT] = True
+    for k, name in enumerate(layout.GLOBAL_ACTIONS):
+        live[layout.WAIT + k] |= name in level.system.verbs
     return live

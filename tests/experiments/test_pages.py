@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments import cli, pages
 from experiments.errors import ExperimentError
-from fq_env.level import load_level
+from fq_env.level import Level, load_level
 from fq_env.level_files import LEVELS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +74,20 @@ def test_a_page_tells_what_the_level_file_says() -> None:
     assert text.count(pages.NOT_MEASURED) == 4  # probe, headroom, results, speed
     hidden = empty(1)
     assert "| unlock_door | find_key |" in hidden and "at most 7 of 16 slots" in hidden and "exposure **hidden**" in hidden
+
+
+def test_workflows_that_are_given_or_follow_a_blueprint() -> None:
+    data = load_level(6).model_dump(exclude_unset=True)
+    stages = {"split": {"count": 1}, "read": {"count": "items", "after": {"split": "all"}, "function": "dye"}}
+    data["workflow"] |= {"shapes": {"books": 1}, "blueprints": {"books": {"stages": stages}}}
+    text = pages.page(Level.model_validate(data), pages.Measured())
+    assert "Stages of `books`:" in text
+    assert "| split | 1 | drawn | – |" in text and "| read | items | dye | split all |" in text
+    tasks = [{"id": "a", "function": "dye", "seconds": 2.0}, {"id": "b", "function": "dye", "seconds": 1.0, "after": ["a"]}]
+    data["workflow"] = {"given": {"tasks": tasks, "durations": "estimated"}}
+    given = Level.model_validate(data)
+    assert "One given workflow of 2 tasks and 1 edges; its durations are estimated." in pages.page(given, pages.Measured())
+    assert "| 2 | full |" in pages.index([given], ROOT / "nowhere")
 
 
 def test_a_page_tells_what_was_measured(tmp_path: Path) -> None:

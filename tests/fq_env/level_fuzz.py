@@ -1,7 +1,7 @@
 """Files with mistakes: sound level files and recordings, each with one to three random mutations, read and played.
 
-`python -m tests.fq_env.level_fuzz FIRST LAST` tries the mutations of these seeds and prints one line for each: `refused` with the
-sentence, or `played`. Whoever starts it watches for a line that does not come. Anything but a PitError is a fault.
+`python -m tests.fq_env.level_fuzz FIRST LAST` tries the mutations of these seeds and prints one line for each: `refused`
+with the sentence, or `played`. Whoever starts it watches for a line that does not come. Anything but a PitError is a fault.
 """
 
 from __future__ import annotations
@@ -46,10 +46,21 @@ def sources() -> list[tuple[str, Any]]:
         for i in range(6)
     ]
     joined = {"id": "any", "function": "polish", "after": ["3", "4"], "join": "any", "priority": 2}
-    draw = {"seconds": [0.5, 2], "hint_cv": [0.1, 0.2], "noise_cv": [0.1, 0.3], "task_cv": 0.3, "earlier": [0, 5], "failure_rate": 0.1}
+    draw = {
+        "seconds": [0.5, 2],
+        "hint_cv": [0.1, 0.2],
+        "noise_cv": [0.1, 0.3],
+        "task_cv": 0.3,
+        "earlier": [0, 5],
+        "failure_rate": 0.1,
+    }
     found += [(".yaml", level_data(drawn, draw=draw)), (".yaml", level_data({"given": {"tasks": [*tasks, joined]}}))]
     recording = wfformat([4.0, 2.0, 0.0, 3.5, 1.25, 7.0], [[], [0], [0], [1, 2], [1], [3, 4]])
-    around = {"workflow": {"file": "sound.json", "durations": "estimated", "workers": 3}, "draw": {"belief_cv": 0.4}, "horizon": 30}
+    around = {
+        "workflow": {"file": "sound.json", "durations": "estimated", "workers": 3},
+        "draw": {"belief_cv": 0.4},
+        "horizon": 30,
+    }
     return [*found, *[(".json", recording)] * 3, (".yaml", around)]
 
 
@@ -75,7 +86,9 @@ def mutate(rng: random.Random, data: Any) -> None:
         numbers = [p for p in places(data) if isinstance(value_at(data, p), int | float)] or [path]
         path = rng.choice(numbers)
         old = value_at(data, path)
-        new = rng.choice((*NUMBERS, old * 1000 if isinstance(old, int | float) else 3, -old if isinstance(old, int | float) else 4))
+        new = rng.choice(
+            (*NUMBERS, old * 1000 if isinstance(old, int | float) else 3, -old if isinstance(old, int | float) else 4)
+        )
         value_at(data, path[:-1])[path[-1]] = new
     elif kind == "swap":
         owner[key] = copy.deepcopy(value_at(data, rng.choice(places(data))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_map_reduce_alternates_between_many_and_few_all_to_all():
             layer[j] = layer[i] + 1
         sizes = np.bincount(layer).tolist()
         assert len(sizes) >= 3 and all(size <= 4 for size in sizes[1::2]) and all(size >= 2 for size in sizes[:-1:2])
-        assert len(edges(nodes)) == sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+        assert len(edges(nodes)) == sum(a * b for a, b in itertools.pairwise(sizes))
 
 
 def test_series_parallel_reduces_to_one_task():
@@ -211,8 +212,9 @@ def test_a_given_workflow_is_copied_as_it_is_written(durations):
 
 def test_two_thousand_tasks_with_dense_edges():
     width, layers = 100, 20
+    before = [[f"t{k - 1}_{j}" for j in range(width)] if k else [] for k in range(layers)]
     tasks = [
-        {"id": f"t{k}_{i}", "function": "carve", "seconds": 1 + i / 100, "after": [f"t{k - 1}_{j}" for j in range(width)] if k else []}
+        {"id": f"t{k}_{i}", "function": "carve", "seconds": 1 + i / 100, "after": before[k]}
         for k in range(layers)
         for i in range(width)
     ]  # fmt: skip
@@ -241,6 +243,10 @@ def test_environments_of_drawn_and_given_workflows_share_an_engine():
     assert graph(engine, 1) == graph(alone, 1)
 
 
+def own(stages: dict[str, Any], tasks: tuple[int, int]) -> dict[str, Any]:
+    return {"shapes": {"b": 1}, "blueprints": {"b": {"stages": stages}}, "tasks": tasks}
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -256,10 +262,9 @@ def test_environments_of_drawn_and_given_workflows_share_an_engine():
         ({"priorities": [0, 4]}, "within 0..3"),
         ({"given": {"tasks": GIVEN}}, "a given workflow is not drawn"),
         ({"blueprints": {"rag": OWN}}, "blueprints.rag is the name of a shape that exists already"),
-        ({"shapes": {"b": 1}, "blueprints": {"b": {"stages": {"x": {"after": {"y": "all"}}}}}}, "stages.x.after names 'y'"),
-        ({"shapes": {"b": 1}, "blueprints": {"b": {"stages": {"x": {"function": "mill"}}}}, "tasks": [1, 1]}, "'mill', which system"),
-        ({"shapes": {"b": 1}, "blueprints": {"b": {"stages": {"x": {"count": 9000}, "y": {"count": 9000, "after": {"x": "all"}}}}},
-          "tasks": [1, 18_000]}, "81000000 edges; at most 2000000"),
+        (own({"x": {"after": {"y": "all"}}}, (1, 1)), "stages.x.after names 'y'; only a stage above it"),
+        (own({"x": {"function": "mill"}}, (1, 1)), "'mill', which system.functions lacks"),
+        (own({"x": {"count": 9000}, "y": {"count": 9000, "after": {"x": "all"}}}, (1, 18_000)), "81000000 edges; at most 2"),
     ],
 )  # fmt: skip
 def test_an_unsound_workflow_is_refused_in_one_sentence(change, told):

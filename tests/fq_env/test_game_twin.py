@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import pit.layout as L
 from fq_env.engine import Engine, aligned
 from fq_env.level import Level, load_level
+from fq_env.level_files import LEVELS
 from fq_env.state import REWARDS, SPLITS
 from pit import state
 from pit.interface import ACT, OBSERVE, drive
@@ -60,6 +62,30 @@ def with_ties() -> Level:
     return changed(11, system={"models": models}, draw=draw)
 
 
+def with_trouble(**parts: Any) -> Level:
+    """Level 11 with every action enabled, late calls, lost artifacts and failures; `parts` are policies of its system."""
+    system: dict[str, Any] = {"verbs": list(L.ENABLED), "back_off_seconds": 4.0, "max_attempts": 6} | parts
+    draw: dict[str, Any] = {"straggler_rate": (0.1, 0.4), "slow_share": 0.3, "slow_factor": 2.0, "slow_seconds": 20.0}
+    return changed(11, system=system, draw=draw | {"failure_rate": 0.1, "lost_rate": 0.1})
+
+
+def with_scarcity() -> Level:
+    """Level 11 with little money and few tokens, and copies that soon leave memory."""
+    system = load_level(11).system
+    pools = {name: pool.model_copy(update={"rate": 0.15, "burst": 3}) for name, pool in system.pools.items()}
+    models = {name: model.model_copy(update={"keep_alive_seconds": 6.0}) for name, model in system.models.items()}
+    verbs = ["lite", "standard", "queue", "hold"]
+    parts: dict[str, Any] = {
+        "pools": pools,
+        "models": models,
+        "verbs": verbs,
+        "money": 1.0,
+        "ageing_seconds": 10.0,
+        "fair": True,
+    }
+    return changed(11, system=parts, draw={"money": (0.3, 0.8), "rate": (0.7, 1.5)})
+
+
 def hands(places: int) -> dict[str, Any]:
     pools = load_level(1).system.pools
     return {name: pool.model_copy(update={"places": places}) for name, pool in pools.items()}
@@ -77,6 +103,10 @@ ODD_LEVELS: dict[str, int | Level] = {
     "premium": with_premium(),
     "nothing is legal": changed(11, system={"verbs": ["standard", "hold"]}, draw={"memory": (1, 1)}),
     "ties": with_ties(),
+    "trouble": with_trouble(),
+    "trouble that is mended": with_trouble(fallback=True, time_out=1.5, prewarm=True, rebalance=True),
+    "scarcity": with_scarcity(),
+    "every action in hidden order": changed(4, system={"verbs": list(L.ENABLED), "pools": hands(2), "back_off_seconds": 2.0}),
     "never fails": changed(11, draw={"failure_rate": 0.0, "load_cv": 0.0}),
 }
 ALL_LEVELS: dict[str, int | Level] = {"1": 1, "11": 11, **ODD_LEVELS}
@@ -137,6 +167,28 @@ def test_the_engine_follows_the_rule_page(level: int, seed: int) -> None:
     compare(level, seed)
 
 
+@pytest.mark.parametrize("seed", range(500, 500 + max(4, HISTORIES // 3)))
+@pytest.mark.parametrize("level", sorted(set(LEVELS) - {1, 11}))
+def test_it_follows_it_in_every_level(level: int, seed: int) -> None:
+    compare(level, seed)
+
+
+def test_the_odd_levels_reach_the_rarer_rules() -> None:
+    """What the twin counts in these levels, or the comparison would say nothing about it."""
+    reached: Counter[str] = Counter()
+    for name in ("trouble", "trouble that is mended", "scarcity", "every action in hidden order"):
+        for seed in range(300, 306):
+            twin = compare(ODD_LEVELS[name], seed)
+            reached += twin.pit.reached + Counter(late=twin.late_calls, cancelled=twin.cancels)
+    wanted = (
+        "hedge", "hedge: the first call wins", "cancel: running", "cancel: queued", "queue",
+        "begun from a queue", "partial re-execution", "back_off", "back_off_long", "fallback", "prewarm: load",
+        "rebalance: load", "refused: no money", "refused: no token", "late", "cancelled",
+        "timer 1", "timer 2", "timer 3", "timer 5",
+    )  # fmt: skip
+    assert not [name for name in wanted if reached[name] == 0]
+
+
 @pytest.mark.parametrize("seed", range(100, 100 + max(4, HISTORIES // 3)))
 @pytest.mark.parametrize("level", (1, 11))
 def test_it_follows_it_with_legal_actions_alone(level: int, seed: int) -> None:
@@ -169,8 +221,8 @@ def test_instances_are_named_by_hashes(level: int) -> None:
         engine.reset()
         assert engine.instance_seeds.tolist() == [mix(mix(stream, 0), episode) for stream in streams]
     world = engine.block.hidden(engine.memory[0])[0]
-    seeds = [int(world[name]) for name in ("durations", "failures", "loads")]
-    assert seeds == [mix(int(world["instance_seed"]), stream) for stream in (1, 2, 3)]
+    seeds = [int(world[name]) for name in ("durations", "failures", "loads", "stragglers")]
+    assert seeds == [mix(int(world["instance_seed"]), stream) for stream in (1, 2, 3, 5)]
 
 
 def see(memory: np.ndarray) -> tuple[bytes, bytes]:
@@ -225,7 +277,7 @@ def conserve(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("seed", range(400, 400 + HISTORIES))
-@pytest.mark.parametrize("name", ("1", "11", "premium", "fails", "expires"))
+@pytest.mark.parametrize("name", ("1", "11", "premium", "fails", "expires", "trouble", "trouble that is mended", "scarcity"))
 def test_nothing_is_lost_or_made(name: str, seed: int) -> None:
     rng, engine = random.Random(seed), begun(ALL_LEVELS[name], seed, "potential")
     twin = TwinGame(engine)

@@ -76,7 +76,7 @@ def test_a_level_file_names_a_recording_and_says_what_is_different(tmp_path):
     assert {name: pool.places for name, pool in level.system.pools.items()} == {"workers": 3, "gpu": 1}
     assert level.system.functions["work"].standard.pool == "gpu" and level.system.functions["split"].standard.pool == "workers"
     assert (play(level, "fifo", split="validation", n=4)["status"] == 1).all()
-    with pytest.raises(FQError, match="unknown key 'workflow.worker'|unknown key 'worker'; did you mean 'workers'"):
+    with pytest.raises(FQError, match="unknown key 'worker'; did you mean 'workers'"):
         load_level(write(tmp_path, "workflow: {file: recorded.json, worker: 3}\n", "wrong.yaml"))
 
 
@@ -132,12 +132,18 @@ MISTAKES: list[tuple[Callable[[Any], Any], str]] = [
     (changed((), "schemaVersion", "1.4"), "schemaVersion = '1.4': Input should be '1.5' or '1.6'"),
     (lambda data: data["workflow"].pop("execution"), "the key 'workflow.execution' is missing"),
     (lambda data: at(data, *RUNS, 2).pop("runtimeInSeconds"), "'workflow.execution.tasks.2.runtimeInSeconds' is missing"),
-    (changed((*RUNS, 2), "runtimeInSeconds", -3.0), "tasks.2.runtimeInSeconds = -3.0: Input should be greater than or equal to 0"),
-    (changed((*RUNS, 2), "runtimeInSeconds", 1e30), "tasks.2.runtimeInSeconds = 1e+30: Input should be less than or equal to 1"),
+    (
+        changed((*RUNS, 2), "runtimeInSeconds", -3.0),
+        "tasks.2.runtimeInSeconds = -3.0: Input should be greater than or equal to 0",
+    ),
+    (
+        changed((*RUNS, 2), "runtimeInSeconds", 1e30),
+        "tasks.2.runtimeInSeconds = 1e+30: Input should be less than or equal to 1",
+    ),
     (changed((*RUNS, 2), "runtimeInSeconds", float("nan")), "the value NaN is no number of JSON"),
     (changed((*RUNS, 2), "runtimeInSeconds", "3"), "tasks.2.runtimeInSeconds = '3': Input should be a valid number"),
     (changed((*RUNS, 2), "id", "other"), "tasks.2.id 'id_2' is missing in workflow.execution.tasks"),
-    (lambda data: at(data, *RUNS).append({"id": "z", "runtimeInSeconds": 1.0}), "execution.tasks.5.id 'z' is no specified task"),
+    (lambda data: at(data, *RUNS).append({"id": "z", "runtimeInSeconds": 1}), "execution.tasks.5.id 'z' is no specified task"),
     (changed((*RUNS, 2), "id", "id_1"), "tasks.2.id 'id_1' stands twice, first in task 1"),
     (changed((*SPEC, 2), "id", "id_1"), "specification.tasks.2.id 'id_1' stands twice, first in task 1"),
     (changed((*SPEC, 1), "parents", ["id_9"]), "tasks.1.parents.0 'id_9' is no task's id"),
@@ -184,7 +190,7 @@ def test_bytes_and_names_that_cannot_be_read_are_refused(tmp_path):
     with pytest.raises(FQError, match="nor a WfFormat file"):
         load_level(tmp_path / "x.txt")
     many = recording([1.0] * 130, [[]] * 130, [f"k{i}k_1" for i in range(130)])
-    with pytest.raises(FQError, match="tasks of 130 different names .numbers apart.; at most 128"):
+    with pytest.raises(FQError, match=r"tasks of 130 different names \(numbers apart\); at most 128"):
         load_level(write(tmp_path, many, "many.json"))
 
 

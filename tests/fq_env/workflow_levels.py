@@ -19,7 +19,8 @@ def level_data(workflow: dict[str, Any], **more: Any) -> dict[str, Any]:
             "verbs": ["standard"], "quality_flow": 0.5, "pools": {"bench": {"places": 3}},
             "functions": {name: {"standard": {"pool": "bench", "seconds": x}} for name, x in seconds.items()},
         },
-        "workflow": workflow, "score": {"efficiency": 1, "stability": 0, "optimization": 2}, "horizon": 40, "max_steps": 20_000,
+        "workflow": workflow, "score": {"efficiency": 1, "stability": 0, "optimization": 2}, "horizon": 40,
+        "max_steps": 20_000,
     } | more  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def wfformat(seconds: list[float], parents: list[list[int]], names: list[str] | 
         for j in before:
             children[j].append(ids[i])
     tasks = [
-        {"name": name, "id": ids[i], "parents": [ids[j] for j in parents[i]], "children": children[i], "inputFiles": ["x.fits"]}
+        {"name": name, "id": ids[i], "parents": [ids[j] for j in parents[i]], "children": children[i], "inputFiles": ["x"]}
         for i, name in enumerate(names)
     ]
     runs = [{"id": ids[i], "runtimeInSeconds": x, "command": {"program": "do it"}} for i, x in enumerate(seconds)]
