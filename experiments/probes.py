@@ -12,36 +12,52 @@ import numpy as np
 
 
 class Probe(NamedTuple):
-    """`of` records -> number; `words` for tables; `better`: -1 if less of it is better, 1 if more."""
+    """`of` records -> number; `words` for tables; `better`: -1 if less of it is better, 1 if more; the fields that it reads."""
 
-    of: Callable[[Any], float]
     words: str
     better: int
+    fields: tuple[str, ...]
+    of: Callable[[Any], float]
 
 
-def _ratio(records: Any, above: str, below: str) -> float:
-    return float(records[above].sum() / max(records[below].sum(), 1e-9))
+def _mean(field: str) -> Callable[[Any], float]:
+    return lambda records: float(records[field].mean())
+
+
+def _ratio(above: str, below: str) -> Callable[[Any], float]:
+    return lambda records: float(records[above].sum() / max(float(records[below].sum()), 1e-9))
+
+
+def _late(records: Any) -> float:
+    return float(np.quantile(records["makespan"] / records["lb"], 0.95))
+
+
+def _quality_per_cost(records: Any) -> float:
+    """Quality bought on the critical path, over its price in units of the cheapest run's mean call."""
+    unit = float(records["cost_low"].sum()) / max(float(records["calls"].sum()), 1e-9)
+    return float(records["critical_quality"].sum()) * unit / max(float(records["critical_cost"].sum()) / 1e6, 1e-9)
 
 
 PROBES: dict[str, Probe] = {
-    "wrong_calls": Probe(lambda r: float(r["wrong_calls"].mean()), "wrong calls", -1),
-    "poor_calls": Probe(lambda r: float(r["poor_calls"].mean()), "poor calls", -1),
-    "cost_over_best": Probe(lambda r: _ratio(r, "cost", "cost_low"), "cost over the cheapest plan's", -1),
-    "overlap": Probe(lambda r: _ratio(r, "busy", "makespan"), "calls at a time", 1),
-    "critical_wait": Probe(lambda r: _ratio(r, "critical_wait", "makespan"), "share of the makespan that critical tasks waited", -1),
-    "short": Probe(lambda r: _ratio(r, "short", "steps"), "share of decisions short of tokens or money", -1),
-    "cold_starts_per_call": Probe(lambda r: _ratio(r, "cold_starts", "calls"), "cold starts per call", -1),
+    "wrong_calls": Probe("wrong calls", -1, ("wrong_calls",), _mean("wrong_calls")),
+    "poor_calls": Probe("poor calls", -1, ("poor_calls",), _mean("poor_calls")),
+    "cost_over_best": Probe("cost over the cheapest plan's", -1, ("cost", "cost_low"), _ratio("cost", "cost_low")),
+    "overlap": Probe("calls at a time", 1, ("busy", "makespan"), _ratio("busy", "makespan")),
+    "critical_wait": Probe(
+        "wait of critical tasks over makespan", -1, ("critical_wait", "makespan"), _ratio("critical_wait", "makespan")
+    ),
+    "short": Probe("decisions short of tokens or money", -1, ("short", "steps"), _ratio("short", "steps")),
+    "cold_starts_per_call": Probe("cold starts per call", -1, ("cold_starts", "calls"), _ratio("cold_starts", "calls")),
     "quality_per_cost": Probe(
-        lambda r: _ratio(r, "critical_quality", "critical_cost") * float(r["cost_low"].mean()) * 1e6 / float(r["calls"].mean()),
         "quality per cost on the critical path",
         1,
+        ("cost_low", "calls", "critical_quality", "critical_cost"),
+        _quality_per_cost,
     ),
-    "p95_makespan": Probe(
-        lambda r: float(np.quantile(r["makespan"] / r["lb"], 0.95)), "95th percentile of makespan over bound", -1
-    ),
-}  # fmt: skip
+    "p95_makespan": Probe("95th percentile of makespan over bound", -1, ("makespan", "lb"), _late),
+}
 
 
 def probe(name: str, records: np.ndarray) -> float | None:
     """The figure of these records; None for what has totals only (a proven optimum)."""
-    return PROBES[name].of(records) if "makespan" in (records.dtype.names or ()) else None
+    return PROBES[name].of(records) if set(PROBES[name].fields) <= set(records.dtype.names or ()) else None

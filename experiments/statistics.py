@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.probes import PROBES
+
 RESAMPLES = 4000  # of each bootstrap: the ends of a 95 % interval are then good to about 2 % of its width
 BLOCK = 2**21  # numbers resampled at a time: 16 MB
 TRAINED = "trained"  # the name of the policy among the players
@@ -120,20 +122,19 @@ def summary(records: np.ndarray) -> dict[str, Any]:
     """A flat row of what episode records (n,) or (seeds, n) say by themselves.
 
     `seeds`, `n`; `mean`, `low`, `high` (score and its 95 % interval), `iqm`, `iqm_low`, `iqm_high`; means of `base`,
-    `efficiency`, `stability`, `optimization`, `makespan` (s), `wrong_calls` (per episode), `cold_starts_per_call`, `solved`
-    (share); None for what a bound, which has totals only, does not say.
+    `efficiency`, `stability`, `optimization`, `makespan` (s), the probes of `experiments.probes`, `solved` (share); None for
+    what a bound, which has totals only, does not say.
     """
     scores, fields = totals(records), records.dtype.names or ()
     row: dict[str, Any] = {"seeds": len(scores), "n": scores.shape[1]}
     ends = (centre(scores), *stratified_bootstrap(centre, scores))
     row["mean"], row["low"], row["high"] = (float(v[0]) for v in ends)
     row["iqm"], row["iqm_low"], row["iqm_high"] = (float(v[1]) for v in ends)
-    for part in (*PARTS, "makespan", "wrong_calls"):
+    for part in (*PARTS, "makespan"):
         row[part] = float(records[part].mean()) if part in fields else None
-    row["cold_starts_per_call"] = row["solved"] = None
-    if "calls" in fields:
-        row["cold_starts_per_call"] = float(records["cold_starts"].sum() / max(1, records["calls"].sum()))
-        row["solved"] = float((records["status"] == 1).mean())
+    for name, probe in PROBES.items():
+        row[name] = probe.of(records) if set(probe.fields) <= set(fields) else None
+    row["solved"] = float((records["status"] == 1).mean()) if "status" in fields else None
     return row
 
 
@@ -178,7 +179,7 @@ def ranged(row: Mapping[str, Any], key: str, low: str, high: str, form: str = ".
 def markdown(table: list[dict[str, Any]], probe: str = "") -> str:
     """The table as Markdown, best score first; `probe` names the field that shows whether the teaching was learned."""
     columns = {"perf": ("perf", ".3f"), **{part: (part, ".3f") for part in PARTS}, "makespan": ("makespan (s)", ".2f")}
-    columns |= {probe: (probe.replace("_", " "), ".3f"), "solved": ("solved", ".3f")}
+    columns |= {probe: (PROBES[probe].words if probe in PROBES else probe, ".3f"), "solved": ("solved", ".3f")}
     columns = {key: how for key, how in columns.items() if any(row.get(key) is not None for row in table)}
     reference = next((row["against"] for row in table if "against" in row), None)
     titles = ["player", "mean score [95 %]", "IQM [95 %]", *(title for title, _ in columns.values())]

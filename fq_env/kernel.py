@@ -28,7 +28,7 @@ from fq_env.state import (
 from fq_env.world import another_future, run
 from pit.compiled import address_of, copy_bytes, entry, fetch_line, kernel, parallel_entry
 from pit.interface import act, apply
-from pit.layout import ARRIVE, HEDGE, N_ACTIONS, N_OBSERVATION, N_RULE_GLOBALS, N_VERBS, ON, SOLVED, WAIT
+from pit.layout import ARRIVE, N_ACTIONS, N_OBSERVATION, N_RULE_GLOBALS, N_VERBS, ON, SOLVED, WAIT
 from pit.observation import encode
 from pit.rules import choose
 from pit.slots import globals_legal, refresh_slots
@@ -142,7 +142,6 @@ def decide(s, w, L, action, kind):
     before = s.now
     left = w.left
     held = s.n_held
-    flying = s.next_call
     w.steps += 1
     act(s, action)
     w.waits += s.waiting
@@ -150,8 +149,6 @@ def decide(s, w, L, action, kind):
         w.holds += 1
     if s.n_given_up > w.given_up:
         w.skips += 1
-    if action < WAIT and action % N_VERBS == HEDGE and s.next_call > flying:
-        w.hedges += 1
     run(s, w, L)
     if s.n_given_up > w.given_up:
         without_output(s, w)

@@ -134,6 +134,7 @@ def note_call(s, w, c, t, elapsed, price):
     """What the probes measure of a call that begins now."""
     w.busy += elapsed
     w.queued += c.queued
+    w.hedges += c.hedge
     if goal(w, c.task).rank >= NEARLY * w.left and t.required == 1:
         w.critical_wait += s.now - t.ready_time
         w.critical_quality += variant(s, 3 * c.function + c.variant).quality
@@ -205,7 +206,7 @@ def happen(s, w, L):
         if L.order_hidden == 1:
             w.have &= ~L.spoils[t.function]
     lost = -1
-    if error == ERR_LOST:
+    if error == ERR_LOST and t.calls == 1:
         lost = oldest_input(s, i)
     apply(s, d.event)
     if lost >= 0:

@@ -20,7 +20,9 @@ from experiments.errors import ExperimentError
 from experiments.evaluate import open_bundle, play_method
 from experiments.results import ResultsConfig
 from experiments.train import train
+from experiments.config import level_words
 from fq_env.level import load_level
+from fq_env.level_files import LEVELS
 
 TINY = [
     *("total_timesteps=2048", "n_envs=32", "n_steps=16", "batch_size=128", "network=mlp", "net_arch=[16]"),
@@ -130,9 +132,20 @@ def test_the_code_of_a_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert sources.code_digest(level) != before
 
 
-@pytest.mark.parametrize(("value", "expected"), [("1,11", ["1", "11"]), (11, ["11"]), ([1, 11, 1], ["1", "11"])])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("1,11", ["1", "11"]),
+        (11, ["11"]),
+        ([1, 11, 1], ["1", "11"]),
+        ("1-3,11", ["1", "2", "3", "11"]),
+        ("7-11", ["7", "11"]),
+        ("all", [str(n) for n in LEVELS]),
+        ("a/b.yaml,2", ["a/b.yaml", "2"]),
+    ],
+)
 def test_levels(value: object, expected: list[str]) -> None:
-    assert results.levels_of(value) == expected
+    assert level_words(value) == expected
 
 
 def test_the_readme_shows_the_stored_results(root: Path) -> None:

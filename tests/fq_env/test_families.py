@@ -178,8 +178,15 @@ def test_blueprints_expand_as_they_are_written(name):
         seen.add(items)
         if name == "own":
             assert {node.function for node in nodes[7:10]} == {2}
+        assert len(edges(nodes)) <= blueprint.edges(items)
     low, high = blueprint.items((13, 50))
     assert low <= min(seen) < max(seen) <= high
+
+
+def test_the_bound_on_edges_is_exact_where_no_window_is_cut_off():
+    uneven = {"a": {"count": 7}, "b": {"count": 3, "after": {"a": "one"}}, "c": {"count": "items", "after": {"b": "one"}}}
+    for blueprint in (READY["epigenomics"], READY["agent_code"], Blueprint.model_validate({"stages": uneven})):
+        assert [blueprint.edges(k) for k in (1, 4, 9)] == [len(expanded(blueprint, k)) for k in (1, 4, 9)]
 
 
 # --------------------------------------------------------------------------- given graphs

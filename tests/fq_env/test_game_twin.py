@@ -228,7 +228,7 @@ def test_instances_are_named_by_hashes(level: int) -> None:
 def see(memory: np.ndarray) -> tuple[bytes, bytes]:
     """Observation and mask of the Pit that lies in this memory, encoded anew."""
     observation, mask = np.zeros(L.N_OBSERVATION, np.float32), np.zeros(L.N_ACTIONS, bool)
-    drive(memory.ctypes.data, OBSERVE, 0, 0, observation.ctypes.data, mask.ctypes.data, 0.0)
+    drive(memory.ctypes.data, OBSERVE, 0, 0, observation.ctypes.data, mask.ctypes.data, 0.0, 0)
     return observation.tobytes(), mask.tobytes()
 
 
@@ -247,7 +247,7 @@ def test_nothing_leaks_from_the_world_into_the_pit(level: int, seed: int) -> Non
         poisoned[size:] = 0xAB
         assert see(plain) == see(poisoned) == (engine.obs[0].tobytes(), engine.masks[0].tobytes())
         for memory in (plain, poisoned):
-            drive(memory.ctypes.data, ACT, action, 0, 0, 0, 0.0)
+            drive(memory.ctypes.data, ACT, action, 0, 0, 0, 0.0, 0)
         assert see(plain) == see(poisoned)
         assert plain[:size].tobytes() == poisoned[:size].tobytes()
         assert (poisoned[size:] == 0xAB).all()

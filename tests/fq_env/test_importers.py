@@ -51,6 +51,17 @@ def test_tasks_edges_and_run_times_are_those_of_the_file(tmp_path, version):
     assert episode["makespan"] == pytest.approx(9.5, abs=1e-5) and episode["lb"] == pytest.approx(9.5, abs=1e-5)
 
 
+def test_hints_and_true_times_are_exact_to_the_microsecond(tmp_path):
+    rng = np.random.default_rng(0)
+    seconds = rng.uniform(0.001, 100, 300).round(6)
+    level = load_level(write(tmp_path, recording(seconds.tolist(), [[]] * 300, [f"f{i % 7}_{i}" for i in range(300)])))
+    engine = Engine(level, 1, autoreset="disabled")
+    engine.reset(split="validation")
+    assert [node.hint for node in graph(engine)] == (seconds * 1e6).round().tolist()
+    alone = recorded_level(tmp_path / "recorded.json", workers=1)
+    assert play(alone, "fifo", split="validation", n=1)["makespan"][0] == pytest.approx(seconds.sum(), abs=1e-9)
+
+
 def test_known_durations_are_the_same_in_every_instance_and_estimated_ones_only_seem_different(tmp_path):
     path = write(tmp_path, recording([3.0] + [float(x) for x in range(1, 25)], [[], *[[0]] * 24]))
     known = Engine(recorded_level(path, workers=2), 8, autoreset="disabled")
@@ -93,7 +104,7 @@ def test_every_surface_takes_a_recording(tmp_path):
         assert info["makespan"] == pytest.approx(9.5, abs=1e-5)
     envs = FunctionQuestVectorEnv(3, path)
     assert envs.reset(seed=0)[0].shape == (3, 512)
-    assert Game(path).level.max_tasks == 5
+    assert Game(str(path), "validation", 0, "full").level.max_tasks == 5
 
 
 @pytest.mark.parametrize(
