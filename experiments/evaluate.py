@@ -102,11 +102,13 @@ class Referee:
     def players(
         self, split: str, n: int, first: int = 0, names: Collection[str] | None = None, rollouts: int = 12
     ) -> dict[str, np.ndarray]:
-        """Name -> episode records (n,) of the players (all, or those named), in the order of `PLAYERS`.
+        """Name -> episode records (n,) of the players (all but lookahead, or those named), in the order of `PLAYERS`.
 
-        `exact_best` (totals only) is left out where no optimum is proven, `calibrated` where none is fitted.
+        `exact_best` (totals only) is left out where no optimum is proven, `calibrated` where none is fitted. Lookahead takes
+        a thousand times as long as a rule, so it plays only where it is asked for.
         """
         self.rollouts = rollouts
+        names = [name for name in PLAYERS if name != LOOKAHEAD] if names is None else names
         played = {name: player(self, split, n, first) for name, player in PLAYERS.items() if names is None or name in names}
         return {name: episodes for name, episodes in played.items() if episodes is not None}
 

@@ -28,7 +28,7 @@ from fq_env.state import (
 from fq_env.world import another_future, run
 from pit.compiled import address_of, copy_bytes, entry, fetch_line, kernel, parallel_entry
 from pit.interface import act, apply
-from pit.layout import ARRIVE, N_ACTIONS, N_OBSERVATION, N_RULE_GLOBALS, N_VERBS, ON, SOLVED, WAIT
+from pit.layout import ARRIVE, BLOCKED, N_ACTIONS, N_OBSERVATION, N_RULE_GLOBALS, N_VERBS, ON, SOLVED, WAIT
 from pit.observation import encode
 from pit.rules import choose
 from pit.slots import globals_legal, refresh_slots
@@ -105,6 +105,7 @@ def begin(s, w, L, exposure):
 def clean(s, i):
     """Clears what an earlier episode left in task i."""
     t = task(s, i)
+    t.state = BLOCKED
     t.near_time = 0.0
     t.since = 0
     t.hint = 0.0

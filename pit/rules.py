@@ -136,7 +136,7 @@ def preferred_start(s, rule, theta, preferred):
         if (slot.legal >> k) & 1 == 0 or t.mark != PLAIN:
             continue
         if rule == FIFO:
-            if best < 0 or t.ready_time < task(s, s.slots[best // N_VERBS].head).ready_time:
+            if best < 0 or came_first(s, slot.head, s.slots[best // N_VERBS].head):
                 best = g * N_VERBS + k
             continue
         if rule != WARM_WAIT or slot.mode[k] == HERE:
@@ -146,6 +146,14 @@ def preferred_start(s, rule, theta, preferred):
             if slot.mode[k] != LOAD or pool_manager.free_in(s, v.model) > theta * model(s, v.model).load_est:
                 best = g * N_VERBS + k
     return best
+
+
+@kernel
+def came_first(s, i, j):
+    """Whether task i has been ready for longer than task j, or as long and stands before it in the workflow."""
+    mine = task(s, i).ready_time
+    theirs = task(s, j).ready_time
+    return mine < theirs or (mine == theirs and i < j)
 
 
 @kernel

@@ -50,6 +50,21 @@ def test_levels_mix_in_one_vector() -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
+def test_an_instance_does_not_depend_on_what_was_played_before(level: int) -> None:
+    used, rng = Engine(level, 1, autoreset="disabled"), np.random.default_rng(level)
+    for instance in range(12):
+        fresh = Engine(level, 1, autoreset="disabled")
+        for engine in (used, fresh):
+            engine.reset(split="train", instances=[instance])
+        while not (used.terminated[0] or used.truncated[0]):
+            actions = np.where(used.masks, rng.random(used.masks.shape), -1).argmax(axis=1)
+            for engine in (used, fresh):
+                engine.step(actions)
+            assert used.obs.tobytes() == fresh.obs.tobytes() and used.rewards[0] == fresh.rewards[0]
+        assert used.episodes.tobytes() == fresh.episodes.tobytes()
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_the_score_stays_within_its_bounds(level: int) -> None:
     """No run is quicker than the lower bound but for luck with durations, none costs less; at the end the potential is the score."""
     still = {"noise_cv": (0.0, 0.0), "load_cv": 0.0, "straggler_rate": (0.0, 0.0), "failure_rate": 0.0}
