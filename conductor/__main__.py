@@ -18,7 +18,15 @@ from conductor.record import record_run
 from conductor.report import print_comparison, print_run, report_run, verify_run
 from conductor.workflow import Workflow, load_workflow
 
-_STYLES = {"failed": "red", "load_failed": "red", "finished": "green", "load": "cyan", "loaded": "cyan", "resume": "yellow"}
+_STYLES = {
+    "failed": "red",
+    "load_failed": "red",
+    "finished": "green",
+    "load": "cyan",
+    "loaded": "cyan",
+    "cancel": "yellow",
+    "resume": "yellow",
+}
 
 
 class Display:

@@ -13,10 +13,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
@@ -33,6 +33,12 @@ MAX_MANIFEST = 2**20  # bytes
 MIN_MARGIN = 1e-3  # of the best legal logit over the next in a golden vector: BLAS builds differ in the last bits
 FILES = ("policy.safetensors", "golden.safetensors", "system.yaml", "card.md")
 Scalar = str | int | float | bool | None
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+# A number, or the weights of `calibrated`: action -> feature -> weight (`pit.rules.table_of`).
+Parameter = Annotated[
+    Annotated[Finite, Tag("number")] | Annotated[dict[str, dict[str, Finite]], Tag("table")],
+    Discriminator(lambda value: "table" if isinstance(value, dict) else "number"),
+]
 
 
 class _Strict(BaseModel):
@@ -43,7 +49,15 @@ class RuleSpec(_Strict):
     """The rule player that decides when the policy cannot, with its fitted numbers."""
 
     name: str = "critical_path"
-    params: dict[str, float] = {}
+    params: dict[str, Parameter] = {}
+
+    @field_validator("params")
+    @classmethod
+    def _kinds(cls, params: dict[str, Parameter]) -> dict[str, Parameter]:
+        for key, value in params.items():
+            if isinstance(value, dict) != (key == "weights"):
+                raise ValueError(f"{key} must be {'a table action -> feature -> number' if key == 'weights' else 'a number'}")
+        return params
 
 
 class FileSpec(_Strict):
@@ -117,7 +131,8 @@ def write_bundle(
         evaluation: rows of the evaluation table: flat, of strings, numbers, booleans and None, no NaN
             (`{"level": 11, "split": "test", "player": "policy", "mean": 0.71, "low": 0.70, "high": 0.72}`).
         exposure: the exposure of its observations: `hidden`, `partial` or `full`; the runtime blanks the same columns.
-        rule: `{"name": "critical_path_warm_wait", "params": {...}}`, the fitted fall-back; `critical_path` if None.
+        rule: `{"name": "critical_path_warm_wait", "params": {...}}`, the fitted fall-back; `critical_path` if None;
+            `{"name": "calibrated", "params": {"weights": pit.rules.table_of(...)}}`.
         overwrite: replace an existing bundle.
 
     Returns:

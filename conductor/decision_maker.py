@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from conductor.bundle import RuleSpec
+from conductor.pit_interface import Rule
 from conductor.policy import Policy
 from pit.handle import Pit
 from pit.layout import WAIT
@@ -30,7 +31,8 @@ class DecisionMaker:
     def __init__(self, strategy: str, policy: Policy | None, rule: RuleSpec | None, seconds: float = 0.25) -> None:
         """`rule`: the fall-back; `critical_path` if None. `seconds`: a policy that takes longer is late."""
         self._strategy, self._policy, self._seconds = strategy, policy, seconds
-        self._rule = rule if rule is not None else RuleSpec()
+        rule = rule if rule is not None else RuleSpec()
+        self._rule = Rule(rule.name, rule.params)
         self.counts: Counter[str] = Counter()
 
     def choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> Decision:
@@ -60,4 +62,4 @@ class DecisionMaker:
         return Decision(action, "policy", "")
 
     def _fall_back(self, pit: Pit, note: str) -> Decision:
-        return Decision(pit.rule(self._rule.name, **self._rule.params), "rule", note)
+        return Decision(self._rule.choose(pit), "rule", note)

@@ -2,7 +2,8 @@
 
 It carries out the Pit's commands and reports what really happened, in the order in which it happened. It knows processes and
 clocks, and nothing of tasks, journals or decisions. A copy whose process dies while the Pit holds it for loaded is loaded
-again, and its calls wait for that: the Pit stays true.
+again, and its calls wait for that: the Pit stays true. A worker is ended for the sake of one call; what else it did begins
+again in the next one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import selectors
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +25,8 @@ GRACE = 1.0  # s between a call's time limit and the end of its worker
 
 
 class Report(NamedTuple):
-    """What happened: `loaded`, `load_failed`, `unloaded`, `reload` name a copy, `finished` a call; `elapsed` in us."""
+    """What happened: `loaded`, `load_failed`, `unloaded`, `reload` name a copy, `finished` and `started` (later than asked,
+    because its copy was loaded again) a call; `elapsed` in us."""
 
     kind: str
     subject: int
@@ -32,6 +35,14 @@ class Report(NamedTuple):
     value: Any = None
     quality: float | None = None
     text: str = ""
+
+
+class _Call(NamedTuple):
+    """A call and what its worker must know of it."""
+
+    number: int
+    request: dict[str, Any]
+    seconds: float  # time limit
 
 
 @dataclass
@@ -48,9 +59,8 @@ class _Place:
     load: int = -1  # request number of the load in flight
     load_until: float = 0.0
     begun: float = 0.0
-    calls: dict[int, tuple[int, float]] = field(default_factory=dict)  # request -> (call, killed at)
-    begins: dict[int, float] = field(default_factory=dict)  # call -> monotonic s
-    waiting: list[tuple[int, dict[str, Any], float]] = field(default_factory=list)
+    calls: dict[int, tuple[_Call, float]] = field(default_factory=dict)  # request -> (call, since when: monotonic s)
+    waiting: list[_Call] = field(default_factory=list)
 
 
 class ModelManager:
@@ -111,6 +121,7 @@ class ModelManager:
     def start(self, call: int, copy: int, job: dict[str, Any]) -> None:
         """Begin a call on its copy (-1: on a plain worker); `finished` follows. `job`: the fields of a Job that are JSON."""
         request = {"do": "call", "job": job, "instrument": self._plan.functions[job["function"]].instrument()}
+        begun = _Call(call, request, job["seconds"])
         if copy >= 0:
             place = self._copies[copy]
             if place.state == "broken":
@@ -121,9 +132,18 @@ class ModelManager:
             if place not in self._plain:
                 self._plain.append(place)
         if place.state == "ready":
-            self._send(place, call, request, job["seconds"])
+            self._send(place, begun)
         else:
-            place.waiting.append((call, request, job["seconds"]))
+            place.waiting.append(begun)
+
+    def cancel(self, call: int) -> None:
+        """End a call and its worker, as at its time limit, and report nothing of it. A copy is loaded again."""
+        for place in self._places():
+            place.waiting = [waiting for waiting in place.waiting if waiting.number != call]
+            if any(running.number == call for running, _ in place.calls.values()):
+                self._receive(place)  # it may just have ended by itself, and so may what else runs there
+            if any(running.number == call for running, _ in place.calls.values()):
+                self._gone(place, "its call was cancelled", "", [call])
 
     def poll(self, seconds: float | None) -> list[Report]:
         """What happened since the last poll, in order; waits up to `seconds` (None: as long as it takes) if nothing has."""
@@ -140,10 +160,6 @@ class ModelManager:
         reports = list(self._reports)
         self._reports.clear()
         return reports
-
-    def busy(self) -> bool:
-        """Whether anything can still be reported without a new command."""
-        return bool(self._reports) or any(place.calls or place.waiting or place.load >= 0 for place in self._places())
 
     def close(self) -> None:
         """End every worker."""
@@ -173,10 +189,9 @@ class ModelManager:
         place.load = place.worker.send({"do": "load", "load": plan.load, "args": plan.args})
         return place
 
-    def _send(self, place: _Place, call: int, request: dict[str, Any], seconds: float) -> None:
-        now = time.monotonic()
-        place.calls[place.worker.send(request)] = (call, now + seconds + GRACE)
-        place.begins[call] = now
+    @staticmethod
+    def _send(place: _Place, call: _Call) -> None:
+        place.calls[place.worker.send(call.request)] = (call, time.monotonic())
 
     def _end(self, place: _Place) -> int:
         if not place.alive:
@@ -194,8 +209,7 @@ class ModelManager:
             if reply["id"] == place.load:
                 self._load_ended(place, reply["error"], reply["text"])
             elif reply["id"] in place.calls:
-                call, _ = place.calls.pop(reply["id"])
-                del place.begins[call]
+                call = place.calls.pop(reply["id"])[0].number
                 self._reports.append(
                     Report("finished", call, reply["error"], reply["elapsed"], reply["value"], reply["quality"], reply["text"])
                 )
@@ -211,25 +225,29 @@ class ModelManager:
             place.state = "ready"
             if pit_waits:
                 self._reports.append(Report("loaded", place.copy, elapsed=elapsed))
-            for call, request, seconds in waiting:
-                self._send(place, call, request, seconds)
+            for call in waiting:
+                self._send(place, call)
+                self._reports.append(Report("started", call.number))
             return
         place.state = "broken"
         self._end(place)
         if pit_waits:
             del self._copies[place.copy]
             self._reports.append(Report("load_failed", place.copy, error, elapsed, text=text))
-        for call, _, _ in waiting:
-            self._reports.append(Report("finished", call, "load", text=text))
+        for call in waiting:
+            self._reports.append(Report("finished", call.number, "load", text=text))
 
-    def _gone(self, place: _Place, why: str, error: str, victim: int = -1) -> None:
-        """The worker ended, or is ended now because of `victim`: its calls are over, a load failed, a copy is loaded again."""
+    def _gone(self, place: _Place, why: str, error: str, because: Sequence[int] = ()) -> None:
+        """The worker ended, or is ended now because of some calls: these are over (reported, if there is an `error`), as are
+        all of a worker that ended by itself; the others wait for the copy, which is loaded again; a load failed."""
         status = self._end(place)
         text = why or f"the worker process ended by itself (status {status}); see {self._logs}"
         now = time.monotonic()
-        for call, _ in place.calls.values():
-            kind = error if victim in (-1, call) else "lost"
-            self._reports.append(Report("finished", call, kind, max(1, int(1e6 * (now - place.begins[call]))), text=text))
+        for call, since in place.calls.values():
+            if because and call.number not in because:
+                place.waiting.append(call)
+            elif error:
+                self._reports.append(Report("finished", call.number, error, max(1, int(1e6 * (now - since))), text=text))
         place.calls.clear()
         if place.copy < 0:
             self._plain.remove(place)
@@ -240,12 +258,13 @@ class ModelManager:
 
     def _expire(self, now: float) -> None:
         for place in self._places():
-            late = [call for call, limit in place.calls.values() if limit <= now]
+            late = [call.number for call, since in place.calls.values() if since + call.seconds + GRACE <= now]
             if late:
-                self._gone(place, "the call did not end within its time limit", "timeout", late[0])
+                self._gone(place, "the call did not end within its time limit", "timeout", late)
             elif place.load >= 0 and place.load_until <= now:
                 self._gone(place, f"model {place.model} did not load within its time limit", "timeout")
 
     @staticmethod
     def _limits(place: _Place) -> list[float]:
-        return [limit for _, limit in place.calls.values()] + ([place.load_until] if place.load >= 0 else [])
+        limits = [since + call.seconds + GRACE for call, since in place.calls.values()]
+        return limits + ([place.load_until] if place.load >= 0 else [])

@@ -24,7 +24,7 @@ from conductor.errors import ConductorError
 from conductor.files import digest
 from conductor.journal import Journal, journal_path, read_journal
 from conductor.model_manager import ModelManager, Report
-from conductor.pit_interface import PitInterface, array_digest, event_payload, fold
+from conductor.pit_interface import STUCK, PitInterface, array_digest, event_payload, fold
 from conductor.workflow import Workflow, check_workflow
 from pit import layout
 from pit.handle import Command, Event
@@ -36,8 +36,8 @@ _EVENT_KINDS = {
     "load_failed": layout.LOAD_FAILED,
     "unloaded": layout.UNLOADED,
     "finished": layout.FINISHED,
+    "started": layout.STARTED,
 }
-LOST = layout.ERRORS.index("lost")
 
 
 class RunResult(NamedTuple):
@@ -61,7 +61,7 @@ def begin(
 
     Raises:
         ConductorError: unknown strategy, no bundle for `adaptive`, instruments that cannot be made, a folder that cannot be
-            written. Nothing was run then. Also if no task can ever start, or the disk is full; then `resume` goes on.
+            written. Nothing was run then. Also if the disk is full; then `resume` goes on.
     """
     if strategy not in STRATEGIES:
         raise ConductorError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
@@ -106,7 +106,7 @@ def resume(place: str | os.PathLike[str], observer: Observer | None = None) -> R
     """Go on with a run after its conductor died: the journal is verified and folded, lost calls are called again.
 
     The clock goes on from the last recorded moment. Copies that were loaded are loaded again before they serve. A lost call
-    ends with the error `lost`, which counts towards its task's `max_attempts`.
+    ends with the error `cancelled`, which counts towards its task's `max_attempts`.
 
     Raises:
         ConductorError: no journal, a journal that is not whole, one that another conductor writes, or a run that has ended.
@@ -117,8 +117,7 @@ def resume(place: str | os.PathLike[str], observer: Observer | None = None) -> R
         folded = fold(read_journal(path))
         run = folded.run
         if folded.ended:
-            status = layout.STATUSES[folded.view.pit.status]
-            raise ConductorError(f"{path}: this run has ended already ({status}); `show` prints it")
+            raise ConductorError(f"{path}: this run has ended already ({folded.view.status()}); `show` prints it")
         bundle = load_bundle(path.parent / "bundle") if run["bundle"] else None
         if bundle is not None and bundle.digest != run["bundle"]:
             raise ConductorError(f"{path.parent}/bundle: is not the bundle that the run began with")
@@ -154,7 +153,6 @@ class Orchestrator:
         serves = {name: model.serves for name, model in workflow.spec.system.models.items()}
         self._manager = ModelManager(workflow.plan, serves, workflow.base, journal.folder)
         self._since, self._origin = since, time.monotonic_ns()
-        self._commands: list[Command] = []
         self._points: Counter[str] = Counter()
         self._kill_at = os.environ.get("FQ_KILL_AT", "")
 
@@ -173,13 +171,10 @@ class Orchestrator:
         try:
             reports: list[Report] = []
             while True:
-                self._tick(reports)
-                if self._pit.status != layout.ON:
-                    break
+                status = self._tick(reports)
+                if status != "running":
+                    return RunResult(self._journal.folder, status, dict(self._decider.counts), self._pit.summary())
                 reports = self._manager.poll(self._patience())
-            summary = self._pit.summary()
-            status = layout.STATUSES[self._pit.status]
-            return RunResult(self._journal.folder, status, dict(self._decider.counts), summary)
         finally:
             self._manager.close()
             self._journal.close()
@@ -188,7 +183,6 @@ class Orchestrator:
         """Tell the Pit of an event and the journal of both."""
         applied = self._view.event(at, event, output)
         self._journal.add("event", at, event_payload(event, applied, output, text))
-        self._commands += self._view.commands()
 
     def recover(self, at: int) -> None:
         """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended."""
@@ -197,7 +191,9 @@ class Orchestrator:
         self._observe("resume", at, f"{len(lost)} calls were under way and begin again")
         copies = [(i, int(row["state"]), int(row["model"])) for i, row in enumerate(self._pit.copies())]
         for call in lost:
-            self.note(Event(layout.FINISHED, call.call, LOST), at, text="the conductor ended while the call ran")
+            # Not `lost`, which says that an input is gone and makes the Pit call its producer again.
+            event = Event(layout.FINISHED, call.call, layout.ERR_CANCELLED)
+            self.note(event, at, text="the conductor ended while the call ran")
         for i, state, model in copies:
             if state == layout.LOADING:
                 self._manager.load(i, self._pit.model_names[model])
@@ -210,30 +206,34 @@ class Orchestrator:
     def _now(self) -> int:
         return self._since + (time.monotonic_ns() - self._origin) // 1000
 
-    def _tick(self, reports: list[Report]) -> None:
+    def _tick(self, reports: list[Report]) -> str:
+        """One commit and what follows from it; the run's status."""
         now = self._now()
+        self._view.advance(now)
         for report in reports:
             self._happened(report, now)
-        self._pit.advance(now)
         self._decide(now)
-        commands, self._commands = self._commands, []
-        starts = [command.call for command in commands if command.kind == layout.CMD_START]
-        for call in starts:
-            self._journal.add("intent", now, self._view.intent(self._view.calls[call], self._run["id"]))
-        if self._pit.status != layout.ON:
-            status = layout.STATUSES[self._pit.status]
+        commands, begun = self._view.commands(), self._view.begun()
+        for call in begun:
+            self._journal.add("intent", now, self._view.intent(call, self._run["id"]))
+        status = self._view.status()
+        if status != "running":
             self._journal.add("end", now, {"status": status, "state": self._pit.state_hash()})
-            self._observe("end", now, status)
+            self._observe("end", now, f"{status}: {STUCK}" if self._view.stuck() else status)
         finished = any(report.kind == "finished" for report in reports)
+        cancelled = any(command.kind == layout.CMD_CANCEL for command in commands)
         self._point("before_done", finished)
-        self._point("before_intent", bool(starts))
+        self._point("before_intent", bool(begun))
         self._journal.commit()
         self._point("after_done", finished)
-        self._point("after_intent", bool(starts))
-        if self._pit.status == layout.ON:
+        self._point("after_intent", bool(begun))
+        self._point("before_cancel", cancelled)
+        if status == "running":
             for command in commands:
                 self._execute(command, now)
-        self._point("mid_effect", bool(starts))
+        self._point("mid_effect", bool(begun))
+        self._point("after_cancel", cancelled)
+        return status
 
     def _happened(self, report: Report, now: int) -> None:
         if report.kind == "reload":
@@ -243,7 +243,8 @@ class Orchestrator:
         error = report.error if report.error in layout.ERRORS else "error"
         output, size, text = "", 0, report.text
         brief = text.strip().split("\n")[0]
-        if report.kind == "finished" and error == "ok":
+        call = self._view.calls.get(report.subject) if self._pit.status == layout.ON else None  # None: ended or cancelled
+        if report.kind == "finished" and error == "ok" and call is not None:
             output, size = self._journal.store(report.value)
         event = Event(
             _EVENT_KINDS[report.kind],
@@ -254,13 +255,12 @@ class Orchestrator:
             size,
             self._price(report),
         )
-        call = self._view.calls.get(report.subject)
         if report.kind == "finished" and call is not None:
             words = f"{self._pit.task_ids[call.task]} after {report.elapsed / 1e6:.2f} s"
             self._observe(
                 "finished" if error == "ok" else "failed", now, words if error == "ok" else f"{words}: {error}: {brief}"
             )
-        elif report.kind != "finished":
+        elif report.kind not in ("finished", "started"):
             self._observe(report.kind, now, f"copy {report.subject}" + (f": {brief}" if brief else ""))
         self.note(event, now, output, text)
 
@@ -288,17 +288,21 @@ class Orchestrator:
                 "note": decision.note,
             })  # fmt: skip
             self._view.act(now, decision.action)
-            self._commands += self._view.commands()
 
     def _execute(self, command: Command, now: int) -> None:
         if command.kind == layout.CMD_START:
-            call = self._view.calls[command.call]
+            call = self._view.calls.get(command.call)
+            if call is None:  # cancelled in the same tick
+                return
             intent = self._view.intent(call, self._run["id"])
             place = f", copy {call.copy}" if call.copy >= 0 else ""
             self._observe(
                 "start", now, f"{intent['task']} ({intent['function']}, {intent['variant']}, attempt {call.attempt}{place})"
             )
             self._manager.start(command.call, command.copy, self._job(intent, call.task))
+        elif command.kind == layout.CMD_CANCEL:
+            self._observe("cancel", now, f"{self._pit.task_ids[command.task]}, call {command.call}")
+            self._manager.cancel(command.call)
         elif command.kind == layout.CMD_LOAD:
             model = self._pit.model_names[command.model]
             self._observe("load", now, f"{model}, copy {command.copy}")
@@ -310,6 +314,9 @@ class Orchestrator:
     def _job(self, intent: dict[str, Any], index: int) -> dict[str, Any]:
         task = self._workflow.spec.tasks[index]
         outputs = self._view.outputs
+        inputs = {name: self._journal.output(outputs[name]) if name in outputs else None for name in task.inputs}
+        if task.join == "any":
+            inputs = {name: value for name, value in inputs.items() if name in outputs}
         return {
             "key": intent["key"],
             "task": task.id,
@@ -317,20 +324,14 @@ class Orchestrator:
             "variant": intent["variant"],
             "attempt": intent["attempt"],
             "args": task.args,
-            "inputs": {name: self._journal.output(outputs[name]) for name in task.after if name in outputs},
+            "inputs": inputs,
             "seconds": self._workflow.plan.functions[task.function].seconds,
         }
 
     def _patience(self) -> float | None:
-        """Seconds until the Pit's next timer; None if only an event can come. Raises ConductorError if nothing can."""
+        """Seconds until the Pit's next timer; None if only an event can come."""
         timer = self._pit.next_timer()
-        if timer < layout.NEVER:
-            return max(0.0, (timer - self._now()) / 1e6)
-        if not self._manager.busy():
-            raise ConductorError(
-                f"{self._journal.folder}: no task can start and nothing runs; check system.pools, memory and verbs"
-            )
-        return None
+        return max(0.0, (timer - self._now()) / 1e6) if timer < layout.NEVER else None
 
     def _point(self, name: str, reached: bool) -> None:
         """Crash tests: `FQ_KILL_AT=after_intent:2` ends this process like `kill -9` when it gets there for the second time."""

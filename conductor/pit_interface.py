@@ -6,7 +6,7 @@ Live and on resume the same methods are called in the same order: a fold gives e
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,14 +15,21 @@ from pydantic import ValidationError
 from conductor.errors import ConductorError
 from conductor.files import digest
 from conductor.journal import Row
-from pit import layout
+from pit import layout, rules
+from pit.build import microseconds
 from pit.errors import PitError
 from pit.handle import Command, Event, Pit
+from pit.interface import RULE
 from pit.spec import WorkflowSpec
+
+STUCK = (  # why a run ends as failed although the Pit has not ended it
+    "the run cannot go on: nothing is under way, and no task that is left can start; give it more (system.money, memory, "
+    "places) or allow it more (system.verbs, deny)"
+)
 
 
 class Call(NamedTuple):
-    """A call that was started: indices of the Pit, the number of its attempt (1, 2, ...) and when, in microseconds."""
+    """A call that was started: indices of the Pit, and the number of its attempt (1, 2, ...), hedges included."""
 
     call: int
     task: int
@@ -30,12 +37,25 @@ class Call(NamedTuple):
     variant: int
     copy: int
     attempt: int
-    started: int
 
 
 def array_digest(array: np.ndarray) -> str:
     """The sha256 of an array's bytes."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+class Rule:
+    """A rule player with its parameters, which are read once: a decision by `calibrated` would cost a table otherwise."""
+
+    def __init__(self, name: str, params: Mapping[str, Any]) -> None:
+        """Raises PitError for an unknown name or parameter."""
+        self._code, self._theta, self._variant, self._weights = rules.parameters(name, params)
+
+    def choose(self, pit: Pit) -> int:
+        """The action that the rule takes now: `Pit.rule` without its reading of parameters."""
+        weights = 0 if self._weights is None else self._weights.ctypes.data
+        seen, mask = pit._observation.ctypes.data, pit._mask.ctypes.data
+        return pit._call(RULE, self._code, seen, mask, event=self._variant, theta=self._theta, weights=weights)
 
 
 class PitInterface:
@@ -48,27 +68,35 @@ class PitInterface:
         except PitError as error:
             raise ConductorError(str(error)) from error
         self.workflow = workflow
-        self.calls: dict[int, Call] = {}  # started and not finished
+        self.calls: dict[int, Call] = {}  # started, and neither finished nor cancelled
         self.starts = [0] * len(workflow.tasks)  # calls of each task so far
         self.outputs: dict[str, str] = {}  # task id -> digest of its output
         self._commands: list[Command] = []
+        self._begun: list[Call] = []
+        horizon = workflow.system.horizon_seconds
+        self._horizon = layout.NEVER if horizon is None else microseconds(horizon)  # the arrival is at 0
         if list(self.pit.task_ids) != [task.id for task in workflow.tasks]:
             raise ConductorError(f"workflow {workflow.name}: the tasks are not in the Pit's order")
 
+    def advance(self, time: int) -> None:
+        """The clock goes to `time`; timers up to it fire."""
+        self.pit.advance(time)
+        self._take()
+
     def event(self, time: int, event: Event, output: str = "") -> bool:
         """The clock goes to `time` and something happened; `output` is the digest of a finished call's output."""
-        self.pit.advance(time)
+        self.advance(time)
         applied = self.pit.apply(event)
-        if event.kind == layout.FINISHED:
-            call = self.calls.pop(event.subject, None)
-            if applied and call is not None and event.error == layout.OK:
+        if applied and event.kind == layout.FINISHED:
+            call = self.calls.pop(event.subject)
+            if event.error == layout.OK:
                 self.outputs[self.pit.task_ids[call.task]] = output
         self._take()
         return applied
 
     def act(self, time: int, action: int) -> None:
         """The clock goes to `time` and an action is taken."""
-        self.pit.advance(time)
+        self.advance(time)
         self.pit.act(action)
         self._take()
 
@@ -77,14 +105,31 @@ class PitInterface:
         commands, self._commands = self._commands, []
         return commands
 
+    def begun(self) -> list[Call]:
+        """The calls that were started since the last call, in order, also one that was cancelled at once."""
+        begun, self._begun = self._begun, []
+        return begun
+
+    def status(self) -> str:
+        """`running`, `solved`, `failed` or `expired`; a run that cannot go on has failed."""
+        return "failed" if self.stuck() else layout.STATUSES[self.pit.status]
+
+    def stuck(self) -> bool:
+        """Whether a run that is on cannot go on: nothing is under way, no action is due, no timer but the horizon runs."""
+        pit = self.pit
+        under_way = len(pit.calls()) > 0 or bool(np.isin(pit.copies()["state"], (layout.LOADING, layout.COOLDOWN)).any())
+        return pit.status == layout.ON and not under_way and not pit.decision_due() and pit.next_timer() >= self._horizon
+
     def _take(self) -> None:
         for command in self.pit.commands():
             if command.kind == layout.CMD_START:
                 self.starts[command.task] += 1
-                self.calls[command.call] = Call(
-                    command.call, command.task, command.function, command.variant, command.copy,
-                    self.starts[command.task], self.pit.now,
-                )  # fmt: skip
+                attempt = self.starts[command.task]
+                call = Call(command.call, command.task, command.function, command.variant, command.copy, attempt)
+                self.calls[command.call] = call
+                self._begun.append(call)
+            elif command.kind == layout.CMD_CANCEL:
+                self.calls.pop(command.call, None)
             self._commands.append(command)
 
     def intent(self, call: Call, run: str) -> dict[str, Any]:
@@ -151,24 +196,27 @@ def fold(rows: Iterable[Row], watch: Callable[[Row, PitInterface], None] | None 
         raise ConductorError(f"row 0: the recorded workflow is not valid: {error.errors()[0]['msg']}") from error
     if watch is not None:
         watch(first, view)
-    starts: list[Command] = []
+    begun: list[Call] = []
     row = first
     ended = False
     for row in iterator:
         where = f"row {row.seq} ({row.kind})"
         if ended or row.time < view.pit.now:
             raise ConductorError(f"{where}: stands after the end of the run, or before the row in front of it")
-        _replay(row, view, where, run["id"], starts)
-        starts += [command for command in view.commands() if command.kind == layout.CMD_START]
+        view.advance(row.time)
+        begun += view.begun()
+        _replay(row, view, where, run["id"], begun)
+        begun += view.begun()
         ended = row.kind == "end"
         if watch is not None:
             watch(row, view)
-    if starts:
-        raise ConductorError(f"row {row.seq}: the Pit started call {starts[0].call}, and no intent of it was recorded")
+    view.commands()  # they were carried out, or died with the conductor
+    if begun:
+        raise ConductorError(f"row {row.seq}: the Pit started call {begun[0].call}, and no intent of it was recorded")
     return Folded(view, run, row.time, ended, row.hash)
 
 
-def _replay(row: Row, view: PitInterface, where: str, run: str, starts: list[Command]) -> None:
+def _replay(row: Row, view: PitInterface, where: str, run: str, begun: list[Call]) -> None:
     data, pit = row.data, view.pit
     if row.kind == "event":
         event = _event(data, where)
@@ -177,7 +225,6 @@ def _replay(row: Row, view: PitInterface, where: str, run: str, starts: list[Com
                 f"{where}: the Pit {'ignores' if data['applied'] else 'takes'} it, and the record says otherwise"
             )
     elif row.kind == "action":
-        pit.advance(row.time)
         if not pit.decision_due() or pit.status != layout.ON:
             raise ConductorError(f"{where}: no decision is due in the replay")
         for name, array in (("observation", pit.observe()), ("mask", pit.mask())):
@@ -185,11 +232,8 @@ def _replay(row: Row, view: PitInterface, where: str, run: str, starts: list[Com
                 raise ConductorError(f"{where}: the {name} in the replay is not the recorded one")
         view.act(row.time, data["action"])
     elif row.kind == "intent":
-        call = view.calls.get(starts[0].call) if starts else None
-        if call is None or view.intent(call, run) != data:
+        if not begun or view.intent(begun.pop(0), run) != data:
             raise ConductorError(f"{where}: the Pit did not start this call next")
-        starts.pop(0)
     elif row.kind == "end":
-        pit.advance(row.time)
-        if layout.STATUSES[pit.status] != data["status"] or pit.state_hash() != data["state"]:
+        if view.status() != data["status"] or pit.state_hash() != data["state"]:
             raise ConductorError(f"{where}: the replay ends in another state than the run did")

@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from conductor.journal import Row, journal_path, read_journal, read_output
-from conductor.pit_interface import Folded, PitInterface, fold
+from conductor.pit_interface import STUCK, Folded, PitInterface, fold
 
 
 @dataclass
 class CallReport:
-    """One call: seconds that it waited for its turn, for its model, and ran; `result` is `ok`, an error, or `running`."""
+    """One call: seconds that it waited for its turn, for its model, and ran; `result`: `ok`, an error or `running`."""
 
     task: str
     function: str
@@ -40,6 +40,7 @@ class RunReport:
     folder: str
     run: dict[str, Any]
     status: str = ""
+    reason: str = ""  # of a run that could not go on
     makespan: float = 0.0
     spent: float = 0.0
     score: dict[str, float] = field(default_factory=dict)
@@ -57,20 +58,20 @@ class _Watch:
     def __init__(self) -> None:
         self.calls: dict[int, CallReport] = {}
         self._allotted: dict[int, tuple[int, int]] = {}  # call -> when it was decided and since when its task was ready, us
+        self._started: dict[int, int] = {}  # call that runs -> us
         self.decisions: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
 
     def __call__(self, row: Row, view: PitInterface) -> None:
         data = row.data
+        self._look(row.time, view)
         if row.kind == "action":
             self.decisions[data["by"]] += 1
             if data["note"]:
                 self.decisions[f"policy {data['note']}"] += 1
-            ready = view.pit.tasks()["ready_time"]
-            for call in view.pit.calls():
-                self._allotted.setdefault(int(call["id"]), (row.time, int(ready[call["task"]])))
         elif row.kind == "intent":
-            allotted, ready_at = self._allotted[data["call"]]
+            allotted, ready_at = self._allotted.get(data["call"], (row.time, row.time))
+            self._started[data["call"]] = row.time
             self.calls[data["call"]] = CallReport(
                 data["task"],
                 data["function"],
@@ -85,10 +86,20 @@ class _Watch:
             self.events[data["kind"]] += 1
             if data["kind"] == "finished" and data["subject"] in self.calls:
                 call = self.calls[data["subject"]]
+                self._started.pop(data["subject"], None)
                 call.run, call.price = data["elapsed"] / 1e6, data["price"] / 1e6
                 call.result, call.text = data["error"], data["text"]
                 index = view.pit.task_ids.index(call.task)
                 call.quality = float(view.pit.tasks()["quality"][index]) if data["error"] == "ok" else None
+
+    def _look(self, time: int, view: PitInterface) -> None:
+        """Notes calls that have begun to wait or run, and ends those that the Pit has cancelled."""
+        ready = view.pit.tasks()["ready_time"]
+        for call in view.pit.calls():
+            self._allotted.setdefault(int(call["id"]), (time, int(ready[call["task"]])))
+        for number in [number for number in self._started if number not in view.calls]:
+            self.calls[number].run = (time - self._started.pop(number)) / 1e6
+            self.calls[number].result = "cancelled"
 
 
 def report_run(place: str | os.PathLike[str]) -> RunReport:
@@ -97,11 +108,12 @@ def report_run(place: str | os.PathLike[str]) -> RunReport:
     watch = _Watch()
     folded = fold(read_journal(path), watch)
     summary = folded.view.pit.summary()
-    followed = {name for task in folded.view.workflow.tasks for name in task.after}
+    followed = {name for task in folded.view.workflow.tasks for name in task.inputs}
     return RunReport(
         folder=str(path.parent),
         run=folded.run,
-        status=summary["status"] if folded.ended else "not ended",
+        status=folded.view.status() if folded.ended else "not ended",
+        reason=STUCK if folded.ended and folded.view.stuck() else "",
         makespan=folded.time / 1e6,
         spent=summary["spent"],
         score={name: summary[name] for name in ("base", "efficiency", "stability", "optimization", "total")},
@@ -149,6 +161,8 @@ def print_run(report: RunReport, console: Console) -> None:
         f"{report.events['loaded']} loads, {report.events['unloaded']} unloads, {report.events['reload']} reloads; "
         f"decisions: {counts}"
     )
+    if report.reason:
+        console.print(report.reason, soft_wrap=True)
     console.print("score: " + ", ".join(f"{name} {value:.3f}" for name, value in report.score.items()))
     for name, digest in report.outputs.items():
         console.print(f"output of {name}: outputs/{digest}", markup=False)

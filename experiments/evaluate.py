@@ -109,7 +109,7 @@ class Referee:
         """
         self.rollouts = rollouts
         names = [name for name in PLAYERS if name != LOOKAHEAD] if names is None else names
-        played = {name: player(self, split, n, first) for name, player in PLAYERS.items() if names is None or name in names}
+        played = {name: player(self, split, n, first) for name, player in PLAYERS.items() if name in names}
         return {name: episodes for name, episodes in played.items() if episodes is not None}
 
 
@@ -326,7 +326,8 @@ def check_instances(split: str, n: int, first: int, fit: int) -> None:
 
 def chosen_players(value: Any) -> list[str]:
     """The players that `players=` names, all if null; `random` is always among them, as perf is measured from it."""
-    names = list(PLAYERS) if value is None else [str(v) for v in (value if isinstance(value, list) else [value])]
+    every = [name for name in PLAYERS if name != LOOKAHEAD]
+    names = every if value is None else [str(v) for v in (value if isinstance(value, list) else [value])]
     for name in names:
         if name not in PLAYERS:
             raise ExperimentError(f"players={name}: must be among {', '.join(PLAYERS)}")

@@ -35,7 +35,7 @@ def _late(records: Any) -> float:
 def _quality_per_cost(records: Any) -> float:
     """Quality bought on the critical path, over its price in units of the cheapest run's mean call."""
     unit = float(records["cost_low"].sum()) / max(float(records["calls"].sum()), 1e-9)
-    return float(records["critical_quality"].sum()) * unit / max(float(records["critical_cost"].sum()) / 1e6, 1e-9)
+    return float(records["critical_quality"].sum()) * unit / max(float(records["critical_cost"].sum()), 1e-9)
 
 
 PROBES: dict[str, Probe] = {

@@ -16,7 +16,7 @@ def _never(level: Level) -> set[str]:
     """Slot and pool features that are zero in every observation of the level, at any exposure."""
     system = level.system
     never = {"freshness"}  # no physics of its own yet
-    if not {"hedge", "cancel"} & set(system.verbs):
+    if not {"hedge", "cancel"} & set(system.verbs) and not system.order_hidden:
         never.add("overrun")
     if "queue" not in system.verbs:
         never.add("queue")

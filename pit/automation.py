@@ -251,11 +251,17 @@ def find_call(s, number):
 @kernel
 def look_at_overruns(s, i):
     """Whether a running task's calls, one of which has just ended, have overrun."""
+    dag_tracker.set_late(s, i, (s.order_hidden == 1) | has_overrun(s, i))
+
+
+@kernel
+def has_overrun(s, i):
+    """Whether a call of task i in flight has overrun."""
     found = False
     for k in range(s.n_calls):
         c = call(s, k)
         found |= (c.task == i) & (c.overrun > 0)
-    dag_tracker.set_late(s, i, found)
+    return found
 
 
 @kernel

@@ -358,11 +358,23 @@ def set_near(s, i):
 
 
 @kernel
+def set_late(s, i, is_late):
+    """Whether running task i stands in a slot: a call of it has overrun, or the order is hidden."""
+    t = task(s, i)
+    if (t.mark == OVERDUE) != is_late:
+        t.mark = OVERDUE if is_late else PLAIN
+        s.n_late += 2 * is_late - 1
+    t.key = key_of(t)
+
+
+@kernel
 def dispatched(s, i, when):
     """Task i leaves the ready tasks and runs, expected to end at `when` (us); its successors have one more running input."""
     t = task(s, i)
     leave_ready(s, i)
     t.state = RUNNING
+    if s.order_hidden == 1:
+        set_late(s, i, True)
     for e in range(t.succ_from, t.succ_to):
         j = successor(s, e).task
         o = task(s, j)
@@ -378,16 +390,6 @@ def expect(s, i, when):
     for e in range(t.succ_from, t.succ_to):
         o = task(s, successor(s, e).task)
         o.near_time = max(o.near_time, when)
-
-
-@kernel
-def set_late(s, i, is_late):
-    """Whether running task i has a call that has overrun."""
-    t = task(s, i)
-    if (t.mark == OVERDUE) != is_late:
-        t.mark = OVERDUE if is_late else PLAIN
-        s.n_late += 2 * is_late - 1
-    t.key = key_of(t)
 
 
 @kernel

@@ -270,7 +270,7 @@ def decision_due(s):
         return False
     idle = s.n_calls + s.n_loading + s.n_cooling + s.n_held == 0
     no_start = (s.n_ready == s.n_held + s.n_queued) | (s.n_full == s.n_pools)
-    if no_start & (s.n_late == 0) & (not idle):
+    if no_start & ((s.n_late == 0) | (not automation.overruns_matter(s))) & (not idle):
         return False
     slots.refresh_slots(s)
     if s.any_start == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from pit import arbitration, dag_tracker, pool_manager
+from pit import arbitration, automation, dag_tracker, pool_manager
 from pit.compiled import kernel, put_word
 from pit.layout import (
     CANCEL,
@@ -126,7 +126,7 @@ def other_bits(s, g, bits):
     elif t.mark == QUEUED:
         if enabled(s, CANCEL):
             bits |= 1 << CANCEL
-    elif t.mark == OVERDUE:
+    elif t.mark == OVERDUE and automation.has_overrun(s, i):
         if enabled(s, HEDGE):
             bits |= hedge_bit(s, t, i)
         if enabled(s, CANCEL) and (s.max_attempts == 0 or t.attempts + 1 < s.max_attempts):

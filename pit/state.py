@@ -101,7 +101,7 @@ PIT = _record(
         ("n_near", "i4"),
         ("n_held", "i4"),
         ("n_queued", "i4"),
-        ("n_late", "i4"),  # running tasks that have overrun (mark OVERDUE)
+        ("n_late", "i4"),  # running tasks that stand in slots (mark OVERDUE)
         ("n_limited", "i4"),  # pools with a rate limit
         ("n_given_up", "i4"),
         ("n_auto", "i4"),  # automatic loads under way

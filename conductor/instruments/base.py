@@ -31,7 +31,8 @@ class Job:
     variant: str  # "lite", "standard" or "premium"
     attempt: int  # 1, 2, ...
     args: dict[str, Any]  # of the task
-    inputs: dict[str, Any]  # task id -> output, for every finished task of `after`
+    # Task id -> output, for `after` and `soft`: None if that task was given up or skipped. With `join: any` only those done.
+    inputs: dict[str, Any]
     seconds: float  # time limit; an instrument may end the call itself then, a second later its worker is killed
     folder: Path  # `files/` of the run: where files may be written
     base: Path  # the folder of the workflow file
@@ -47,7 +48,8 @@ class Result:
 
 
 class CallError(Exception):
-    """Ends a call with one of the Pit's errors: `error`, `timeout`, `throttled`, `precondition`, `access`, `invalid`."""
+    """Ends a call with one of the Pit's errors: `error`, `timeout`, `throttled`, `precondition`, `access`, `invalid`, or
+    `lost`: what an input names is gone, so the oldest input is made again first."""
 
     def __init__(self, text: str, kind: str = "error") -> None:
         super().__init__(text)

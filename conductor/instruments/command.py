@@ -42,9 +42,10 @@ class CommandInstrument(Instrument):
 
     Placeholders: `{task}`, `{function}`, `{variant}`, `{attempt}`, `{key}`, `{folder}`, `{base}`, `{args.NAME}`,
     `{inputs.TASK}`, `{python}` (this interpreter).
-    The program gets `{"args": ..., "inputs": ...}` as JSON on its standard input and runs in the run's `files/`. An exit
-    status outside `codes` is an error, unless `codes` is empty. The output is `{"code": ..., "stdout": ..., "stderr": ...}`,
-    or with `json: true` what stdout holds as JSON. `environment` names further variables that it may see.
+    The program gets `{"args": ..., "inputs": ...}` as JSON on its standard input and runs in the run's `files/`; an input
+    whose task was given up or skipped is `null`. An exit status outside `codes` is an error, unless `codes` is empty. The
+    output is `{"code": ..., "stdout": ..., "stderr": ...}`, or with `json: true` what stdout holds as JSON. `environment`
+    names further variables that it may see.
     """
 
     def __init__(
@@ -135,4 +136,4 @@ def _value(job: Job, name: str) -> str:
         value = getattr(job, name)
     else:
         raise CallError(f"placeholder {{{name}}} is unknown", "precondition")
-    return value if isinstance(value, str) else str(value) if not isinstance(value, dict | list) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value) if isinstance(value, dict | list | None) else str(value)

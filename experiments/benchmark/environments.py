@@ -1,4 +1,4 @@
-"""How fast the environments are.
+"""How fast the environments are, many at a time.
 
 Actions are random legal ones, recorded in a first pass and replayed from the same seed, so no contestant's time holds the
 choice of an action; it does hold the observation, the mask, the reward and the reset of finished episodes.
@@ -12,17 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmark.race import Contestant, length_for, race, spread
+from experiments.benchmark.race import Contestant, length_for, race, ranged, spread, versus
 
-SIZES = (256, 512, 1024)  # environments of the kernel table
+SIZES = (256, 512, 1024)  # environments of the kernel table; the first one is the figure that stands for the level
 ADAPTER_N = 256
 SYNC_N = 256
+THREADS_N = 1024
 SEED = 7
-COMMANDS = ("env", "compile", "all")
+
+
+def wanted(level: int) -> float:
+    """Steps per CPU second that are wanted of a level's kernel: the first five are small."""
+    return 4e6 if level <= 5 else 2e6
 
 
 def random_legal(masks: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """A uniformly random legal action per row of masks (n, 128), from uniform numbers (n,) in [0, 1)."""
+    """A uniformly random legal action per row of masks (n, k), from uniform numbers (n,) in [0, 1)."""
     ranks = (uniform * masks.sum(axis=1)).astype(np.int64)
     return (np.cumsum(masks, axis=1) > ranks[:, None]).argmax(axis=1)
 
@@ -45,10 +50,8 @@ def recorded_engine(level: int, n: int, seconds: float) -> tuple[Any, np.ndarray
     return engine, actions
 
 
-def kernel_contestant(level: int, n: int, seconds: float) -> Contestant:
-    """The raw kernel: `Engine.step` alone."""
-    engine, actions = recorded_engine(level, n, seconds)
-    expected = engine.obs.copy()
+def replay(name: str, engine: Any, actions: np.ndarray, expected: np.ndarray) -> Contestant:
+    """The raw kernel: `Engine.step` alone, on actions (steps, n) that lead to the observations `expected`."""
 
     def run() -> None:
         engine.seed(SEED)
@@ -58,8 +61,14 @@ def kernel_contestant(level: int, n: int, seconds: float) -> Contestant:
 
     run()
     if not np.array_equal(engine.obs, expected):
-        raise RuntimeError("a replay of recorded actions from the same seed went another way: the engine is not deterministic")
-    return Contestant(f"kernel, level {level}, n = {n}", actions.size, run)
+        raise RuntimeError(f"{name}: recorded actions from the same seed went another way: the engine is not deterministic")
+    return Contestant(name, actions.size, run)
+
+
+def kernel_contestant(level: int, n: int, seconds: float) -> Contestant:
+    """The raw kernel on one thread."""
+    engine, actions = recorded_engine(level, n, seconds)
+    return replay(f"kernel, n = {n}", engine, actions, engine.obs.copy())
 
 
 def adapter_contestant(level: int, n: int, actions: np.ndarray) -> Contestant:
@@ -92,37 +101,6 @@ def masks_contestant(level: int, n: int) -> Contestant:
     return Contestant(f"masks, level {level}, n = {n}", calls, run)
 
 
-def single_contestant(env_id: str, seconds: float) -> Contestant:
-    """One environment through `gymnasium.make` with its default wrappers; a masked one plays legal actions only."""
-    import gymnasium
-
-    import fq_env  # noqa: F401  (registers the ids)
-
-    env = gymnasium.make(env_id)
-    rng = np.random.default_rng(SEED)
-    env.reset(seed=SEED)
-    limit = 20_000 if env_id.startswith("CartPole") else 100_000
-    actions: list[int] = []
-    _, info = env.reset(seed=SEED)
-    began = time.process_time()
-    while len(actions) < limit and time.process_time() - began < 3 * seconds:
-        mask = info.get("action_mask")
-        action = int(rng.integers(env.action_space.n)) if mask is None else int(rng.choice(np.flatnonzero(mask)))  # type: ignore[attr-defined]
-        actions.append(action)
-        _, _, terminated, truncated, info = env.step(action)
-        if terminated or truncated:
-            _, info = env.reset()
-
-    def run() -> None:
-        env.reset(seed=SEED)
-        for action in actions:
-            _, _, terminated, truncated, _ = env.step(action)
-            if terminated or truncated:
-                env.reset()
-
-    return Contestant(f"gym.make {env_id}", len(actions), run)
-
-
 def vector_contestants(level: int, n: int, seconds: float) -> tuple[Contestant, Contestant]:
     """Our native vector environment and Gymnasium's SyncVectorEnv of our single ones, on the same episodes and actions."""
     import gymnasium
@@ -150,73 +128,75 @@ def vector_contestants(level: int, n: int, seconds: float) -> tuple[Contestant, 
         return run
 
     return (
-        Contestant(f"native VectorEnv, level {level}, n = {n}", actions.size, runner(native)),
-        Contestant(f"SyncVectorEnv, level {level}, n = {n}", actions.size, runner(sync)),
+        Contestant("native VectorEnv", actions.size, runner(native)),
+        Contestant("SyncVectorEnv", actions.size, runner(sync)),
     )
 
 
 # --------------------------------------------------------------------------- tables
 def kernel_table(cfg: Any) -> dict[str, Any]:
-    """The kernel at several sizes."""
-    contestants = [kernel_contestant(level, n, cfg.seconds) for level in cfg.levels for n in SIZES]
-    times = race(contestants, cfg.rounds)
-    table = {c.name: spread(times[:, i]) for i, c in enumerate(contestants)}
+    """Every level's kernel at several sizes, CartPole-v1 beside it in every round."""
+    from experiments.benchmark.peers import CARTPOLE, single_contestant
+
+    cartpole = single_contestant(CARTPOLE, cfg.seconds)
+    table: dict[str, Any] = {}
     print("\nKernel: one decision of one environment with observation, mask, reward, reset; one thread")
-    for name, ns in table.items():
-        rate = 1e3 / ns["median"]
-        print(f"  {name:<34} {ns['median']:8.0f} ns [{ns['min']:.0f}..{ns['max']:.0f}]   {rate:6.2f} M steps per CPU second")
+    for level in cfg.levels:
+        contestants = [kernel_contestant(level, n, cfg.seconds) for n in SIZES]
+        times = race([*contestants, cartpole], cfg.rounds)
+        rows = table[f"level {level}"] = {}
+        for i, n in enumerate(SIZES):
+            ns, ratio = spread(times[:, i]), spread(times[:, -1] / times[:, i])
+            rate, goal = 1e9 / ns["median"], wanted(level)
+            rows[f"n = {n}"] = {"ns_per_step": ns, "cartpole_ratio": ratio, "share_of_wanted": rate / goal}
+            print(
+                f"  {f'level {level}' if i == 0 else '':<9} n = {n:<5} {ranged(ns):>22} ns   {rate / 1e6:5.2f} M steps per "
+                f"CPU second, {rate / goal:4.2f} of {goal / 1e6:.0f} M;  {ranged(ratio, 1)} x CartPole-v1",
+                flush=True,
+            )
     return table
 
 
-def versus(title: str, fast: Contestant, slow: Contestant, rounds: int) -> dict[str, Any]:
-    """Two contestants and the median of `slow / fast` over rounds."""
-    times = race([fast, slow], rounds)
-    ratio = spread(times[:, 1] / times[:, 0])
-    print(f"\n{title}: {ratio['median']:.2f} x [{ratio['min']:.2f}..{ratio['max']:.2f}]")
-    rows = {}
-    for i, contestant in enumerate((fast, slow)):
-        rows[contestant.name] = ns = spread(times[:, i])
-        print(f"  {contestant.name:<42} {ns['median']:8.0f} ns [{ns['min']:.0f}..{ns['max']:.0f}]")
-    return {"ratio": ratio, "ns_per_step": rows}
+def threads_table(cfg: Any) -> dict[str, Any]:
+    """Two kernel threads against one, by the clock on the wall; needs two idle cores."""
+    import numba
+
+    from fq_env.engine import Engine
+
+    print(f"\nTwo threads against one, n = {THREADS_N}, time on the wall (wanted 1.8 x)")
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        print("  not measured: there is one core")
+        return {}
+    table = {}
+    for level in cfg.levels:
+        one, actions = recorded_engine(level, THREADS_N, cfg.seconds)
+        expected = one.obs.copy()
+        two = Engine(level, THREADS_N, autoreset="same_step", seed=SEED, threads=2)
+        contestants = (replay("two", two, actions, expected), replay("one", one, actions, expected))
+        table[f"level {level}"] = versus(f"level {level}", *contestants, cfg.rounds, time.perf_counter_ns)
+    return table
+
+
+def vector_table(cfg: Any) -> dict[str, Any]:
+    """Our vector environment against Gymnasium's around single ones, on the first level."""
+    print(f"\nGymnasium's SyncVectorEnv over the native one, n = {SYNC_N} (wanted 10 x)")
+    level = cfg.levels[0]
+    return {f"level {level}": versus(f"level {level}", *vector_contestants(level, SYNC_N, cfg.seconds), cfg.rounds)}
 
 
 def adapter_table(cfg: Any) -> dict[str, Any]:
     """What stable-baselines3's adapter and its masks cost over the raw kernel."""
     result: dict[str, Any] = {}
-    print(f"\nstable-baselines3 over the raw kernel, n = {ADAPTER_N}")
+    print(f"\nstable-baselines3 over the raw kernel, n = {ADAPTER_N} (wanted 100 ns, 5 us)")
     for level in cfg.levels:
         engine, actions = recorded_engine(level, ADAPTER_N, cfg.seconds)
-
-        def raw(engine: Any = engine, actions: np.ndarray = actions) -> None:
-            engine.seed(SEED)
-            engine.reset()
-            for row in actions:
-                engine.step(row)
-
-        times = race([Contestant("kernel", actions.size, raw), adapter_contestant(level, ADAPTER_N, actions)], cfg.rounds)
+        raw = replay("kernel", engine, actions, engine.obs.copy())
+        times = race([raw, adapter_contestant(level, ADAPTER_N, actions)], cfg.rounds)
         cost = spread(times[:, 1] - times[:, 0])
         micro = spread(race([masks_contestant(level, ADAPTER_N)], cfg.rounds)[:, 0] / 1e3)
         result[f"level {level}"] = {"adapter_ns_per_step": cost, "masks_us_per_vector_step": micro}
         print(
-            f"  level {level:<3} adapter {cost['median']:+6.0f} ns per step [{cost['min']:+.0f}..{cost['max']:+.0f}]   "
-            f"masks {micro['median']:.1f} us per vector step [{micro['min']:.1f}..{micro['max']:.1f}]"
+            f"  level {level:<3} adapter {ranged(cost, 0, '+')} ns per step   masks {ranged(micro, 1)} us per vector step",
+            flush=True,
         )
     return result
-
-
-def env_tables(cfg: Any) -> dict[str, Any]:
-    """All tables about stepping."""
-    from fq_env import env_id
-
-    first = cfg.levels[0]
-    return {
-        "kernel": kernel_table(cfg),
-        "single": versus(
-            "One environment through gym.make, CartPole-v1 over ours",
-            single_contestant(env_id(first), cfg.seconds),
-            single_contestant("CartPole-v1", cfg.seconds),
-            cfg.rounds,
-        ),
-        "vector": versus("SyncVectorEnv over the native one", *vector_contestants(first, SYNC_N, cfg.seconds), cfg.rounds),
-        "adapter": adapter_table(cfg),
-    }

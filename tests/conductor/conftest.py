@@ -10,7 +10,15 @@ import pytest
 import yaml
 
 from conductor.bundle import Bundle, write_bundle
-from tests.conductor.helpers import MODULE, bundle_parts
+from pit.handle import Pit
+from pit.spec import WorkflowSpec
+from tests.conductor.helpers import MODULE, bundle_parts, small_workflow
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled() -> None:
+    """The kernels are there before a test reads what a command says; the first compilation announces itself."""
+    Pit(WorkflowSpec.model_validate(small_workflow())).decision_due()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from conductor.policy import MlpSpec, NetworkSpec, SlotsSpec, make_policy, tensor_shapes
+from pit.layout import action_name
 
 MODULE = """
 import os, signal, subprocess, sys, time
@@ -55,6 +56,36 @@ def die_once(job):
 
 def returns_a_set(job):
     return {1, 2}
+
+def straggle_once(job):
+    if job.attempt == 1:
+        log(job, "begin")
+        time.sleep(60)
+    return add(job)
+
+def together(job):  # two calls that run at once end at once, each with its own output
+    Path(job.folder / f"here-{job.attempt}").touch()
+    while len(list(job.folder.glob("here-*"))) < 2:
+        time.sleep(0.01)
+    return job.attempt
+
+def lose_once(job):
+    if job.attempt == 1:
+        raise CallError("the file is gone", "lost")
+    return add(job)
+
+def gather(job):
+    return job.inputs
+
+def alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+def witness(job):  # does the worker in which a task has begun first still live?
+    lines = [line.split() for line in (job.folder / "effects.log").read_text().splitlines()]
+    return alive([line[4] for line in lines if line[:2] == ["begin", job.args["of"]]][0])
 """
 NETWORK = MlpSpec(kind="mlp", layers=[16, 8], activation="tanh")
 SLOTS = SlotsSpec(kind="slots", widths=[12, 10], activation="relu")
@@ -90,6 +121,63 @@ def small_workflow(**functions: Any) -> dict[str, Any]:
             "functions": {**plan, **functions},
         },
     }
+
+
+def whole_workflow() -> dict[str, Any]:
+    """Every verb and join: `s` hangs at first, `alt` is an alternative that hangs, too, `o` may be skipped.
+
+    The end gathers `first` (any of q1 and alt), s = 4, a = 1 + 10, and o, 7 or null. Model A leaves memory when unused.
+    """
+    calls = {"fa": "add", "ask": "add", "slow": "straggle_once", "alt": "hang_once", "gather": "gather", "witness": "witness"}
+    return {
+        "name": "whole",
+        "system": {
+            "verbs": ["standard", "queue", "hedge", "cancel", "skip"],
+            "memory": {"ram": 2},
+            "pools": {"cpu": {"places": 3, "memory": "ram"}, "api": {"places": 2, "rate": 20, "burst": 1}},
+            "models": {"A": {"size": 1, "load_seconds": 0.1, "price": 1.0, "keep_alive_seconds": 0.2}},
+            "functions": {
+                "fa": {"standard": {"pool": "cpu", "model": "A", "seconds": 0.1, "price": 2.0}},
+                "ask": {"standard": {"pool": "api", "seconds": 0.2, "price": 1.0}},
+                "slow": {"standard": {"pool": "cpu", "seconds": 0.5, "price": 1.0}},
+                "alt": {"standard": {"pool": "cpu", "seconds": 3.0}},
+                "gather": {"standard": {"pool": "cpu", "seconds": 0.2}},
+                "witness": {"standard": {"pool": "cpu", "seconds": 0.2}},
+            },
+            "money": 100.0,
+            "time_out": 6.0,
+            "max_attempts": 8,
+        },
+        "tasks": [
+            {"id": "a", "function": "fa", "args": {"number": 1}},
+            {"id": "s", "function": "slow", "args": {"number": 4}},
+            {"id": "q1", "function": "ask", "args": {"number": 3}},
+            {"id": "q2", "function": "ask", "priority": 2, "optional": True},
+            {"id": "o", "function": "ask", "args": {"number": 7}, "optional": True},
+            {"id": "alt", "function": "alt"},
+            {"id": "first", "function": "gather", "after": ["q1", "alt"], "join": "any"},
+            {"id": "workers", "function": "witness", "after": ["s"], "args": {"of": "s"}},
+            {"id": "end", "function": "gather", "after": ["first", "s", "a", "workers"], "soft": ["o", "q2"]},
+        ],
+        "instruments": {
+            "models": {"A": {"load": "work:load", "args": {"number": 10}}},
+            "functions": {name: {"kind": "python", "call": f"work:{call}", "seconds": 20} for name, call in calls.items()},
+        },
+    }
+
+
+def preferring(*names: str) -> dict[str, Any]:
+    """Arguments of `write_bundle` for a policy that takes the first of these verbs and globals that is legal anywhere."""
+    network = MlpSpec(kind="mlp", layers=[], activation="relu")
+    bias = np.zeros(128, np.float32)
+    for action in range(128):
+        name = action_name(action).split()[-1]
+        bias[action] = len(names) - names.index(name) if name in names else 0.0
+    mask = np.zeros((1, 128), bool)
+    mask[0, 112] = True
+    golden = {"obs": np.zeros((1, 512), np.float32), "mask": mask, "action": np.array([112])}
+    tensors = {"action.weight": np.zeros((128, 512), np.float32), "action.bias": bias}
+    return {**bundle_parts(), "tensors": tensors, "network": network.model_dump(), "golden": golden}
 
 
 def random_tensors(seed: int = 0, network: NetworkSpec = NETWORK) -> dict[str, np.ndarray]:

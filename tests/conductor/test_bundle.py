@@ -20,6 +20,7 @@ from conductor.bundle import Bundle, load_bundle, write_bundle
 from conductor.errors import ConductorError
 from conductor.files import canonical
 from conductor.policy import make_policy
+from pit import rules
 from tests.conductor.helpers import NETWORK, SLOTS, bundle_parts, random_tensors
 
 
@@ -44,6 +45,18 @@ def test_round_trip(bundle: Bundle) -> None:
     parts = bundle_parts()
     for obs, mask, action in zip(*(parts["golden"][k] for k in ("obs", "mask", "action")), strict=True):
         assert again.policy.act(obs, mask) == action
+
+
+def test_round_trip_of_a_calibrated_rule(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=rules.N_WEIGHTS)
+    rule = {"name": "calibrated", "params": {"weights": rules.table_of(weights)}}
+    write_bundle(tmp_path / "bundle", **bundle_parts(), rule=rule)
+    again = load_bundle(tmp_path / "bundle").manifest.rule
+    read = rules.parameters(again.name, again.params)[3]
+    assert read is not None and (read == weights).all()
+    rule["params"] = {"weights": {"standard": {"bias": float("inf")}}}
+    with pytest.raises(ConductorError, match="cannot be written as a bundle"):
+        write_bundle(tmp_path / "other", **bundle_parts(), rule=rule)
 
 
 def test_round_trip_of_slots(tmp_path: Path) -> None:
@@ -89,6 +102,22 @@ REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
     ("mixed", lambda f: reseal(f, network={**SLOTS.model_dump(), "layers": [12]}), "network.slots.layers"),
     ("other network", lambda f: reseal(f, network=SLOTS.model_dump()), "tensor action.bias does not belong"),
     ("rule", lambda f: reseal(f, rule={"name": "magic", "params": {}}), "rule 'magic' is unknown"),
+    (
+        "weight",
+        lambda f: reseal(f, rule={"name": "calibrated", "params": {"weights": {"standard": {"charm": 1.0}}}}),
+        "standard.charm is unknown",
+    ),
+    (
+        "weight of text",
+        lambda f: reseal(f, rule={"name": "calibrated", "params": {"weights": {"standard": {"bias": "1"}}}}),
+        "rule.params.weights.table.standard.bias",
+    ),
+    ("no table", lambda f: reseal(f, rule={"name": "calibrated", "params": {"weights": 1}}), "weights must be a table"),
+    (
+        "table",
+        lambda f: reseal(f, rule={"name": "critical_path_warm_wait", "params": {"theta": {"a": {"b": 1}}}}),
+        "theta must be a number",
+    ),
     ("missing file", lambda f: (f / "card.md").unlink(), "card.md: is missing"),
     ("extra file", lambda f: (f / "extra.bin").write_bytes(b"x"), "extra.bin: is a file too many"),
     ("folder inside", lambda f: (f / "more").mkdir(), "is not a plain file"),

@@ -16,10 +16,13 @@ class TwinSlots(TwinEstimates):
         return sorted(self.ready_tasks(), key=lambda i: (-self.tasks[i]["rank"], self.tasks[i]["ready"], i))
 
     def overdue_tasks(self) -> list[int]:
-        """Tasks that run and have overrun, in order; none where nothing could be done about them."""
-        if not {"hedge", "cancel"} & self.system["verbs"]:
+        """Tasks that run and stand in slots: all with hidden order, else those that have overrun where that matters."""
+        if self.system["order_hidden"]:
+            late = {call["task"] for call in self.calls.values()}
+        elif {"hedge", "cancel"} & self.system["verbs"]:
+            late = {call["task"] for call in self.calls.values() if call["overrun"] >= 1}
+        else:
             return []
-        late = {call["task"] for call in self.calls.values() if call["overrun"] >= 1}
         return sorted(late, key=lambda i: (-self.tasks[i]["rank"], i))
 
     def task_class(self, i: int) -> int:
@@ -160,6 +163,10 @@ class TwinSlots(TwinEstimates):
         return min(ends, default=None)
 
     # ------------------------------------------------------------------ legality
+    def has_overrun(self, i: int) -> bool:
+        """A call of task i in flight has overrun."""
+        return any(self.calls[k]["overrun"] >= 1 for k in self.calls_of(i))
+
     def verb_legal(self, i: int, verb: int) -> bool:
         """The verb is legal for the slot whose head is task i."""
         kind, standard = self.task_class(i), self.variant(i, L.STANDARD)
@@ -176,9 +183,9 @@ class TwinSlots(TwinEstimates):
             return self.copy_for(standard)[0] in "bc" and free is not None and free <= self.load_est(standard["model"])
         if verb == L.HEDGE:
             own = self.calls_of(i)
-            return kind == L.OVERDUE and len(own) == 1 and self.can_begin(i, self.calls[own[0]]["variant"])
+            return self.has_overrun(i) and len(own) == 1 and self.can_begin(i, self.calls[own[0]]["variant"])
         limit = self.system["max_attempts"]
-        return kind == L.QUEUED or (kind == L.OVERDUE and (limit == 0 or self.tasks[i]["attempts"] + 1 < limit))
+        return kind == L.QUEUED or (self.has_overrun(i) and (limit == 0 or self.tasks[i]["attempts"] + 1 < limit))
 
     def failing_pools(self) -> list[int]:
         """Pools that could be backed off, the one with most failed calls in a row first."""

@@ -1,0 +1,43 @@
+"""The table of what is to be gained, with few instances."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import headroom
+from experiments.errors import ExperimentError
+from experiments.headroom import HeadroomConfig
+
+
+def config(**changes: object) -> HeadroomConfig:
+    given = {
+        "levels": "1,12", "split": "validation", "n": 16, "lookahead": 6, "rollouts": 2, "fit": 8, "jobs": 2, "fast": False,
+        "out": None,
+    }  # fmt: skip
+    return HeadroomConfig(**(given | changes))  # type: ignore[arg-type]
+
+
+def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "headroom.json"
+    found = headroom.headroom(config(out=str(out)))
+    headroom.headroom(config(levels="1", out=str(out)))
+    kept = json.loads(out.read_text())["levels"]
+    assert [row["level"] for row in kept] == [1, 12] and kept[1] == found[1]
+    by_level = {row["level"]: {r["player"]: r for r in row["rows"]} for row in found}
+    assert by_level[1]["exact_best"]["perf"] == 1.0 and "lookahead" not in by_level[1]
+    assert {"random", "fifo", "calibrated", "lookahead", "critical_path_warm_wait"} <= set(by_level[12])
+    for row in found:
+        perfs = [r["perf"] for r in row["rows"]]
+        assert max(perfs) == 1.0 and by_level[row["level"]]["random"]["perf"] == 0.0
+        assert row["gain"] > 0 and 0 <= row["headroom"] <= 1
+    assert by_level[12]["lookahead"]["n"] == 6 and by_level[12]["lookahead"]["over"] == "calibrated"
+    assert "| 12 three_voices | lookahead |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("changes", "said"), [({"split": "test"}, "split=test"), ({"n": 3}, "n=3"), ({"jobs": 0}, "jobs=0")])
+def test_what_makes_no_table_is_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ExperimentError, match=said):
+        headroom.headroom(config(**changes))

@@ -1,0 +1,66 @@
+"""Lookahead: it improves on its rule, leaves the world as it is, and never knows what will be drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fq_env.engine import Engine
+from fq_env.players import PLAYERS, lookahead, play
+from fq_env.state import DUE
+from pit.layout import ON
+
+BASE = PLAYERS["critical_path"]
+
+
+@pytest.mark.parametrize("level", [11, 12, 14])
+def test_it_improves_on_its_rule(level: int) -> None:
+    here = play(level, BASE, split="validation", n=24)["total"]
+    ahead = play(level, lookahead(BASE, 4), split="validation", n=24)["total"]
+    assert (ahead - here).mean() > 0.03
+
+
+def test_it_is_the_same_every_time() -> None:
+    twice = [play(14, lookahead(BASE, 3), split="validation", n=6) for _ in range(2)]
+    assert twice[0].tobytes() == twice[1].tobytes()
+
+
+@pytest.mark.parametrize("level", [11, 14])
+def test_it_leaves_the_world_as_it_is_and_does_not_know_what_will_be_drawn(level: int) -> None:
+    """With other seeds of everything that is still to come, and other ends of what is under way, it decides the same."""
+    engine = Engine(level, 1, split="train", autoreset="disabled")
+    player, decided, flying = lookahead(BASE, 3), 0, 0
+    for instance in range(3):
+        engine.reset(instances=[instance])
+        while engine._hots["status"][0] == ON and decided < 60:
+            before = engine.clone(0)
+            action = int(engine.advise(player)[0])
+            after = engine.clone(0)
+            engine.restore(0, before)
+            stream = engine._worlds["player"][0]
+            rest = np.frombuffer(after, np.uint8).copy()
+            engine.memory[0], kept = rest, engine.memory[0].copy()
+            engine._worlds["player"][0] = stream  # the only thing that may have moved
+            clean = engine.memory[0].copy()
+            engine.memory[0] = kept
+            caches = np.flatnonzero(clean != kept)
+            assert (caches < engine.block.pit_size).all()  # slots that were looked up; the world is untouched
+            flying += poison(engine)
+            assert int(engine.advise(player)[0]) == action
+            engine.restore(0, before)
+            engine.step(np.array([action]))
+            decided += 1
+    assert decided > 20 and flying > 20
+
+
+def poison(engine: Engine) -> int:
+    """Gives the world other seeds, and what is under way other ends (it began when it did); how many were changed."""
+    world = engine._worlds
+    for name in ("durations", "failures", "loads", "stragglers"):
+        world[name][0] ^= np.uint64(0x5DEECE66D)
+    n = int(world["n_due"][0])
+    due = engine.block.rows(engine.memory[0], "due_at", DUE, n)
+    for d in due:
+        d["when"] += 7_000_000
+        d["event"]["elapsed"] += 7_000_000
+    return n
