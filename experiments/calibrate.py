@@ -60,7 +60,7 @@ class Fit(NamedTuple):
 
 # --------------------------------------------------------------------------- where a search begins
 def corners(level: Level) -> dict[str, dict[str, dict[str, float]]]:
-    """Name -> weights of plain rules: each variant alone or the quickest to begin, by rank; with and without waiting for it."""
+    """Name -> weights of plain rules: each variant alone or the quickest to begin, by rank, patient or not."""
     from pit.layout import VERBS
 
     system = level.system
@@ -82,7 +82,7 @@ def corners(level: Level) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def live_weights(level: Level) -> np.ndarray:
-    """Which numbers of the rule can matter, bool (N_WEIGHTS,): verbs that are enabled, on features that can be other than zero."""
+    """Which numbers of the rule can matter, bool (N_WEIGHTS,): enabled verbs, on features that can be other than zero."""
     from fq_env.live import live_columns
     from pit.layout import GLOBAL_OFFSET, N_SLOT_FEATURES, columns
     from pit.rules import weight_names

@@ -17,8 +17,9 @@ import numpy as np
 from omegaconf import MISSING
 
 from experiments import cli, statistics
+from experiments.calibrate import fitted_weights
 from experiments.errors import ExperimentError
-from experiments.evaluate import WARM_WAIT, Logits, Referee, greedy, play_policy
+from experiments.evaluate import CALIBRATED, WARM_WAIT, Logits, Referee, greedy, play_policy
 
 if TYPE_CHECKING:
     from conductor.bundle import Bundle
@@ -102,6 +103,14 @@ def choose_golden(logits: np.ndarray, masks: np.ndarray, count: int) -> np.ndarr
     return candidates[np.linspace(0, candidates.size - 1, min(count, candidates.size)).astype(np.int64)]
 
 
+def fallback(level: Level, warm_wait: dict[str, Any]) -> dict[str, Any]:
+    """The rule that acts where the policy cannot: the one fitted for the level, or else `critical_path_warm_wait`."""
+    weights = fitted_weights(level)
+    if weights is not None:
+        return {"name": CALIBRATED, "params": {"weights": weights}}
+    return {"name": WARM_WAIT, "params": {key: float(value) for key, value in warm_wait.items()}}
+
+
 def export_model(
     model: Any, run: Run, level: Level, out: Path, *, golden: int, table: list[dict[str, Any]], rule: dict[str, Any]
 ) -> Bundle:
@@ -135,7 +144,7 @@ def export_model(
         versions={"python": run.versions["python"], **run.versions["packages"]},
         evaluation=[{"level": str(run.config["level"]), "split": "test", **row} for row in table],
         exposure=run.exposure,
-        rule={"name": WARM_WAIT, "params": {key: float(value) for key, value in rule.items()}},
+        rule=fallback(level, rule),
     )
     bundle = load_bundle(out)
     clear = np.flatnonzero(margins(values, masks) >= MIN_MARGIN)
@@ -167,7 +176,7 @@ with {config["algo"]} for {frames:,} frames (seed {config["seed"]}, exposure {ru
 
 * Trained in simulation on one level: its range of workflows, pools, models and loads. Outside of it expect less.
 * It reads the exposure `{run.exposure}`; the runtime blanks the columns that it never saw.
-* The score is the game's. Where the rule `{WARM_WAIT}` is as good, prefer the rule: it can be explained.
+* The score is the game's. Where a rule is as good, prefer the rule: it can be explained.
 * It must choose among legal actions only; the mask is part of its input.
 
 ## Again

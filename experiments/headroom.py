@@ -71,7 +71,7 @@ def measure(word: str, split: str, n: int, few: int, rollouts: int, fit: int) ->
     tuned = max(v for k, v in rules.items() if k != "random")
     return {
         "level": level.number, "name": level.name, "split": split, "probe": level.probe, "rollouts": rollouts,
-        "gain": best - means["random"], "headroom": (best - tuned) / (best - means["random"]) if best > means["random"] else 0.0,
+        "gain": best - means["random"], "headroom": 1.0 - statistics.perf(tuned, means["random"], best),
         "rows": rows, "seconds": time.perf_counter() - began,
     }  # fmt: skip
 
@@ -84,7 +84,8 @@ def markdown(found: list[dict[str, Any]]) -> str:
             makespan = "–" if row["makespan"] is None else f"{row['makespan']:.1f}"
             figure = "–" if row["probe"] is None else f"{row['probe']:.3f}"
             lines.append(
-                f"| {level['level']} {level['name']} | {row['player']} | {row['total']:.4f} | {row['perf']:.3f} | {makespan} | {figure} |"
+                f"| {level['level']} {level['name']} | {row['player']} | {row['total']:.4f} | {row['perf']:.3f} "
+                f"| {makespan} | {figure} |"
             )
     lines += ["", "| level | best − random | best − tuned rule, perf | probe |", "|---|---|---|---|"]
     for level in found:

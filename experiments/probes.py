@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Probe(NamedTuple):
-    """`of` records -> number; `words` for tables; `better`: -1 if less of it is better, 1 if more; the fields that it reads."""
+    """`of` records -> number; `words` for tables; `better`: -1 if less of it is better, 1 if more; the `fields` read."""
 
     words: str
     better: int

@@ -55,8 +55,8 @@ class Player(NamedTuple):
 
     `theta`: a busy copy expected free within theta x the load estimate is waited for (critical_path_warm_wait); the most calls
     in flight, 0 = no limit (smallest_remaining). `variant`: 0 lite, 1 standard, 2 premium where the function has it, standard
-    elsewhere. `weights`: a calibrated rule's numbers, float64 (`pit.layout.N_WEIGHTS`,). `rollouts`: each legal action is tried in
-    so many drawn futures that the rule plays on, and the best is taken.
+    elsewhere. `weights`: a calibrated rule's numbers, float64 (`pit.layout.N_WEIGHTS`,). `rollouts`: each legal action is
+    tried in so many drawn futures that the rule plays on, and the best is taken.
     """
 
     code: int

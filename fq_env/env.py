@@ -204,9 +204,9 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
     def _last_info(self, mask: np.ndarray) -> dict[str, Any]:
         """An episode's record as `info`; spelled out, which takes a third less time than `dict(zip(...))`."""
         (
-            total, base, efficiency, stability, optimization, phi0, reward_sum, makespan, lb, cost, cost_low, busy, critical_wait,
-            critical_quality, critical_cost, steps, calls, cold_starts, loads, wrong_calls, warnings, waits, holds, poor_calls,
-            hedges, cancels, queued, skips, short, stragglers, _, split, instance, level, status,
+            total, base, efficiency, stability, optimization, phi0, reward_sum, makespan, lb, cost, cost_low, busy,
+            critical_wait, critical_quality, critical_cost, steps, calls, cold_starts, loads, wrong_calls, warnings, waits,
+            holds, poor_calls, hedges, cancels, queued, skips, short, stragglers, _, split, instance, level, status,
         ) = _EPISODE.unpack_from(self._episode)  # fmt: skip
         return {
             "total": total, "base": base, "efficiency": efficiency, "stability": stability, "optimization": optimization,

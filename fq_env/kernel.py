@@ -301,8 +301,8 @@ def by_rule(e, i, s):
 
 @kernel
 def look_ahead(e, i, s, w, L):
-    """The action with which the engine's rule does best from here, on average over futures that are drawn afresh, the same ones
-    for every action; the first of equals."""
+    """The action with which the engine's rule does best from here, on average over futures that are drawn afresh, the same
+    ones for every action; the first of equals."""
     mask = e.masks + i * N_ACTIONS
     encode(s, e.obs + i * _OBS_BYTES, mask)
     spare = e.scratch + i * (e.stride + N_ACTIONS)

@@ -28,8 +28,8 @@ from pit.spec import Strict, SystemSpec
 class Order(Strict):
     """Levels of hidden order: what each function needs, which goals are drawn, what may be held already, distractors.
 
-    `needs`: without it a call fails; a list of lists names alternatives. `soft`: it must be held or given up. `prefers`: without
-    it the output is poor. `spoils`: what a function's success undoes.
+    `needs`: without it a call fails; a list of lists names alternatives. `soft`: it must be held or given up. `prefers`:
+    without it the output is poor. `spoils`: what a function's success undoes.
     """
 
     needs: dict[str, list[str] | list[list[str]]]
@@ -162,7 +162,7 @@ class Level(Strict):
                     raise ValueError(f"order.needs.{name} has more than {MAX_ALTERNATIVES} alternatives; leave the best")
             for name in self.order.goals:
                 if len(self.order.plans(name)) > MAX_PLANS:
-                    raise ValueError(f"order.goals: {name!r} can be reached by more than {MAX_PLANS} plans; take alternatives away")
+                    raise ValueError(f"order.goals: more than {MAX_PLANS} plans reach {name!r}; take alternatives away")
             if not self.system.order_hidden:
                 raise ValueError("system.order_hidden must be true in a level with `order`")
         elif self.workflow is not None:

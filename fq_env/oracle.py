@@ -38,7 +38,7 @@ def _noise(x: int, sigma: float) -> float:
 
 
 class Call(NamedTuple):
-    """One useful function of the instance: its task, bit, duration (us), price (micro-units), and what it asks for, as bits."""
+    """One useful function of the instance: its task, bit, duration (us), price (micro-units), what it asks for, as bits."""
 
     task: int
     bit: int
@@ -184,7 +184,8 @@ class Search:
 
     def best(self) -> tuple[float, tuple[int, ...]]:
         """The best total and the actions that reach it: tasks to start, -1 wait, -2 skip."""
-        best, found = -1.0, ()
+        best = -1.0
+        found: tuple[int, ...] = ()
         seen: set[tuple[object, ...]] = set()
         stack = [(self.bound(self.start), self.start)]
         while stack:

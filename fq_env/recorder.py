@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from fq_env import world
-from fq_env.engine import Engine
+from fq_env.engine import Engine, Player
 from fq_env.errors import FQError
-from fq_env.players import Player
 from fq_env.state import AUTORESETS, DUE, LEVEL, SPLITS, level_at, world_at
 from pit import layout
 from pit.compiled import announce, entry

@@ -108,7 +108,7 @@ def unload(s, which):
 # --------------------------------------------------------------------------- before a call
 @kernel
 def before_call(s, i, f, k, planned, hedge):
-    """Starts a call of task i with variant k: places, tokens, money, a copy, its record, and the commands that make it real."""
+    """Starts a call of task i with variant k: places, tokens, money, a copy, its record, the commands that make it real."""
     v = variant(s, 3 * f + k)
     t = task(s, i)
     mode = planned & 3
@@ -466,7 +466,7 @@ def room_without_unwanted(s, m, budget):
 
 @kernel
 def rebalance(s):
-    """Loads the model that most ready and near tasks want and that is loaded nowhere, in the place of copies that none wants."""
+    """Loads the model that most ready and near tasks want and that is loaded nowhere, in place of copies that none wants."""
     best = -1
     most = 0
     for x in range(s.n_models):

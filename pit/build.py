@@ -120,7 +120,7 @@ def build_pit(workflow: WorkflowSpec, exposure: int, history: History | None = N
     index = {t.id: i for i, t in enumerate(tasks)}
     inputs = [[index[a] for a in t.inputs] for t in tasks]
     soft = [
-        {index[a] for a in t.soft} | {j for j in map(index.get, t.inputs) if tasks[j].optional} if t.join == "all" else set()
+        {index[a] for a in t.inputs if a in t.soft or tasks[index[a]].optional} if t.join == "all" else set[int]()
         for t in tasks
     ]
     edges = sum(map(len, inputs))

@@ -39,6 +39,7 @@ BACK_OFF, BACK_OFF_LONG, SKIP = WAIT + 1, WAIT + 2, WAIT + 3
 ENABLED = VERBS + GLOBAL_ACTIONS[:4]  # what a system can enable, in the order of its bits; `wait` always is
 DEFAULT_VERBS = ("lite", "standard", "premium", "hold")
 WAIT_BIT = N_VERBS
+SKIP_BIT = ENABLED.index("skip")
 MAX_PRIORITY = 3
 # Numbers of a calibrated rule: for each verb a bias, a weight for each slot feature and one for each global; for each global
 # action that a system can enable a bias and a weight for each global.
@@ -159,7 +160,13 @@ SLOT_FEATURES = (
         HIDDEN,
     ),
     Feature("freshness", "0 (no artifact ages yet)", 0, 1, HIDDEN),
-    Feature("status", "1 held or queued, 0.5 running, else -1 optional, 0 plain", -1, 1, HIDDEN),
+    Feature(
+        "status",
+        "1 held or queued, 0.5 running, else 0 required, -1 optional; with `skip` enabled -0.5 if that would give up another",
+        -1,
+        1,
+        HIDDEN,
+    ),
     Feature("code", "the function's code", -1, 1, HIDDEN),
 )
 POOL_FEATURES = (

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pit import arbitration, pool_manager, stale_manager
+from pit import arbitration, dag_tracker, pool_manager, stale_manager
 from pit.compiled import clear, kernel, put, put_byte
 from pit.layout import (
     FULL,
@@ -34,6 +34,7 @@ from pit.layout import (
     POOL_OFFSET,
     PREMIUM,
     SCORE_WEIGHTS,
+    SKIP_BIT,
     SLOT_FEATURES,
     STANDARD,
     WAIT,
@@ -41,7 +42,7 @@ from pit.layout import (
 )
 from pit.pool_manager import HERE, LOAD
 from pit.scales import clip, contrast, count2, count4, count8, crowd, squash
-from pit.slots import globals_legal, mask_slot, refresh_slots, wait_legal
+from pit.slots import enabled, globals_legal, mask_slot, refresh_slots, wait_legal
 from pit.state import call, copy, late, model, near, ready, task, variant
 
 # Exposure class of each column of one slot, of one pool, and of the globals.
@@ -138,8 +139,8 @@ def overrun_of(s, i):
 
 
 @kernel
-def encode_slot(s, g, at, path):
-    """The 25 features of slot g at float address `at`; `path` = cp_left."""
+def encode_slot(s, g, at, path, skipped):
+    """The 25 features of slot g at float address `at`; `path` = cp_left, `skipped` = the task that `skip` would give up."""
     slot = s.slots[g]
     t = task(s, slot.head)
     first = 3 * t.function
@@ -166,7 +167,7 @@ def encode_slot(s, g, at, path):
     elif t.mark != PLAIN:
         status = 1.0
     elif t.required == 0:
-        status = -1.0
+        status = -1.0 if skipped == -2 or skipped == slot.head else -0.5
     put(at, 23, status)
     put(at, 24, clip(v.code, -1.0, 1.0))
 
@@ -207,8 +208,8 @@ def next_event(s, when):
 def running(s):
     """(critical path left, overrun calls, us when the first started call is expected to end), over calls in flight.
 
-    The path is that of the first ready task, too; each pool's `room` is noted. A started call has overrun if it has run longer than 1.5 x its estimate
-    plus two spreads.
+    The path is that of the first ready task, too; each pool's `room` is noted. A started call has overrun if it has run
+    longer than 1.5 x its estimate plus two spreads.
     """
     path = 0.0
     overrun = 0
@@ -367,9 +368,12 @@ def encode(s, out, mask):
         s.victim_size = -1
     path, overrun, first = running(s)
     work = clip(s.work_left / s.work_total, 0.0, 1.0)
+    skipped = -2
+    if enabled(s, SKIP_BIT):
+        skipped = dag_tracker.first_optional(s)
     for g in range(s.n_slots):
         at = out + 4 * g * N_SLOT_FEATURES
-        encode_slot(s, g, at, path)
+        encode_slot(s, g, at, path, skipped)
         mask_slot(s, g, mask)
     legal = globals_legal(s)
     for k in range(4):

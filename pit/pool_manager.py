@@ -110,7 +110,7 @@ def money_for(s, amount):
 
 @kernel
 def refused(s, base, v, mode):
-    """Why limits forbid a call of variant v of a task with this base: 0 they do not, 1 its pool is backed off, 2 tokens or money."""
+    """Why limits forbid a call of variant v of a task with this base: 0 they do not, 1 a back-off, 2 tokens or money."""
     pool = s.pools[v.pool]
     if pool.closed_until > s.now:
         return 1

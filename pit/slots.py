@@ -32,7 +32,7 @@ _ONES = np.uint64(0x0001010101010101)
 
 @kernel
 def wait_legal(s):
-    """Whether `wait` may be chosen: something is in flight, loads, cools down, is held or closed; or nothing else can be done."""
+    """Whether `wait` may be chosen: something is in flight, loads, cools down, is held or closed; or all is over."""
     if s.n_calls > 0 or s.n_loading + s.n_cooling + s.n_held > 0 or s.status != ON or s.arrived == 0:
         return True
     if s.any_tight == 1:

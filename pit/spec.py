@@ -139,7 +139,7 @@ class SystemSpec(Strict):
                     )
                 if self.pools[v.pool].rate is not None and v.tokens > self.pools[v.pool].burst:
                     raise ValueError(
-                        f"{where}.tokens is {v.tokens}, but pool {v.pool!r} never holds more than {self.pools[v.pool].burst} (burst)"
+                        f"{where}.tokens is {v.tokens}, but pool {v.pool!r} holds at most {self.pools[v.pool].burst} (burst)"
                     )
                 if v.model is not None:
                     _known(v.model, self.models, f"{where}.model", "model")

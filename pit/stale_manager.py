@@ -1,4 +1,4 @@
-"""Stale Manager: which idle copies leave memory: when room is short, least recently used first, and when their keep-alive ends.
+"""Stale Manager: which idle copies leave memory: if room is short, least recently used first; when their keep-alive ends.
 
 Expiry of artifacts and demotion between tiers will stand here; it must not know who asks for room.
 """

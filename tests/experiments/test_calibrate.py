@@ -34,7 +34,9 @@ def test_every_corner_is_a_rule_that_plays(level: int) -> None:
     assert len({w.tobytes() for w in found.values()}) == len(found)
 
 
-def test_fitting_gains_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fitting_gains_and_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(calibrate, "RULES", tmp_path)
     level = load_level(12)
     record = calibrate.calibrate(config())[12]

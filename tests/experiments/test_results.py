@@ -16,11 +16,11 @@ import pytest
 
 from conductor.bundle import load_bundle
 from experiments import readme, results, sources
+from experiments.config import level_words
 from experiments.errors import ExperimentError
 from experiments.evaluate import open_bundle, play_method
 from experiments.results import ResultsConfig
 from experiments.train import train
-from experiments.config import level_words
 from fq_env.level import load_level
 from fq_env.level_files import LEVELS
 

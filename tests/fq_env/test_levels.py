@@ -66,14 +66,15 @@ def test_an_instance_does_not_depend_on_what_was_played_before(level: int) -> No
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_score_stays_within_its_bounds(level: int) -> None:
-    """No run is quicker than the lower bound but for luck with durations, none costs less; at the end the potential is the score."""
+    """No run is quicker than the lower bound or cheaper than the least cost; at the end the potential is the score."""
     still = {"noise_cv": (0.0, 0.0), "load_cv": 0.0, "straggler_rate": (0.0, 0.0), "failure_rate": 0.0}
     chosen = load_level(level)
     calm = chosen.model_copy(update={"draw": chosen.draw.model_copy(update=still)})
     for player in ("random", "critical_path"):
         r = play(calm, player, split="train", n=64)
         done = r["status"] == SOLVED
-        assert (r["makespan"] >= r["lb"] * (1 - 1e-5))[done].all() and (r["cost"] >= r["cost_low"] * (1 - 1e-5) - 1e-3)[done].all()
+        assert (r["makespan"] >= r["lb"] * (1 - 1e-5))[done].all()
+        assert (r["cost"] >= r["cost_low"] * (1 - 1e-5) - 1e-3)[done].all()
         for part in ("total", "base", "efficiency", "stability", "optimization"):
             assert ((r[part] >= 0) & (r[part] <= 1)).all()
         np.testing.assert_allclose(r["reward_sum"], r["total"] - r["phi0"], atol=1e-9)

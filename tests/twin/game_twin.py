@@ -189,7 +189,7 @@ class TwinGame:
         self.loads_so_far = [0] * len(pit.models)
         self.queue: list[tuple[int, int, int, tuple[Any, ...]]] = []  # (time, kind, subject, event)
         self.load_paid, self.wrong, self.poor_calls, self.late_calls = False, 0, 0, 0
-        self.steps = self.cold_starts = self.waits = self.holds = 0
+        self.steps = self.cold_starts = self.waits = self.holds = self.hedges = self.queued = 0
         self.cancels = 0
         self.started = list[int]()
         self.set_bounds()
@@ -288,6 +288,8 @@ class TwinGame:
     def start(self, k: int, i: int, f: int, v: int) -> None:
         self.started.append(k)
         self.cold_starts += self.pit.calls[k]["cold"]
+        self.hedges += self.pit.calls[k]["hedge"]
+        self.queued += self.pit.calls[k]["queued"]
         task, error, quality = self.pit.tasks[i], L.OK, -1.0
         key = (i * 1024 + min(task["attempts"], 1023)) * 8 + 4 * self.pit.calls[k]["hedge"] + v
         mean = self.truth[3 * f + v] * self.factor[i] * noise(mix(self.durations, key), self.sigma)
@@ -476,6 +478,6 @@ class TwinGame:
             "cost": self.pit.spent / 1e6, "steps": self.steps, "calls": len(self.started), "cold_starts": self.cold_starts,
             "loads": sum(self.loads_so_far), "wrong_calls": self.wrong, "warnings": self.pit.warnings, "waits": self.waits,
             "holds": self.holds, "instance_seed": self.instance_seed, "status": self.pit.status,
-            "poor_calls": self.poor_calls, "hedges": self.pit.reached["hedge"], "cancels": self.cancels,
-            "queued": self.pit.reached["queue"], "stragglers": self.late_calls, "cost_low": self.cost_low / 1e6,
+            "poor_calls": self.poor_calls, "hedges": self.hedges, "cancels": self.cancels,
+            "queued": self.queued, "stragglers": self.late_calls, "cost_low": self.cost_low / 1e6,
         }  # fmt: skip

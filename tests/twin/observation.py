@@ -105,7 +105,11 @@ class TwinObservation(TwinSlots):
         kind = self.task_class(i)
         if kind in (L.HELD, L.QUEUED):
             return 1.0
-        return 0.5 if kind == L.OVERDUE else -1.0 if self.tasks[i]["optional"] else 0.0
+        if kind == L.OVERDUE:
+            return 0.5
+        if not self.tasks[i]["optional"]:
+            return 0.0
+        return -1.0 if "skip" not in self.system["verbs"] or self.skippable()[:1] == [i] else -0.5
 
     def money_left(self) -> float:
         if not self.system["money"]:
