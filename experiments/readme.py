@@ -14,8 +14,8 @@ from experiments.files import write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 INTRODUCTION = """Held-out instances, the same for everybody. IQM: mean of the middle half of the scores of all seeds. In
-brackets 95 % intervals, bootstrap over training seeds and instances. perf: 0 = random, 1 = the proven optimum or, where
-none is known, the best player that is not trained."""
+brackets 95 % intervals, bootstrap over training seeds and instances; leads are paired differences of means. perf: 0 = random,
+1 = the proven optimum or, where none is known, the best player that is not trained. Levels' pages have all players."""
 
 
 def check_readme(readme: str | None) -> None:
@@ -46,11 +46,36 @@ def refresh(readme: Path, folder: Path) -> None:
 
 
 def text_of(folder: Path) -> str:
-    """The text that the stored result files of `folder` give."""
+    """The text that the stored result files of `folder` give: a row a level."""
     stored = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("level-*.json"))]
     if not stored:
         return "No results are stored yet; `python -m experiments.results` makes them."
-    return "\n\n".join([INTRODUCTION, *(section(result) for result in stored)])
+    lines = [
+        INTRODUCTION,
+        "",
+        "| level | trained, IQM | perf | best rule, IQM | lead over it | proven optimum | probe: rule → trained | CPU s |",
+        "|---|---|---|---|---|---|---|---|",
+        *(row_of(result) for result in stored),
+    ]
+    return "\n".join(lines)
+
+
+def row_of(result: dict[str, Any]) -> str:
+    """One level in one row: the trained policies beside the best that was not trained."""
+    rows = {row["player"]: row for row in result["rows"]}
+    trained = next(row for row in result["rows"] if row["policy"])
+    bound = next((row for row in result["rows"] if row["bound"]), None)
+    rule = max((row for row in rows.values() if not row["policy"] and not row["bound"]), key=lambda row: row["mean"])
+    probe = result["probe"]
+    cpu = np.median([training["cpu_seconds"] for training in result["trainings"]])
+    page = f"[{result['level']} {result['name']}](levels/pages/level-{result['level']:02d}.md)"
+    cells = [
+        page, statistics.ranged(trained, "iqm", "iqm_low", "iqm_high", ".3f"), f"{trained['perf']:.3f}",
+        f"{rule['player']} {rule['iqm']:.3f}",
+        statistics.ranged(rule, "difference", "difference_low", "difference_high", "+.3f"),
+        "–" if bound is None else f"{bound['iqm']:.3f}", f"{rule[probe]:.2f} → {trained[probe]:.2f}", f"{cpu:.0f}",
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
 
 
 def section(result: dict[str, Any]) -> str:
