@@ -17,7 +17,7 @@ from pit.layout import LITE, SOLVED
 from tests.twin.game_twin import TwinGame
 
 INSTANCES = 8  # of each level
-RANDOM_PLAYS = 256  # of each instance
+RANDOM_PLAYS = 64  # of each instance
 QUICK = PLAYERS["critical_path_warm_wait"]._replace(variant=LITE)
 EVERYBODY = (*PLAYERS.values(), QUICK, lookahead(PLAYERS["critical_path"], 4), lookahead(PLAYERS["random"], 4))
 
@@ -45,8 +45,8 @@ def proven_minimum(model: cp_model.CpModel, what: cp_model.LinearExprT) -> int:
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.max_time_in_seconds = 10.0
-    status = solver.solve(model)
-    assert status == cp_model.OPTIMAL, solver.status_name(status)
+    solver.solve(model)
+    assert solver.status_name() == "OPTIMAL"
     return round(solver.objective_value)
 
 
@@ -108,8 +108,10 @@ def at_random(engine: Engine, instance: int) -> np.ndarray:
     """The instance once in each environment: legal actions alone, each play others."""
     rng = np.random.default_rng(instance)
     engine.reset(split="train", instances=[instance] * engine.n)
-    while not (engine.terminated | engine.truncated).all():
+    over = np.zeros(engine.n, bool)
+    while not over.all():
         engine.step(np.where(engine.masks, rng.random(engine.masks.shape), -1).argmax(axis=1))
+        over |= engine.terminated | engine.truncated
     return engine.episodes.copy()
 
 
@@ -135,4 +137,4 @@ def test_bounds_hold_against_proven_optima(number: int) -> None:
         assert played["total"].max() <= ideal + 1e-9 and ideal <= first["phi0"] + 1e-9
         quickest += makespan == best_time
         cheapest += cost == best_cost
-        print(number, instance, len(game.pit.tasks), best_time/makespan, best_cost/cost, first["lb"]*1e6/makespan, first["cost_low"]*1e6/cost, played["total"].max(), ideal, first["phi0"])
+    assert cheapest > 0 and (quickest > 0 or level.system.models)  # waits for models are more than what is proven here

@@ -22,9 +22,11 @@ def choose(masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(masks, rng.random(masks.shape), -1).argmax(axis=1)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("n", [1, 7, 256])
-@pytest.mark.parametrize("level", LEVELS)
+CASES = [(level, n, threads) for level in LEVELS for n, threads in ((1, 1), (7, 2))]
+MANY = [(level, 256, threads) for level in (1, 11, 14) for threads in (1, 2)]
+
+
+@pytest.mark.parametrize(("level", "n", "threads"), [*CASES, *MANY])
 def test_a_vector_is_its_environments_one_by_one(level, n, threads):
     seeds = np.random.default_rng(n).integers(2**31, size=n).tolist()
     vector = FunctionQuestVectorEnv(n, level, threads=threads, autoreset_mode=AutoresetMode.SAME_STEP)
