@@ -67,9 +67,9 @@ def heads(rows: list[str]) -> list[str]:
 
 def test_a_page_tells_what_the_level_file_says() -> None:
     text = empty(11)
-    assert "| draft | lite | forge | tinder | 9 | 0.8 | 0.8 |" in text
+    assert "| draft | lite | forge | tinder | 9 | 0.85 | 0.8 |" in text
     assert "| `tasks` | 12 to 40 | how many |" in text
-    assert "`total = base × (1 + 1·efficiency + 2·optimization) / 4`; stability has no weight here" in text
+    assert "`total = base × (1 + 3·efficiency + 6·optimization) / 10`; stability has no weight here" in text
     assert "| `hold` | slot × 7 + 4 |" in text and "`premium`" not in text.split("## Actions")[1].split("## Observation")[0]
     assert text.count(pages.NOT_MEASURED) == 4  # probe, headroom, results, speed
     hidden = empty(1)

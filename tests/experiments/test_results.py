@@ -67,7 +67,7 @@ def test_from_trainings_to_the_readme(capsys: pytest.CaptureFixture[str], tmp_pa
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# Ours\n") and text.endswith("\nthe end\n")
     assert readme.shown(tmp_path / "README.md") == readme.text_of(tmp_path / "out").strip()
-    for part in ("**Level 1, first_key**: 2 training seeds", "exact_best (bound)", "wrong calls", "s of CPU", made["command"]):
+    for part in ("[1 first_key](levels/pages/level-01.md)", "proven optimum", "best rule, IQM", "CPU s"):
         assert part in text
 
     # What is stored is enough, even when the run folders are gone; other code, more seeds or instances are not covered.

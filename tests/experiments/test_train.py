@@ -111,7 +111,7 @@ def test_the_policy_of_the_best_look_is_kept(tmp_path: Path) -> None:
 
     folder = tmp_path / "run"
     score = train.train(
-        training.config("learning_rate=0.02", "learning_rate_end=0.02", "evaluation.test=8", f"folder={folder}")
+        training.config("learning_rate=0.1", "learning_rate_end=0.1", "seed=2", "evaluation.test=8", f"folder={folder}")
     )
     found = json.loads((folder / "results.json").read_text())
     best = max(found["validation"], key=lambda look: look["total"])

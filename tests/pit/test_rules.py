@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fq_env.engine import Engine, Player
+from fq_env.level import load_level
 from fq_env.level_files import LEVELS
 from fq_env.players import PLAYERS, calibrated, play
 from pit import layout as L
@@ -92,7 +93,9 @@ def test_a_rule_takes_its_own_parameters_only() -> None:
 def test_rules_act_legally_and_finish(level: int, name: str) -> None:
     episodes = play(level, name, split="train", n=24)
     assert (episodes["warnings"] <= episodes["wrong_calls"]).all()  # a warning is the caller's mistake, never the rule's
-    assert (episodes["status"] != L.ON).all()
+    cut = (episodes["status"] == L.ON) & (episodes["steps"] == load_level(level).max_steps)
+    assert ((episodes["status"] != L.ON) | cut).all()
+    assert name == "random" or not cut.any()  # who skips all roads at random walks on until the step limit
 
 
 def test_sequential_runs_one_call_at_a_time_and_a_cap_holds() -> None:
@@ -100,7 +103,7 @@ def test_sequential_runs_one_call_at_a_time_and_a_cap_holds() -> None:
     for player, most in ((PLAYERS["sequential"], 1), (PLAYERS["smallest_remaining"]._replace(theta=2.0), 2)):
         engine.reset(instances=list(range(8)))
         highest = 0
-        while not engine.terminated.all():
+        while (engine._hots["status"] == L.ON).any():
             engine.step(engine.advise(player))
             highest = max(highest, int(engine._hots["n_calls"].max()))
         assert highest == most
