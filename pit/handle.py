@@ -212,6 +212,9 @@ class Pit:
         models["near"] = 0
         tasks = memory[self._offsets["task_at"] :][: self._counts["tasks"] * state.TASK.itemsize].view(state.TASK)
         tasks["slot"] = 0
+        tasks["key"] = 0  # a running task's key is made when slots are looked for
+        late = self._offsets["late_at"]
+        memory[late : late + self._counts["places"] * state.INDEX.itemsize] = 0
         memory[self._offsets["command_at"] :] = 0
         return hashlib.sha256(memory.tobytes()).hexdigest()
 
