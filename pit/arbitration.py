@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from pit.compiled import kernel
-from pit.dag_tracker import key_of
 from pit.layout import HELD, MAX_DOUBLINGS, N_SLOTS, NEVER, OVERDUE, PLAIN, QUEUED, STANDARD
+from pit.slot_key import key_of
 from pit.state import call, late, ready, task, variant
 
 _BUCKET = 8  # of a key: function, priority, bucket (64), attempted (2), class (4)

@@ -42,6 +42,7 @@ from pit.layout import (
     STANDARD,
 )
 from pit.pool_manager import HERE, LOAD, NO
+from pit.slot_key import key_of
 from pit.state import call, command, copy, follow, model, task, variant
 
 
@@ -182,7 +183,7 @@ def deny(s, i):
     if s.max_attempts > 0 and t.attempts >= s.max_attempts:
         dag_tracker.give_up(s, i)
     else:
-        t.key = dag_tracker.key_of(t)
+        t.key = key_of(t)
 
 
 # --------------------------------------------------------------------------- after a call

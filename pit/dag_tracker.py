@@ -31,6 +31,7 @@ from pit.layout import (
     SOLVED,
     STANDARD,
 )
+from pit.slot_key import key_of
 from pit.state import artifact, model, near, predecessor, ready, successor, task, variant
 
 _EDGES = len(RANK_EDGES)
@@ -269,13 +270,6 @@ def arrive(s):
 
 
 @kernel
-def key_of(t):
-    """What the members of a slot share."""
-    flags = (4 if t.attempts > 0 else 0) + t.mark
-    return ((t.function * 4 + t.priority) * 64 + t.bucket) * 8 + flags
-
-
-@kernel
 def place_ready(s, i):
     """Inserts task i into the ready tasks: larger rank, then earlier ready, then smaller index."""
     t = task(s, i)
@@ -475,7 +469,14 @@ def failed(s, i, lost):
         lose_input(s, i)
     if s.max_attempts > 0 and t.attempts >= s.max_attempts:
         give_up(s, i)
-    elif t.open_inputs == 0:
+    else:
+        open_again(s, i)
+
+
+@kernel
+def open_again(s, i):
+    """A blocked task is ready if it lacks no input."""
+    if task(s, i).open_inputs == 0:
         make_ready(s, i)
     else:
         set_near(s, i)
@@ -521,10 +522,7 @@ def lose_input(s, i):
             o.state = BLOCKED
         set_near(s, j)
     t.state = BLOCKED
-    if t.open_inputs == 0:
-        make_ready(s, found)
-    else:
-        set_near(s, found)
+    open_again(s, found)
 
 
 @kernel

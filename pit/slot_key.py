@@ -1,0 +1,12 @@
+"""What open tasks must share to stand in one slot, as one number: components that move or mark tasks keep it up to date."""
+
+from __future__ import annotations
+
+from pit.compiled import kernel
+
+
+@kernel
+def key_of(t):
+    """Function, priority, bucket (64), whether attempted (2) and class (4) of a task."""
+    flags = (4 if t.attempts > 0 else 0) + t.mark
+    return ((t.function * 4 + t.priority) * 64 + t.bucket) * 8 + flags
