@@ -1,7 +1,7 @@
-"""The three automatic layers around every call, and what each event does: the only place that knows all components.
+"""The automatic layers around every call, and what each event does: a place that knows all components.
 
-`before_call` = access, inputs, allocation, state. `after_call` = store, track, release, log. `between_calls` =
-synchronise, rebalance and pre-warm, prepare fallbacks, resolve dependencies.
+`before_call` = access, inputs, allocation, state. `after_call` = store, track, release, log. The third layer is
+`pit.between_calls`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import numpy as np
 
 from pit import arbitration, artifact_store, dag_tracker, health, pool_manager, stale_manager
 from pit.compiled import copy_record, kernel
+from pit.estimates import observe_duration
 from pit.layout import (
-    CANCEL,
     CMD_CANCEL,
     CMD_LOAD,
     CMD_START,
@@ -23,11 +23,8 @@ from pit.layout import (
     ERR_LOST,
     ERR_PRECONDITION,
     ERR_THROTTLED,
-    ERR_TIMEOUT,
-    HEDGE,
     IDLE,
     N_VARIANTS,
-    NEVER,
     OK,
     ON,
     OUT_COLD,
@@ -36,10 +33,8 @@ from pit.layout import (
     OUT_WARM,
     OVERRUN_FACTOR,
     OVERRUN_SPREADS,
-    PREWARM_AFTER,
     QUEUED,
     READY,
-    STANDARD,
 )
 from pit.pool_manager import HERE, LOAD, NO
 from pit.slot_key import key_of
@@ -317,7 +312,7 @@ def log(s, c, row, error, elapsed):
     pool = s.pools[c.pool]
     if error == OK:
         if elapsed > 0:
-            dag_tracker.observe_duration(s, row, elapsed / task(s, c.task).base[c.variant])
+            observe_duration(s, row, elapsed / task(s, c.task).base[c.variant])
         s.duration_error = health.relative_error(s.duration_error, elapsed, c.est)
         dag_tracker.rank_again(s, row)
         health.outcome(s, c.pool, 0.0)
@@ -393,181 +388,3 @@ def load_failed(s, which, price):
             after_call(s, k, ERR_LOAD, 0, -1.0, 0, 0, False)  # the next one stands in row k now
         else:
             k += 1
-
-
-# --------------------------------------------------------------------------- between calls
-@kernel
-def between_calls(s):
-    """Synchronise, rebalance and pre-warm; nothing is left to do for fallbacks and dependencies."""
-    if s.status != ON:
-        return
-    if s.n_queued > 0:
-        serve_queues(s)
-    if s.n_auto == 0 and s.n_idle > 0 and s.status == ON:
-        if s.rebalance == 1:
-            rebalance(s)
-        if s.prewarm == 1 and s.n_auto == 0 and s.last_model >= 0:
-            prewarm(s)
-
-
-@kernel
-def serve_queues(s):
-    """Pool by pool, the best of the queue begins as long as it can."""
-    for p in range(s.n_pools):
-        while s.pools[p].queued > 0 and s.status == ON:
-            i = arbitration.first_in_queue(s, p)
-            t = task(s, i)
-            f = np.int64(t.function)
-            v = variant(s, 3 * f + STANDARD)
-            planned = pool_manager.can_begin(s, t.base[STANDARD], v)
-            if planned & 3 == NO:
-                break
-            outcome = s.outcome
-            if v.forbidden == 1:
-                arbitration.leave_queue(s, i)
-                deny(s, i)
-            else:
-                v.served += 1
-                before_call(s, i, f, STANDARD, planned, 0)
-            s.outcome = outcome
-
-
-@kernel
-def pool_of(s, m):
-    """The pool of model m; -1 if no variant uses it."""
-    for row in range(3 * s.n_functions):
-        v = variant(s, row)
-        if v.model == m:
-            return np.int64(v.pool)
-    return -1
-
-
-@kernel
-def load_ahead(s, m, p):
-    """Loads model m in pool p although no call has asked for it."""
-    which = pool_manager.load_copy(s, p, m, 0)
-    emit_copy(s, CMD_LOAD, which)
-
-
-@kernel
-def room_without_unwanted(s, m, budget):
-    """Whether model m fits into the budget once copies that nobody wants have left."""
-    if budget < 0:
-        return True
-    b = s.budgets[budget]
-    room = b.capacity - b.used
-    victim = -1
-    while room < m.size:
-        victim = stale_manager.next_unwanted(s, budget, victim)
-        if victim < 0:
-            return False
-        room += model(s, copy(s, victim).model).size
-    return True
-
-
-@kernel
-def rebalance(s):
-    """Loads the model that most ready and near tasks want and that is loaded nowhere, in place of copies that none wants."""
-    best = -1
-    most = 0
-    for x in range(s.n_models):
-        m = model(s, x)
-        if m.live == 0 and m.ready + m.soon > most and pool_manager.money_for(s, pool_manager.load_price(m)):
-            p = pool_of(s, x)
-            if p >= 0 and room_without_unwanted(s, m, s.pools[p].budget):
-                best = x
-                most = m.ready + m.soon
-    if best < 0:
-        return
-    p = pool_of(s, best)
-    budget = s.pools[p].budget
-    if budget >= 0:
-        b = s.budgets[budget]
-        while b.capacity - b.used < model(s, best).size:
-            unload(s, stale_manager.next_unwanted(s, budget, -1))
-    load_ahead(s, best, p)
-
-
-@kernel
-def prewarm(s):
-    """Loads the model that has most often followed the last call's, if there is room for it."""
-    best = -1
-    most = PREWARM_AFTER - 1
-    for x in range(s.n_models):
-        times = follow(s, s.last_model * s.n_models + x).task
-        if times > most:
-            best = x
-            most = times
-    if best < 0:
-        return
-    m = model(s, best)
-    p = pool_of(s, best)
-    budget = s.pools[p].budget
-    if m.live > 0 or not pool_manager.money_for(s, pool_manager.load_price(m)):
-        return
-    if budget >= 0 and s.budgets[budget].capacity - s.budgets[budget].used < m.size:
-        return
-    load_ahead(s, best, p)
-
-
-# --------------------------------------------------------------------------- timers of calls and copies
-@kernel
-def overruns_matter(s):
-    return (s.verbs & ((1 << HEDGE) | (1 << CANCEL))) != 0
-
-
-@kernel
-def time_limit(s, c):
-    """us after its start at which a call is cancelled; NEVER if it is not."""
-    if s.time_out <= 0.0:
-        return NEVER
-    return max(1, np.int64(s.time_out * c.est))
-
-
-@kernel
-def next_call_timer(s):
-    """us of the next overrun or time-out; NEVER if none."""
-    best = NEVER
-    late = overruns_matter(s)
-    for k in range(s.n_calls):
-        c = call(s, k)
-        if c.start >= 0:
-            if late:
-                best = min(best, c.start + c.limit)
-            if s.time_out > 0.0:
-                best = min(best, c.start + time_limit(s, c))
-    return best
-
-
-@kernel
-def fire_call_timers(s):
-    """Overruns, then time-outs, of all calls for which it is time."""
-    if overruns_matter(s):
-        for k in range(s.n_calls):
-            c = call(s, k)
-            while c.start >= 0 and c.start + c.limit <= s.now:
-                c.overrun += 1
-                c.limit *= 2
-                dag_tracker.set_late(s, np.int64(c.task), True)
-    if s.time_out > 0.0:
-        newest = s.next_call
-        k = 0
-        while k < s.n_calls and s.status == ON:
-            c = call(s, k)
-            if c.start >= 0 and c.id < newest and c.start + time_limit(s, c) <= s.now:
-                number = c.id
-                elapsed = s.now - c.start
-                price = elapsed * variant(s, 3 * c.function + c.variant).price // 1_000_000
-                emit_call(s, CMD_CANCEL, k)
-                after_call(s, k, ERR_TIMEOUT, elapsed, -1.0, 0, price, True)
-                k = 0 if find_call(s, number) < 0 else k + 1
-            else:
-                k += 1
-
-
-@kernel
-def fire_keep_alives(s):
-    """Unused copies whose keep-alive has ended leave memory."""
-    for i in range(s.copy_rows):
-        if stale_manager.is_expired(s, i):
-            unload(s, i)

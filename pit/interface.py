@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pit import arbitration, automation, dag_tracker, observation, pool_manager, rules, slots, stale_manager
+from pit import arbitration, automation, dag_tracker, observation, pool_manager, rules, slots, timers
 from pit.automation import find_call
+from pit.between_calls import between_calls
 from pit.compiled import entry, kernel
 from pit.layout import (
     ARRIVE,
@@ -44,6 +45,7 @@ from pit.layout import (
     ZERO_TIME_PER_OPEN,
 )
 from pit.state import call, copy, event_at, model, pit_at, task, variant
+from pit.timers import next_timer, other_timer
 
 
 @kernel
@@ -91,7 +93,7 @@ def act(s, action):
             do_global(s, action)
         else:
             do_verb(s, action // N_VERBS, action % N_VERBS)
-        automation.between_calls(s)
+        between_calls(s)
         s.slots_valid = 0
     if blocked:
         s.outcome = OUT_BLOCKED
@@ -139,28 +141,6 @@ def do_global(s, action):
 
 
 @kernel
-def next_timer(s):
-    """us of the next timer; NEVER if none."""
-    if s.status != ON or s.arrived == 0:
-        return NEVER
-    return min(other_timer(s), s.horizon)
-
-
-@kernel
-def other_timer(s):
-    """us of the next timer besides the horizon; NEVER if none."""
-    best = arbitration.next_hold(s)
-    if s.any_timer == 1:
-        best = min(best, min(automation.next_call_timer(s), stale_manager.next_expiry(s)))
-        for p in range(s.n_pools):
-            best = min(best, pool_manager.next_token(s, p))
-            closed = s.pools[p].closed_until
-            if closed > s.now:
-                best = min(best, closed)
-    return best
-
-
-@kernel
 def advance(s, t):
     """Fires every timer up to t at its own time, then sets the clock to t (us)."""
     when = next_timer(s)
@@ -172,11 +152,11 @@ def advance(s, t):
         s.slots_valid = 0
         arbitration.expire_holds(s)
         if s.any_timer == 1:
-            automation.fire_keep_alives(s)
-            automation.fire_call_timers(s)
+            timers.fire_keep_alives(s)
+            timers.fire_call_timers(s)
         if s.horizon <= s.now and s.status == ON:
             s.status = EXPIRED
-        automation.between_calls(s)
+        between_calls(s)
         when = next_timer(s)
     pass_time(s, t)
 
@@ -239,7 +219,7 @@ def apply(s, e):
     if fits:
         s.waiting = 0
         s.slots_valid = 0
-        automation.between_calls(s)
+        between_calls(s)
     else:
         s.ignored += 1
     return fits
@@ -256,7 +236,7 @@ def open_pools(s):
         pool.credit = pool.full
         pool.credited = s.now
     s.any_tight = (s.n_limited > 0) | (s.money > 0) | (s.back_off > 0)
-    s.any_timer = (s.n_limited > 0) | (s.back_off > 0) | (s.time_out > 0.0) | automation.overruns_matter(s)
+    s.any_timer = (s.n_limited > 0) | (s.back_off > 0) | (s.time_out > 0.0) | timers.overruns_matter(s)
     for m in range(s.n_models):
         s.any_timer |= model(s, m).keep_alive > 0
 
@@ -270,7 +250,7 @@ def decision_due(s):
         return False
     idle = s.n_calls + s.n_loading + s.n_cooling + s.n_held == 0
     no_start = (s.n_ready == s.n_held + s.n_queued) | (s.n_full == s.n_pools)
-    if no_start & ((s.n_late == 0) | (not automation.overruns_matter(s))) & (not idle):
+    if no_start & ((s.n_late == 0) | (not timers.overruns_matter(s))) & (not idle):
         return False
     slots.refresh_slots(s)
     if s.any_start == 1:
