@@ -12,7 +12,7 @@ from numba import uint64
 from fq_env.families import draw_graph
 from fq_env.generation import draw_order, draw_physics
 from fq_env.randomness import DURATIONS, FAILURES, LOADS, PLAYER, STRAGGLERS, WORKFLOW, mix, uniform
-from fq_env.scoring import bounds, deliverable_at_first, potential, score, without_output
+from fq_env.scoring import bounds, deliverable_at_first, no_plan_left, potential, score, without_output
 from fq_env.state import (
     EPISODE,
     LEVEL,
@@ -28,7 +28,7 @@ from fq_env.state import (
 from fq_env.world import another_future, run
 from pit.compiled import address_of, copy_bytes, entry, fetch_line, kernel, parallel_entry
 from pit.interface import act, apply
-from pit.layout import ARRIVE, BLOCKED, N_ACTIONS, N_OBSERVATION, N_RULE_GLOBALS, N_VERBS, ON, SOLVED, WAIT
+from pit.layout import ARRIVE, BLOCKED, FAILED, N_ACTIONS, N_OBSERVATION, N_RULE_GLOBALS, N_VERBS, ON, SOLVED, WAIT
 from pit.observation import encode
 from pit.rules import choose
 from pit.slots import globals_legal, refresh_slots
@@ -153,6 +153,8 @@ def decide(s, w, L, action, kind):
     run(s, w, L)
     if s.n_given_up > w.given_up:
         without_output(s, w)
+        if L.order_hidden == 1 and s.status == ON and no_plan_left(s, w, L):
+            s.status = FAILED
     w.short += s.any_short
     phi = potential(s, w, L)
     r = phi - w.phi

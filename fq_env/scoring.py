@@ -231,6 +231,20 @@ def without_output(s, w):
 
 
 @kernel
+def no_plan_left(s, w, L):
+    """Hidden order: whether every plan of the goal holds a function whose task is given up."""
+    lost = uint64(0)
+    for i in range(s.n_tasks):
+        t = task(s, i)
+        if t.state == GIVEN_UP:
+            lost |= _ONE << uint64(t.function)
+    for k in range(L.n_plans[w.goal_index]):
+        if L.plans[w.goal_index, k] & lost == uint64(0):
+            return False
+    return True
+
+
+@kernel
 def time_left(s, w):
     """us that the rest needs at least: the true critical path, or the least work over all places."""
     path = 0.0

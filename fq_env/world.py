@@ -14,7 +14,7 @@ from fq_env.state import due, goal, load_truth, truth
 from pit.automation import find_call
 from pit.compiled import copy_record, kernel
 from pit.dag_tracker import oldest_input
-from pit.interface import advance, apply, decision_due, next_timer, pass_time
+from pit.interface import advance, apply, decision_due, pass_time
 from pit.layout import (
     CMD_CANCEL,
     CMD_LOAD,
@@ -33,6 +33,7 @@ from pit.layout import (
     UNLOADED,
 )
 from pit.state import call, command, copy, model, task, variant
+from pit.timers import next_timer
 
 _ONE = np.uint64(1)
 TRIES = 24  # draws of a duration that must be longer than what has passed already

@@ -8,9 +8,10 @@ import numpy as np
 
 from fq_env.state import integer_at
 from pit.compiled import copy_bytes, entry
-from pit.interface import act, advance, apply, decision_due, other_timer
+from pit.interface import act, advance, apply, decision_due
 from pit.observation import encode
 from pit.state import event_at, pit_at
+from pit.timers import other_timer
 
 CLONE, ACT, ADVANCE, APPLY, DUE, OBSERVE, TIMER = range(7)
 

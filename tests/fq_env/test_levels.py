@@ -150,5 +150,4 @@ def test_every_level_ends_under_every_exposure(level: int) -> None:
             assert engine.masks.tobytes() == first.masks.tobytes() and engine.rewards.tobytes() == first.rewards.tobytes()
         if (first._hots["status"] != ON).all():
             break
-    limit = load_level(level).max_steps
-    assert all(((e._hots["status"] != ON) | (e._worlds["steps"] >= limit)).all() for e in engines)
+    assert all((e._hots["status"] != ON).all() for e in engines)

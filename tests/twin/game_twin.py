@@ -16,10 +16,10 @@ import numpy as np
 import pit.layout as L
 from fq_env.engine import Engine
 from fq_env.state import GOAL, LOAD_TRUTH, TRUTH
-from pit import state
-from tests.twin.estimates import PLAIN_KEYS, Table
+from tests.twin.estimates import Table
 from tests.twin.observation import clip
-from tests.twin.pit_twin import TwinPit
+from tests.twin.order import alternatives, plans_of, useful_for
+from tests.twin.reading import read_pit
 
 WORD = 2**64 - 1
 
@@ -53,112 +53,6 @@ def added(values: Iterable[float]) -> float:
     for x in values:
         total += x
     return total
-
-
-def alternatives(needs: list[Any]) -> list[set[str]]:
-    """What a function needs, as sets of which one is enough: from a list of names, or of lists of names."""
-    if all(isinstance(x, str) for x in needs):
-        return [set(needs)]
-    return [{x} if isinstance(x, str) else set(x) for x in needs]
-
-
-def plans_of(goal: str, needs: dict[str, list[set[str]]]) -> list[set[str]]:
-    """The sets that contain the goal and, for each function in them, all of one alternative; the smallest of them alone."""
-    found: list[set[str]] = []
-    todo = [{goal}]
-    while todo:
-        plan = todo.pop()
-        lacking = next((f for f in sorted(plan) if not any(x <= plan for x in needs.get(f, [set()]))), None)
-        if lacking is None:
-            found.append(plan)
-        else:
-            todo += [plan | x for x in needs[lacking]]
-    smallest = [plan for plan in found if not any(other < plan for other in found)]
-    return [plan for k, plan in enumerate(smallest) if plan not in smallest[:k]]
-
-
-def useful_for(goal: str, order: Any, needs: dict[str, list[set[str]]]) -> set[str]:
-    """All that is in a plan, what the useful prefer or need softly, and the plans of that."""
-    useful, todo = set[str](), [goal]
-    while todo:
-        new = set[str]().union(*plans_of(todo.pop(), needs)) - useful
-        useful |= new
-        todo += [x for f in new for x in (*order.prefers.get(f, []), *order.soft.get(f, []))]
-    return useful
-
-
-def bit_names(bits: int, names: Iterable[str]) -> set[str]:
-    return {name for k, name in enumerate(names) if bits >> k & 1}
-
-
-def read_pit(engine: Engine, i: int) -> TwinPit:
-    """The Pit of environment i as it was before its workflow arrived; the environment has just been reset."""
-    memory, block = engine.memory[i], engine.block
-    hot = block.hot(memory)[0]
-    n, n_functions, n_models = (int(hot[name]) for name in ("n_tasks", "n_functions", "n_models"))
-    tasks = block.rows(memory, "task_at", state.TASK, n)
-    links = block.rows(memory, "pred_at", state.LINK, block.edges)
-    rows = block.rows(memory, "variant_at", state.VARIANT, L.N_VARIANTS * n_functions)
-    models = block.rows(memory, "model_at", state.MODEL, n_models)
-
-    def variant(row: np.void) -> Table | None:
-        if row["pool"] < 0:
-            return None
-        return {
-            "pool": int(row["pool"]), "model": None if row["model"] < 0 else int(row["model"]), "units": int(row["units"]),
-            "tokens": int(row["tokens"]), "nominal": float(row["nominal"]), "quality": float(row["quality"]),
-            "price": int(row["price"]),
-        }  # fmt: skip
-
-    def after_arrival(name: str) -> int:
-        return 0 if hot[name] >= L.NEVER else int(hot[name] - hot["t0"])
-
-    system = {
-        "rows": int(hot["n_copies"]),
-        "budgets": hot["budgets"]["capacity"][: int(hot["n_budgets"])].tolist(),
-        "pools": [
-            {
-                "places": int(p["places"]),
-                "budget": None if p["budget"] < 0 else int(p["budget"]),
-                "period": int(p["period"]) or None,
-                "burst": int(p["full"]) // int(p["period"]) if p["period"] else 1,
-            }
-            for p in hot["pools"][: int(hot["n_pools"])]
-        ],
-        "models": [
-            {
-                "size": int(m["size"]),
-                "conc": int(m["serves"]),
-                "load": float(m["nominal"]),
-                "price": int(m["price"]),
-                "keep_alive": int(m["keep_alive"]),
-            }
-            for m in models
-        ],
-        "functions": [
-            {
-                "code": float(rows[3 * f + L.STANDARD]["code"]),
-                "variants": [variant(rows[3 * f + v]) for v in range(3)],
-                "forbidden": bool(rows[3 * f + L.STANDARD]["forbidden"]),
-                "denied": {v for v in range(3) if not rows[3 * f + v]["usable"]},
-            }
-            for f in range(n_functions)
-        ],
-        "verbs": bit_names(int(hot["verbs"]), L.ENABLED),
-        "deadline": after_arrival("deadline"),
-        "horizon": after_arrival("horizon"),
-    } | {key: hot[key].item() for key in (*PLAIN_KEYS, "money", "back_off", "ageing", "time_out")}
-    workflow = []
-    for t in tasks:
-        own = links[int(t["pred_from"]) : int(t["pred_to"])]
-        workflow.append(
-            {"function": int(t["function"]), "hint": float(t["hint"]), "optional": not t["required"],
-             "priority": int(t["priority"]), "any": bool(t["join_any"]), "inputs": own["task"].tolist(),
-             "soft": set(own["task"][own["soft"] != 0].tolist())}
-        )  # fmt: skip
-    seen = {(f, v): rows[3 * f + v][["n", "s", "ss"]].item() for f in range(n_functions) for v in range(3)}
-    loads_seen = {m: models[m][["n", "s"]].item() for m in range(n_models)}
-    return TwinPit(system, workflow, L.EXPOSURES[int(hot["exposure"])], seen, loads_seen)
 
 
 class TwinGame:
@@ -218,11 +112,16 @@ class TwinGame:
     def step(self, action: int) -> tuple[np.ndarray, list[bool], float, bool, bool]:
         """(observation (512,) float32, mask, reward, terminated, truncated)."""
         pit = self.pit
+        given_up = self.given_up()
         pit.act(action)
         if pit.carried is not None:
             self.waits += pit.carried == L.WAIT
             self.holds += pit.carried < L.WAIT and pit.carried % L.N_VERBS == L.HOLD
         self.settle()
+        if self.given_up() > given_up and pit.status == L.ON and pit.system["order_hidden"]:
+            lost = {pit.tasks[i]["function"] for i in self.given_up()}
+            if all(plan & lost for plan in self.plans):
+                pit.status = L.FAILED
         self.steps += 1
         reward = self.reward()
         self.reward_sum += reward
@@ -267,6 +166,9 @@ class TwinGame:
 
     def done_tasks(self) -> set[int]:
         return {i for i, task in enumerate(self.pit.tasks) if task["state"] == L.DONE}
+
+    def given_up(self) -> set[int]:
+        return {i for i, task in enumerate(self.pit.tasks) if task["state"] == L.GIVEN_UP}
 
     # ------------------------------------------------------------------ section 3: commands
     def carry_out(self) -> None:

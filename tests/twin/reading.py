@@ -1,0 +1,87 @@
+"""A drawn instance, read as data out of an engine's memory right after its reset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+import pit.layout as L
+from fq_env.engine import Engine
+from pit import state
+from tests.twin.estimates import PLAIN_KEYS, Table
+from tests.twin.pit_twin import TwinPit
+
+
+def bit_names(bits: int, names: Iterable[str]) -> set[str]:
+    return {name for k, name in enumerate(names) if bits >> k & 1}
+
+
+def read_pit(engine: Engine, i: int) -> TwinPit:
+    """The Pit of environment i as it was before its workflow arrived; the environment has just been reset."""
+    memory, block = engine.memory[i], engine.block
+    hot = block.hot(memory)[0]
+    n, n_functions, n_models = (int(hot[name]) for name in ("n_tasks", "n_functions", "n_models"))
+    tasks = block.rows(memory, "task_at", state.TASK, n)
+    links = block.rows(memory, "pred_at", state.LINK, block.edges)
+    rows = block.rows(memory, "variant_at", state.VARIANT, L.N_VARIANTS * n_functions)
+    models = block.rows(memory, "model_at", state.MODEL, n_models)
+
+    def variant(row: np.void) -> Table | None:
+        if row["pool"] < 0:
+            return None
+        return {
+            "pool": int(row["pool"]), "model": None if row["model"] < 0 else int(row["model"]), "units": int(row["units"]),
+            "tokens": int(row["tokens"]), "nominal": float(row["nominal"]), "quality": float(row["quality"]),
+            "price": int(row["price"]),
+        }  # fmt: skip
+
+    def after_arrival(name: str) -> int:
+        return 0 if hot[name] >= L.NEVER else int(hot[name] - hot["t0"])
+
+    system = {
+        "rows": int(hot["n_copies"]),
+        "budgets": hot["budgets"]["capacity"][: int(hot["n_budgets"])].tolist(),
+        "pools": [
+            {
+                "places": int(p["places"]),
+                "budget": None if p["budget"] < 0 else int(p["budget"]),
+                "period": int(p["period"]) or None,
+                "burst": int(p["full"]) // int(p["period"]) if p["period"] else 1,
+            }
+            for p in hot["pools"][: int(hot["n_pools"])]
+        ],
+        "models": [
+            {
+                "size": int(m["size"]),
+                "conc": int(m["serves"]),
+                "load": float(m["nominal"]),
+                "price": int(m["price"]),
+                "keep_alive": int(m["keep_alive"]),
+            }
+            for m in models
+        ],
+        "functions": [
+            {
+                "code": float(rows[3 * f + L.STANDARD]["code"]),
+                "variants": [variant(rows[3 * f + v]) for v in range(3)],
+                "forbidden": bool(rows[3 * f + L.STANDARD]["forbidden"]),
+                "denied": {v for v in range(3) if not rows[3 * f + v]["usable"]},
+            }
+            for f in range(n_functions)
+        ],
+        "verbs": bit_names(int(hot["verbs"]), L.ENABLED),
+        "deadline": after_arrival("deadline"),
+        "horizon": after_arrival("horizon"),
+    } | {key: hot[key].item() for key in (*PLAIN_KEYS, "money", "back_off", "ageing", "time_out")}
+    workflow = []
+    for t in tasks:
+        own = links[int(t["pred_from"]) : int(t["pred_to"])]
+        workflow.append(
+            {"function": int(t["function"]), "hint": float(t["hint"]), "optional": not t["required"],
+             "priority": int(t["priority"]), "any": bool(t["join_any"]), "inputs": own["task"].tolist(),
+             "soft": set(own["task"][own["soft"] != 0].tolist())}
+        )  # fmt: skip
+    seen = {(f, v): rows[3 * f + v][["n", "s", "ss"]].item() for f in range(n_functions) for v in range(3)}
+    loads_seen = {m: models[m][["n", "s"]].item() for m in range(n_models)}
+    return TwinPit(system, workflow, L.EXPOSURES[int(hot["exposure"])], seen, loads_seen)
