@@ -35,11 +35,11 @@ WAIT = N_SLOTS * N_VERBS  # 112
 GLOBAL_ACTIONS = ("wait", "back_off", "back_off_long", "skip", "refresh", "defer", "rule") + tuple(
     f"reserved_{i}" for i in range(9)
 )
-BACK_OFF, BACK_OFF_LONG, SKIP = WAIT + 1, WAIT + 2, WAIT + 3
-ENABLED = VERBS + GLOBAL_ACTIONS[:4]  # what a system can enable, in the order of its bits; `wait` always is
+BACK_OFF, BACK_OFF_LONG, SKIP, REFRESH = WAIT + 1, WAIT + 2, WAIT + 3, WAIT + 4
+ENABLED = VERBS + GLOBAL_ACTIONS[:5]  # what a system can enable, in the order of its bits; `wait` always is
 DEFAULT_VERBS = ("lite", "standard", "premium", "hold")
 WAIT_BIT = N_VERBS
-SKIP_BIT = ENABLED.index("skip")
+SKIP_BIT, REFRESH_BIT = ENABLED.index("skip"), ENABLED.index("refresh")
 MAX_PRIORITY = 3
 # Numbers of a calibrated rule: for each verb a bias, a weight for each slot feature and one for each global; for each global
 # action that a system can enable a bias and a weight for each global.
@@ -69,7 +69,7 @@ EVENTS = (
     "config_changed",
     "stream_closed",
 )
-ARRIVE, STARTED, LOADED, LOAD_FAILED, UNLOADED, FINISHED, REJECTED = range(7)
+ARRIVE, STARTED, LOADED, LOAD_FAILED, UNLOADED, FINISHED, REJECTED, TENANT_LOAD = range(8)
 COMMANDS = ("start", "cancel", "load", "unload", "fetch", "store", "delete")
 CMD_START, CMD_CANCEL, CMD_LOAD, CMD_UNLOAD, CMD_FETCH, CMD_STORE, CMD_DELETE = range(7)
 ERRORS = ("ok", "error", "timeout", "throttled", "precondition", "access", "load", "invalid", "cancelled", "lost")
@@ -159,7 +159,13 @@ SLOT_FEATURES = (
         1,
         HIDDEN,
     ),
-    Feature("freshness", "0 (no artifact ages yet)", 0, 1, HIDDEN),
+    Feature(
+        "freshness",
+        "x = largest min(1, (now - created) / fresh) over done inputs whose function has fresh > 0; if x is 0: -unit / (unit + fresh) of the head's own function, 0 if that does not age",
+        -1,
+        1,
+        HIDDEN,
+    ),
     Feature(
         "status",
         "1 held or queued, 0.5 running, else 0 required, -1 optional; with `skip` enabled -0.5 if that would give up another",
@@ -167,11 +173,17 @@ SLOT_FEATURES = (
         1,
         HIDDEN,
     ),
-    Feature("code", "the function's code", -1, 1, HIDDEN),
+    Feature(
+        "code_or_twins",
+        "the function's code; without hidden order c / (c + 4), c = twins of the head neither done nor given up, negative if one of them is in flight",
+        -1,
+        1,
+        HIDDEN,
+    ),
 )
 POOL_FEATURES = (
     Feature("capacity", "places / (places + 8)", 0, 1, PARTIAL),
-    Feature("free", "(places - busy) / places", 0, 1, PARTIAL),
+    Feature("free", "free places / places", 0, 1, PARTIAL),
     Feature("loading", "c / (c + 2), c = copies in state loading", 0, 1, PARTIAL),
     Feature("warm_idle", "c / (c + 2), c = copies in state warm", 0, 1, PARTIAL),
     Feature("queue", "c / (c + 4), c = tasks queued in it", 0, 1, PARTIAL),
