@@ -54,6 +54,14 @@ def check_draw(level: Level) -> None:
     for name, pool in system.pools.items():
         if pool.rate is not None and not 1e-6 <= pool.rate * draw.rate[0] <= pool.rate * draw.rate[1] <= 1e5:
             raise ValueError(f"draw.rate times pools.{name}.rate must lie between 1e-6 and 1e5 tokens per second")
+    for name in ("outages", "fault_domains", "crowded"):
+        for pool in getattr(draw, name):
+            if pool not in system.pools:
+                raise ValueError(f"draw.{name} names the pool {pool!r}; known are {', '.join(system.pools)}")
+    if draw.deadline is None and level.score.late < 1.0:
+        raise ValueError(
+            "score.late counts what comes after the deadline, but draw.deadline sets none; give a range, such as [1.2, 2]"
+        )
     if level.order is not None and level.order.held > 0:
         for goal in level.order.goals:
             if not level.order.alternatives(goal):

@@ -82,7 +82,8 @@ class Block:
         self.copies = max(self._copies(level) for level in levels)
         self.tasks = tasks
         follows = any(s.prewarm for s in systems)
-        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places, follows)
+        twins = any(level.has_twins for level in levels)
+        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places, follows, twins)
         self.pit, self.pit_size = state.tables(*sizes)
         self.world, self.world_size = world_tables(*sizes)
         self.stride = self.pit_size + self.world_size
@@ -135,13 +136,22 @@ def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
         row[name][0] = getattr(draw, name) or (0.0, 0.0)
     for name in ("functions", "models", "places", "memory"):
         row[name][0] = getattr(draw, name) or (0, 0)
-    row["slow_window"] = round(draw.slow_seconds * 1e6)
-    for name in ("exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "lost_rate", "slow_share", "slow_factor"):
+    for name in ("slow", "outage", "crowd"):
+        row[f"{name}_window"] = int(getattr(draw, f"{name}_seconds") * 1e6)
+    for name in (
+        "exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "lost_rate", "slow_share", "slow_factor",
+        "outage_failure", "outage_after",
+    ):  # fmt: skip
         row[name] = getattr(draw, name)
+    for p, pool in enumerate(level.system.pools):
+        row["outages"][0, p], row["crowded"][0, p] = draw.outages.get(pool, 0.0), draw.crowded.get(pool, 0.0)
+        row["domains"][0, p] = draw.fault_domains.get(pool, p)
+    row["any_outage"], row["any_crowd"] = row["outages"].any(), row["crowded"].any()
     row["earlier"][0, : len(draw.earlier)] = draw.earlier
     row["n_earlier"], row["horizon"], row["max_steps"] = len(draw.earlier), level.horizon, level.max_steps
     for name in ("efficiency", "stability", "optimization"):
         row[f"w_{name}"] = getattr(level.score, name)
+    row["late"] = level.score.late
     if level.order is not None:
         _write_order(row, level.order, functions)
     row["number"] = level.number
@@ -172,7 +182,7 @@ def _write_order(row: np.ndarray, order: Order, functions: list[str]) -> None:
 
 _RANGES = (
     "seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "money", "rate",
-    "straggler_rate", "straggler_factor",
+    "straggler_rate", "straggler_factor", "crowd", "fresh", "deadline",
 )  # fmt: skip
 _kernels: list[Any] = []
 

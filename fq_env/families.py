@@ -14,7 +14,7 @@ from fq_env.sizes import MAX_BLUEPRINTS
 from fq_env.state import EDGE, GIVEN, edge, edge_at, given_at, goal, integer_at, truth
 from pit.compiled import address_of, kernel
 from pit.layout import STANDARD
-from pit.state import predecessor, successor, task
+from pit.state import artifact, predecessor, successor, task
 
 LAYERED, PIPELINES, FORK_JOIN, CHAIN, MAP_REDUCE, OUT_TREE, IN_TREE, SERIES_PARALLEL, BLUEPRINT = range(9)
 ONE, ALL, WINDOW = range(3)
@@ -88,6 +88,8 @@ def draw_graph(s, w, L, functions):
     base = address_of(w) + w.edge_at
     count_edges(s, base, edges)
     draw_marks(s, w, L)
+    if L.echoes[1] > 0.0:
+        draw_echoes(s, w, L)
     link(s, base, edges)
 
 
@@ -235,6 +237,7 @@ def copy_given(s, w, L):
     hint_sigma = sigma_of(uniform(w, L.hint_cv[0], L.hint_cv[1]))
     task_sigma = sigma_of(L.task_cv)
     s.n_tasks = L.n_given
+    alone(s)
     for i in range(L.n_given):
         row = given_at(L.given + i * _GIVEN_BYTES)
         add_task(s, w, L, i, np.int64(row.function), row.factor * to_noise(bits(w), task_sigma), hint_sigma)
@@ -243,10 +246,55 @@ def copy_given(s, w, L):
         t.required = row.required
         t.join_any = row.join_any
         t.priority = row.priority
+        if row.content > 0:
+            join_twins(s, i, np.int64(row.content))
         if row.join_any == 1:
             s.any_join = 1
     count_edges(s, L.given_edges, L.n_given_edges)
     link(s, L.given_edges, L.n_given_edges)
+
+
+@kernel
+def alone(s):
+    """No task has a twin."""
+    for i in range(s.n_tasks):
+        kept = artifact(s, i)
+        kept.content = 0
+        kept.next_twin = i
+
+
+@kernel
+def join_twins(s, i, content):
+    """Task i joins the ring of the tasks of this content, all of which stand before it."""
+    s.any_twins = 1
+    kept = artifact(s, i)
+    kept.content = content
+    kept.next_twin = i
+    for j in range(i - 1, -1, -1):
+        o = artifact(s, j)
+        if o.content == content:
+            kept.next_twin = o.next_twin
+            o.next_twin = i
+            return
+
+
+@kernel
+def draw_echoes(s, w, L):
+    """Which tasks repeat an earlier one: function, true factor and hint are the same."""
+    alone(s)
+    share = uniform(w, L.echoes[0], L.echoes[1])
+    contents = 0
+    for i in range(1, s.n_tasks):
+        if uniform(w, 0.0, 1.0) < share:
+            j = pick(w, i)
+            t = task(s, i)
+            t.function = task(s, j).function
+            t.hint = task(s, j).hint
+            goal(w, i).factor = goal(w, j).factor
+            if artifact(s, j).content == 0:
+                contents += 1
+                join_twins(s, j, contents)
+            join_twins(s, i, np.int64(artifact(s, j).content))
 
 
 @kernel

@@ -82,6 +82,11 @@ def draw_physics(s, w, L):
         learn_load(m)
         if exclusive:
             m.serves = 1
+    if L.fresh[0] < L.fresh[1]:
+        factor = uniform(w, L.fresh[0], L.fresh[1])
+        for f in range(s.n_functions):
+            v = variant(s, 3 * f + STANDARD)
+            v.fresh = np.int64(v.fresh * factor)
     return functions
 
 

@@ -11,8 +11,8 @@ from numba import uint64
 
 from fq_env.families import draw_graph
 from fq_env.generation import draw_order, draw_physics
-from fq_env.randomness import DURATIONS, FAILURES, LOADS, PLAYER, STRAGGLERS, WORKFLOW, mix, uniform
-from fq_env.scoring import bounds, deliverable_at_first, no_plan_left, potential, score, without_output
+from fq_env.randomness import DURATIONS, FAILURES, LOADS, OUTAGES, PLAYER, STRAGGLERS, TENANTS, WORKFLOW, mix, uniform
+from fq_env.scoring import artifact_lost, bounds, deliverable_at_first, no_plan_left, potential, score, without_output
 from fq_env.state import (
     EPISODE,
     LEVEL,
@@ -25,13 +25,27 @@ from fq_env.state import (
     level_at,
     world_at,
 )
-from fq_env.world import another_future, run
+from fq_env.world import another_future, first_tenants, run
 from pit.compiled import address_of, copy_bytes, entry, fetch_line, kernel, parallel_entry
+from pit.dag_tracker import stalest
 from pit.interface import act, apply
-from pit.layout import ARRIVE, BLOCKED, FAILED, N_ACTIONS, N_OBSERVATION, N_RULE_GLOBALS, N_VERBS, ON, SOLVED, WAIT
+from pit.layout import (
+    ARRIVE,
+    BLOCKED,
+    FAILED,
+    N_ACTIONS,
+    N_OBSERVATION,
+    N_RULE_GLOBALS,
+    N_VERBS,
+    NEVER,
+    ON,
+    REFRESH,
+    SOLVED,
+    WAIT,
+)
 from pit.observation import encode
 from pit.rules import choose
-from pit.slots import globals_legal, refresh_slots
+from pit.slots import globals_legal, refresh_legal, refresh_slots
 from pit.state import PIT, pit_at, task
 
 RESET, STEP, PLAY, ADVISE = range(4)
@@ -58,6 +72,9 @@ def begin(s, w, L, exposure):
     w.loads = mix(w.instance_seed, LOADS)
     w.player = mix(w.instance_seed, PLAYER)
     w.stragglers = mix(w.instance_seed, STRAGGLERS)
+    w.outages = mix(w.instance_seed, OUTAGES)
+    w.tenants = mix(w.instance_seed, TENANTS)
+    w.branch = NEVER
     for i in range(s.n_tasks):  # the template counts the most tasks that the level can have
         clean(s, i)
     functions = draw_physics(s, w, L)
@@ -69,11 +86,15 @@ def begin(s, w, L, exposure):
     s.horizon = np.int64(L.horizon * w.lb)
     if L.money[1] > 0.0:
         s.money = np.int64(uniform(w, L.money[0], L.money[1]) * w.cost_high)
+    if L.deadline[1] > 0.0:
+        s.deadline = np.int64(uniform(w, L.deadline[0], L.deadline[1]) * w.lb)
     w.event.kind = ARRIVE
     w.event.subject = 0
     apply(s, w.event)
     deliverable_at_first(s, w)
     w.n_due = 0
+    if L.any_crowd == 1:
+        first_tenants(s, w, L)
     w.steps = 0
     w.calls = 0
     w.cold_starts = 0
@@ -89,6 +110,9 @@ def begin(s, w, L, exposure):
     w.given_up = 0
     w.short = 0
     w.stragglers_met = 0
+    w.outage_calls = 0
+    w.stale_calls = 0
+    w.refreshes = 0
     w.busy = 0.0
     w.critical_wait = 0.0
     w.critical_quality = 0.0
@@ -144,7 +168,14 @@ def decide(s, w, L, action, kind):
     left = w.left
     held = s.n_held
     w.steps += 1
+    again = -1
+    warned = s.warnings
+    if action == REFRESH and refresh_legal(s):
+        again = stalest(s)
     act(s, action)
+    if again >= 0 and s.waiting == 0 and s.warnings == warned:
+        w.refreshes += 1
+        artifact_lost(s, w, again)
     w.waits += s.waiting
     if s.n_held > held:
         w.holds += 1
@@ -190,6 +221,10 @@ def report(s, w, L, out):
     out.skips = w.skips
     out.short = w.short
     out.stragglers = w.stragglers_met
+    out.outage_calls = w.outage_calls
+    out.stale_calls = w.stale_calls
+    out.refreshes = w.refreshes
+    out.reused = s.reused
     out.steps = w.steps
     out.calls = w.calls
     out.cold_starts = w.cold_starts

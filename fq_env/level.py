@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,10 +18,10 @@ from fq_env.errors import FQError
 from fq_env.importers import wfformat
 from fq_env.level_files import LEVELS
 from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GOALS, MAX_PLANS
-from fq_env.workflows import Cv, Cvs, Factors, Finite, Observed, Range, Share, Whole, Workflow
+from fq_env.workflows import Cv, Cvs, Factors, Finite, Observed, Part, Range, Share, Whole, Workflow
 from pit.errors import PitError
 from pit.files import load_yaml, parse
-from pit.layout import EXPOSURES
+from pit.layout import EXPOSURES, MAX_POOLS
 from pit.spec import Strict, SystemSpec
 
 
@@ -81,6 +81,9 @@ class Order(Strict):
         return found
 
 
+Domain = Annotated[int, Field(ge=0, lt=MAX_POOLS)]
+
+
 class Draw(Strict):
     """What every instance draws anew; factors multiply the catalogue's figures. CVs are of log-normal factors."""
 
@@ -109,6 +112,16 @@ class Draw(Strict):
     slow_share: float = Field(default=0.0, ge=0, le=1)  # of the time in which a pool is slow
     slow_factor: float = Field(default=1.0, ge=1, le=100)  # on the chance while its pool is slow
     slow_seconds: float = Field(default=60.0, ge=1e-3, le=1e6)  # how long a pool stays as it is
+    outages: dict[str, Part] = Field(default_factory=dict)  # per pool: share of the time in which it is out
+    outage_seconds: float = Field(default=60.0, ge=1e-3, le=1e6)  # how long a pool is out, or is not
+    outage_failure: float = Field(default=0.9, gt=0, le=1)  # chance that a call fails which begins while its pool is out
+    outage_after: float = Field(default=0.3, gt=0, le=1)  # of a call's duration, after which such a call fails at the latest
+    fault_domains: dict[str, Domain] = Field(default_factory=dict)  # pools of the same number are out together
+    crowded: dict[str, Part] = Field(default_factory=dict)  # per pool: share of the time in which other tenants are there
+    crowd: Share = (0.5, 1.0)  # of a pool's places, which they take then
+    crowd_seconds: float = Field(default=60.0, ge=1e-3, le=1e6)  # how long they stay, or stay away
+    fresh: Factors = (1.0, 1.0)  # per instance, on all `fresh_seconds`
+    deadline: Factors | None = None  # over the lower bound
 
 
 class Weights(Strict):
@@ -117,6 +130,7 @@ class Weights(Strict):
     efficiency: Finite
     stability: Finite
     optimization: Finite
+    late: Part = 1.0  # what the quality of an output after the deadline counts
 
 
 class Level(Strict):
@@ -182,6 +196,14 @@ class Level(Strict):
             raise ValueError(f"workflow names the function {missing[0]!r}, {why}; name one of {', '.join(drawn[:12])}")
         if workflow.max_edges > MAX_EDGES:
             raise ValueError(f"workflow can have {workflow.max_edges} edges; at most {MAX_EDGES} fit: draw fewer tasks")
+
+    @property
+    def has_twins(self) -> bool:
+        """Whether tasks of an instance can be twins, whose outputs are interchangeable."""
+        if self.workflow is None:
+            return False
+        given = self.workflow.given
+        return self.workflow.echoes[1] > 0 if given is None else any(task.content for task in given.tasks)
 
     @property
     def max_tasks(self) -> int:

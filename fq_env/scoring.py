@@ -12,7 +12,7 @@ from numba import uint64
 from fq_env.state import goal, load_truth, sink, truth
 from pit.compiled import kernel
 from pit.layout import DONE, GIVEN_UP, N_VARIANTS, ON, SOLVED, STANDARD
-from pit.state import call, model, predecessor, ready, successor, task, variant
+from pit.state import artifact, call, model, predecessor, ready, successor, task, variant
 
 _ONE = np.uint64(1)
 
@@ -34,6 +34,11 @@ def bounds(s, w, L):
             w.cost_high += usual
         if t.required == 1:
             w.cost_high += usual
+        twin = s.any_twins == 1 and artifact(s, i).next_twin != i
+        own = 0.0 if twin else g.least
+        if twin and has_earlier(s, i):
+            g.least = 0.0
+            g.cost = 0.0
         g.needed = is_needed(s, w, t)
         g.rank = 0.0
         if g.needed == 0:
@@ -43,7 +48,7 @@ def bounds(s, w, L):
             link = successor(s, e)
             if link.soft == 0 and task(s, link.task).join_any == 0:
                 best = max(best, goal(w, link.task).rank)
-        g.rank = g.least + best
+        g.rank = own + best
         path = max(path, g.rank)
         w.cost_left += g.cost
         w.work_left += g.least
@@ -54,6 +59,15 @@ def bounds(s, w, L):
     w.load_cost = max(load_cost, 0.0)
     w.cost_low = w.cost_left + w.load_cost
     w.lb = max(path, w.work_left / s.all_places) + max(load, 0.0)
+
+
+@kernel
+def has_earlier(s, i):
+    """Whether a twin of task i stands before it."""
+    j = artifact(s, i).next_twin
+    while j > i:
+        j = artifact(s, j).next_twin
+    return j < i
 
 
 @kernel
@@ -202,6 +216,7 @@ def task_done(s, w, L, i):
     """Task i is done: what is left shrinks, and quality may have been lost."""
     t = task(s, i)
     g = goal(w, i)
+    g.done_at = s.now
     if s.order_hidden == 1 and L.n_plans[w.goal_index] > 1:
         cheapest_plan(s, w, L)
     elif g.needed == 1:
@@ -293,6 +308,24 @@ def weighted(L, base, e, t, o):
 
 
 @kernel
+def in_time(s, w, L, i):
+    """What the quality of required sink i counts, done or not: less if it comes after the deadline."""
+    g = goal(w, i)
+    when = float(g.done_at) if task(s, i).state == DONE else s.now + g.least
+    return L.late if when > s.deadline else 1.0
+
+
+@kernel
+def base_in_time(s, w, L):
+    """The mean of what required sinks can still deliver, in time or not."""
+    total = 0.0
+    for k in range(w.n_sinks):
+        i = np.int64(sink(w, k).task)
+        total += goal(w, i).best * in_time(s, w, L, i)
+    return total / max(1, w.n_sinks)
+
+
+@kernel
 def potential(s, w, L):
     """The best total still reachable; keeps `w.left` for the makespan reward."""
     w.left = time_left(s, w) if s.status != SOLVED else 0.0
@@ -303,15 +336,19 @@ def potential(s, w, L):
     if elapsed + w.left > 0.0:
         o = min(1.0, w.lb / (elapsed + w.left))
     left = w.cost_left + w.load_cost if s.status == ON else 0.0
-    return weighted(L, w.base, efficiency(s, w, left), stability(s), o)
+    base = base_in_time(s, w, L) if L.late < 1.0 else w.base
+    return weighted(L, base, efficiency(s, w, left), stability(s), o)
 
 
 @kernel
 def score(s, w, L, out):
     """Writes the four parts and the total of an ended episode, from what was delivered (not from the potential)."""
     delivered = 0.0
+    out.late = 0
     for k in range(w.n_sinks):
-        delivered += task(s, sink(w, k).task).quality
+        i = np.int64(sink(w, k).task)
+        delivered += task(s, i).quality * in_time(s, w, L, i)
+        out.late += task(s, i).state == DONE and goal(w, i).done_at > s.deadline
     makespan = float(s.now - s.t0)
     out.base = delivered / max(1, w.n_sinks) if s.status == SOLVED else 0.0
     out.efficiency = efficiency(s, w, 0.0)

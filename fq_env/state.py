@@ -12,6 +12,7 @@ import numpy as np
 
 from fq_env.sizes import MAX_ALTERNATIVES, MAX_BLUEPRINTS, MAX_GOALS, MAX_PLANS
 from pit.compiled import record_at, table
+from pit.layout import MAX_POOLS
 from pit.state import EVENT, INDEX
 
 REWARDS = ("potential", "sparse", "makespan", "conductor")
@@ -25,7 +26,7 @@ def _record(fields: list[Any]) -> np.dtype[Any]:
 
 _RANGES = (
     "seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "siblings",
-    "money", "rate", "straggler_rate", "straggler_factor", "optional", "any_join",
+    "money", "rate", "straggler_rate", "straggler_factor", "optional", "any_join", "echoes", "crowd", "fresh", "deadline",
 )  # fmt: skip
 _WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "priorities", "distractors")
 LEVEL = _record(
@@ -35,7 +36,7 @@ LEVEL = _record(
         (name, "f8")
         for name in ("exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "lost_rate", "held", "horizon")
     ]
-    + [(name, "f8") for name in ("slow_share", "slow_factor", "poor")]
+    + [(name, "f8") for name in ("slow_share", "slow_factor", "poor", "late", "outage_failure", "outage_after")]
     + [(name, "f8") for name in ("w_efficiency", "w_stability", "w_optimization")]
     + [
         ("shapes", "f8", (8 + MAX_BLUEPRINTS,)),  # cumulated weights: families, then blueprints
@@ -49,6 +50,13 @@ LEVEL = _record(
         ("earlier", "i8", (8,)),
         ("n_earlier", "i8"),
         ("slow_window", "i8"),  # us
+        ("outage_window", "i8"),  # us
+        ("crowd_window", "i8"),  # us
+        ("outages", "f8", (MAX_POOLS,)),  # share of windows in which a pool is out
+        ("crowded", "f8", (MAX_POOLS,)),  # share of windows in which other tenants take places of it
+        ("domains", "i8", (MAX_POOLS,)),  # pools of one fault domain are out together
+        ("any_outage", "i8"),
+        ("any_crowd", "i8"),
         # Hidden order, bit masks of functions: what each function needs (alternatives), needs softly, prefers, spoils ...
         ("needs", "u8", (16, MAX_ALTERNATIVES)),
         ("n_needs", "i8", (16,)),
@@ -78,6 +86,11 @@ WORLD = _record(
         ("loads", "u8"),
         ("player", "u8"),
         ("stragglers", "u8"),
+        ("outages", "u8"),
+        ("tenants", "u8"),
+        ("outages_later", "u8"),  # of windows that begin after `branch`: another future has its own
+        ("tenants_later", "u8"),
+        ("branch", "i8"),  # us
         ("train_stream", "u8"),  # of this environment; survives resets
         ("episode", "i8"),  # train instances drawn so far
         ("instance", "i8"),
@@ -115,6 +128,9 @@ WORLD = _record(
         ("given_up", "i8"),  # tasks that the deliverable quality knows to be given up
         ("short", "i8"),  # decisions at which a start was refused for tokens or money alone
         ("stragglers_met", "i8"),
+        ("outage_calls", "i8"),
+        ("stale_calls", "i8"),
+        ("refreshes", "i8"),
         ("busy", "f8"),  # us of calls under way, all together
         ("critical_wait", "f8"),  # us that tasks on the critical path were ready before they began
         ("critical_quality", "f8"),  # sum over calls on the critical path
@@ -141,6 +157,7 @@ GOAL = _record(
         ("own", "f8"),  # quality of its best variant, on perfect inputs
         ("best", "f8"),  # quality of the output: reached, or still reachable
         ("stale", "i4"),  # `best` must be computed again
+        ("done_at", "i8"),  # us, when the task was done last
         ("needed", "i4"),  # no run succeeds without it
     ]
 )
@@ -148,7 +165,8 @@ DUE = _record([("when", "i8"), ("event", EVENT), ("task", "i4")])  # what will h
 LOAD_TRUTH = _record([("mean", "f8"), ("count", "i8")])
 EDGE = _record([("source", "i2"), ("target", "i2"), ("soft", "i2")])  # soft as written
 GIVEN = _record(  # a task of a fixed workflow
-    [("factor", "f8"), ("function", "i4"), ("required", "u1"), ("hinted", "u1"), ("join_any", "u1"), ("priority", "u1")]
+    [("factor", "f8"), ("function", "i4"), ("content", "i4")]
+    + [(name, "u1") for name in ("required", "hinted", "join_any", "priority")]
 )
 EPISODE = _record(
     [(name, "f8") for name in ("total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum")]
@@ -156,6 +174,7 @@ EPISODE = _record(
     + [(name, "f8") for name in ("cost_low", "busy", "critical_wait", "critical_quality", "critical_cost")]
     + [(name, "i8") for name in ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds")]
     + [(name, "i8") for name in ("poor_calls", "hedges", "cancels", "queued", "skips", "short", "stragglers")]
+    + [(name, "i8") for name in ("outage_calls", "stale_calls", "refreshes", "reused", "late")]
     + [("instance_seed", "u8"), ("split", "i8"), ("instance", "i8"), ("level", "i8"), ("status", "i8")]
 )
 ADDRESSES = (
@@ -186,13 +205,13 @@ sink = table(WORLD, "sink_at", INDEX)  # required sinks
 
 
 def world_tables(
-    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, follows: bool
+    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, follows: bool, twins: bool
 ) -> tuple[dict[str, int], int]:
     """Offsets of the world's tables behind its record, and the bytes of both (a multiple of 64)."""
     rows = (
         ("truth_at", TRUTH, 3 * functions),
         ("load_truth_at", LOAD_TRUTH, models),
-        ("due_at", DUE, places + copies + 1),  # the last one is spare
+        ("due_at", DUE, places + copies + MAX_POOLS + 1),  # the last one is spare
         ("goal_at", GOAL, tasks),
         ("edge_at", EDGE, edges),
         ("sink_at", INDEX, tasks),

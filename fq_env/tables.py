@@ -20,7 +20,7 @@ def write_workflow(row: np.ndarray, level: Level) -> list[np.ndarray]:
         row["given"], row["n_given"] = rows.ctypes.data, len(rows)
         row["given_edges"], row["n_given_edges"] = edges.ctypes.data, len(edges)
         return [rows, edges]
-    for name in ("siblings", "tasks", "width", "optional", "any_join", "priorities"):
+    for name in ("siblings", "tasks", "width", "optional", "any_join", "echoes", "priorities"):
         row[name][0] = getattr(workflow, name)
     drawn = workflow.drawn()
     weights = [workflow.shapes.get(name, 0.0) for name in (*FAMILIES, *drawn)]
@@ -57,7 +57,7 @@ def given_tables(given: Given, level: Level) -> tuple[np.ndarray, np.ndarray]:
     for row, task in zip(rows, tasks, strict=True):
         mean = microseconds(level.system.functions[task.function].standard.seconds)
         row["function"], row["required"] = functions.index(task.function), not task.optional
-        row["join_any"], row["priority"] = task.join == "any", task.priority
+        row["join_any"], row["priority"], row["content"] = task.join == "any", task.priority, task.content
         # The next larger number: mean x factor is cut to whole microseconds.
         row["factor"] = 1.0 if task.seconds is None else np.nextafter(microseconds(task.seconds) / mean, np.inf)
         row["hinted"] = task.seconds is not None and given.durations == "known"

@@ -164,7 +164,7 @@ class Given(Strict):
 
 class Workflow(Strict):
     """Either one `given` workflow, or what is drawn: weights of `shapes` (families and blueprints), size, width, how often
-    neighbours share their function, and which share of the tasks is optional or joins `any`.
+    neighbours share their function, and which share of the tasks is optional, joins `any` or repeats an earlier one.
     """
 
     given: Given | None = None
@@ -176,6 +176,7 @@ class Workflow(Strict):
     optional: Share = (0.0, 0.0)  # of the tasks that have successors
     any_join: Share = (0.0, 0.0)  # of the tasks with two inputs or more
     priorities: tuple[int, int] = (0, 0)
+    echoes: Share = (0.0, 0.0)  # of the tasks: twins of earlier ones
 
     @model_validator(mode="after")
     def _consistent(self) -> Workflow:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from fq_env.randomness import DURATIONS, FAILURES, LOADS, STRAGGLERS, mix, to_noise, to_uniform
+from fq_env.randomness import DURATIONS, FAILURES, LOADS, OUTAGES, STRAGGLERS, TENANTS, mix, to_noise, to_uniform
 from fq_env.scoring import artifact_lost, task_done
 from fq_env.state import due, goal, load_truth, truth
 from pit.automation import find_call
@@ -17,6 +17,7 @@ from pit.dag_tracker import oldest_input
 from pit.interface import advance, apply, decision_due, pass_time
 from pit.layout import (
     CMD_CANCEL,
+    CMD_FETCH,
     CMD_LOAD,
     CMD_START,
     ERR_ERROR,
@@ -30,19 +31,21 @@ from pit.layout import (
     OK,
     ON,
     STANDARD,
+    TENANT_LOAD,
     UNLOADED,
 )
 from pit.state import call, command, copy, model, task, variant
 from pit.timers import next_timer
 
 _ONE = np.uint64(1)
+WINDOWS = 64  # that are searched for a change of what other tenants take
 TRIES = 24  # draws of a duration that must be longer than what has passed already
 NEARLY = 0.9  # a task counts as critical if its rank is at least this share of the time that is left
 
 
 @kernel
 def schedule(w, when, kind, subject, error, elapsed, quality, price, i):
-    """Puts an event about task i (-1 = none) among those to come, in falling order of (time, kind, subject)."""
+    """Puts an event about task i (-1 = none) among those to come, in falling order of (time, kind, subject); its row."""
     k = w.n_due
     w.n_due += 1
     while k > 0:
@@ -62,6 +65,7 @@ def schedule(w, when, kind, subject, error, elapsed, quality, price, i):
     d.event.quality = quality
     d.event.size = 0
     d.event.price = price
+    return d
 
 
 @kernel
@@ -89,17 +93,73 @@ def begin_call(s, w, L, k):
         if error == OK and L.prefers[f] & ~w.have != uint64(0):
             quality = variant(s, 3 * f + STANDARD).quality * L.poor
             w.poor_calls += 1
-    elif L.failure_rate + L.lost_rate > 0.0:
+    elif L.failure_rate + L.lost_rate > 0.0 or L.any_outage == 1:
         u = to_uniform(mix(w.failures, key))
-        if u < L.failure_rate:  # it fails part of the way
+        rate = L.failure_rate
+        after = 1.0
+        if L.any_outage == 1 and is_out(s, w, L, np.int64(c.pool)):
+            rate = L.outage_failure
+            after = L.outage_after
+            w.outage_calls += 1
+        if u < rate:  # it fails part of the way
             error = ERR_ERROR
-            elapsed = max(1, np.int64(elapsed * (u / L.failure_rate)))
-        elif u < L.failure_rate + L.lost_rate:
+            elapsed = max(1, np.int64(elapsed * ((u / rate) * after)))
+        elif u < rate + L.lost_rate:
             error = ERR_LOST
-            elapsed = max(1, np.int64(elapsed * ((u - L.failure_rate) / L.lost_rate)))
+            elapsed = max(1, np.int64(elapsed * ((u - rate) / L.lost_rate)))
     price = elapsed * variant(s, row).price // 1_000_000
     note_call(s, w, c, t, elapsed, price)
     schedule(w, s.now + elapsed, FINISHED, c.id, error, elapsed, quality, price, c.task)
+
+
+@kernel
+def is_out(s, w, L, p):
+    """Whether pool p is out now: its fault domain is, in this window of time."""
+    k = s.now // L.outage_window
+    seed = w.outages if k * L.outage_window <= w.branch else w.outages_later
+    return to_uniform(mix(mix(seed, L.domains[p]), k)) < L.outages[p]
+
+
+@kernel
+def taken(s, w, L, p, k):
+    """How many places of pool p other tenants take in window k of time."""
+    seed = mix(w.tenants if k * L.crowd_window <= w.branch else w.tenants_later, p)
+    if to_uniform(mix(seed, 2 * k)) >= L.crowded[p]:
+        return 0
+    return np.int64(s.pools[p].places * (L.crowd[0] + (L.crowd[1] - L.crowd[0]) * to_uniform(mix(seed, 2 * k + 1))))
+
+
+@kernel
+def next_change(s, w, L, p, k):
+    """The window after k in which other tenants take another number of places of pool p; the last one that is looked at."""
+    last = k + WINDOWS
+    k += 1
+    while k < last and taken(s, w, L, p, k) == taken(s, w, L, p, k - 1):
+        k += 1
+    return k
+
+
+@kernel
+def plan_tenants(s, w, L, p, k):
+    """What other tenants take of pool p after window k is told when it changes."""
+    k = next_change(s, w, L, p, k)
+    d = schedule(w, k * L.crowd_window, TENANT_LOAD, p, OK, 0, -1.0, 0, -1)
+    d.event.size = taken(s, w, L, p, k)
+
+
+@kernel
+def first_tenants(s, w, L):
+    """Who is there when the workflow arrives, and when that will change."""
+    for p in range(s.n_pools):
+        size = taken(s, w, L, p, 0)
+        if size > 0:
+            w.event.kind = TENANT_LOAD
+            w.event.subject = p
+            w.event.size = size
+            apply(s, w.event)
+        if L.crowded[p] > 0.0:
+            plan_tenants(s, w, L, p, 0)
+    w.event.size = 0
 
 
 @kernel
@@ -136,6 +196,7 @@ def note_call(s, w, c, t, elapsed, price):
     w.busy += elapsed
     w.queued += c.queued
     w.hedges += c.hedge
+    w.stale_calls += c.stale > 0
     if goal(w, c.task).rank >= NEARLY * w.left and t.required == 1:
         w.critical_wait += s.now - t.ready_time
         w.critical_quality += variant(s, 3 * c.function + c.variant).quality
@@ -183,6 +244,8 @@ def carry_out(s, w, L):
         elif o.kind == CMD_CANCEL:
             w.cancels += 1
             forget_call(w, np.int64(o.call))
+        elif o.kind == CMD_FETCH:
+            task_done(s, w, L, np.int64(o.task))
         else:  # unloading takes no time here
             w.event.kind = UNLOADED
             w.event.subject = o.copy
@@ -198,8 +261,12 @@ def happen(s, w, L):
     i = np.int64(d.task)
     error = np.int64(d.event.error)
     if i < 0:
+        p = np.int64(d.event.subject)
         apply(s, d.event)
-        w.load_cost = 0.0
+        if d.event.kind == TENANT_LOAD:
+            plan_tenants(s, w, L, p, s.now // L.crowd_window)
+        else:
+            w.load_cost = 0.0
         return
     t = task(s, i)
     if error == OK:
@@ -245,6 +312,9 @@ def another_future(s, w, L, seed):
     w.failures = mix(seed, FAILURES)
     w.loads = mix(seed, LOADS)
     w.stragglers = mix(seed, STRAGGLERS)
+    w.outages_later = mix(seed, OUTAGES)
+    w.tenants_later = mix(seed, TENANTS)
+    w.branch = s.now
     n = w.n_due
     spare = due(w, n)
     for k in range(n):
@@ -261,6 +331,12 @@ def another_future(s, w, L, seed):
 @kernel
 def draw_again(s, w, L, d):
     """The event d, which has not happened by now, happens at another time: a draw that agrees with that."""
+    if d.event.kind == TENANT_LOAD:
+        p = np.int64(d.event.subject)
+        k = next_change(s, w, L, p, s.now // L.crowd_window)
+        d.when = k * L.crowd_window
+        d.event.size = taken(s, w, L, p, k)
+        return
     began = d.when - d.event.elapsed
     ran = s.now - began
     elapsed = 0

@@ -13,7 +13,7 @@ from pit.layout import HELD, MAX_DOUBLINGS, N_SLOTS, NEVER, OVERDUE, PLAIN, QUEU
 from pit.slot_key import key_of
 from pit.state import call, late, ready, task, variant
 
-_BUCKET = 8  # of a key: function, priority, bucket (64), attempted (2), class (4)
+_BUCKET = 16  # of a key: function, priority, bucket (64), echo (2), attempted (2), class (4)
 
 
 @kernel

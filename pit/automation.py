@@ -13,6 +13,7 @@ from pit.compiled import copy_record, kernel
 from pit.estimates import observe_duration
 from pit.layout import (
     CMD_CANCEL,
+    CMD_FETCH,
     CMD_LOAD,
     CMD_START,
     CMD_UNLOAD,
@@ -72,6 +73,21 @@ def emit_copy(s, kind, i):
     out.pool = c.pool
     out.copy = i
     out.model = c.model
+
+
+@kernel
+def emit_fetch(s, i, source):
+    """A command: the output of task i is that of task `source`."""
+    out = command(s, s.n_commands)
+    s.n_commands += 1
+    out.kind = CMD_FETCH
+    out.call = -1
+    out.task = i
+    out.function = task(s, i).function
+    out.variant = -1
+    out.pool = -1
+    out.copy = source
+    out.model = -1
 
 
 @kernel
@@ -138,6 +154,7 @@ def before_call(s, i, f, k, planned, hedge):
     c.spread = t.base[k] * v.deviation
     c.start = -1
     c.overrun = 0
+    c.stale = artifact_store.stale_inputs(s, i) if s.any_fresh == 1 else 0
     c.cold = mode != HERE
     c.queued = t.mark == QUEUED
     c.hedge = hedge
@@ -289,7 +306,7 @@ def after_call(s, k, error, elapsed, quality, size, price, with_copy):
     row = 3 * f + used
     m = c.model
     if error == OK:
-        artifact_store.store(s, i, row, quality, size)
+        artifact_store.store(s, i, row, quality, size, np.int64(c.stale))
     k = track(s, k, error)
     c = call(s, k)
     release(s, k)
@@ -329,6 +346,7 @@ def log(s, c, row, error, elapsed):
     s.hint_cold = c.cold
     s.hint_queued = c.queued
     s.hint_throttled = 1 if error == ERR_THROTTLED else 0
+    s.hint_stale = c.stale > 0
 
 
 @kernel

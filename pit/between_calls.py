@@ -1,19 +1,19 @@
 """What happens by itself after every event and action: queues are served, models are loaded ahead of the calls that want them.
 
-`between_calls` = synchronise, rebalance and pre-warm, prepare fallbacks, resolve dependencies: the third automatic layer. The
-other two are `pit.automation`'s.
+`between_calls` = reuse, synchronise, rebalance and pre-warm, prepare fallbacks, resolve dependencies: the third automatic
+layer. The other two are `pit.automation`'s.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from pit import arbitration, pool_manager, stale_manager
-from pit.automation import before_call, deny, emit_copy, unload
+from pit import arbitration, artifact_store, dag_tracker, pool_manager, stale_manager
+from pit.automation import before_call, deny, emit_copy, emit_fetch, unload
 from pit.compiled import kernel
-from pit.layout import CMD_LOAD, ON, PREWARM_AFTER, STANDARD
+from pit.layout import CMD_LOAD, ON, PLAIN, PREWARM_AFTER, STANDARD
 from pit.pool_manager import NO
-from pit.state import copy, follow, model, task, variant
+from pit.state import copy, follow, model, ready, task, variant
 
 
 @kernel
@@ -21,13 +21,30 @@ def between_calls(s):
     """Synchronise, rebalance and pre-warm; nothing is left to do for fallbacks and dependencies."""
     if s.status != ON:
         return
-    if s.n_queued > 0:
+    if s.any_twins == 1:
+        reuse(s)
+    if s.n_queued > 0 and s.status == ON:
         serve_queues(s)
     if s.n_auto == 0 and s.n_idle > 0 and s.status == ON:
         if s.rebalance == 1:
             rebalance(s)
         if s.prewarm == 1 and s.n_auto == 0 and s.last_model >= 0:
             prewarm(s)
+
+
+@kernel
+def reuse(s):
+    """Ready tasks with a twin whose output is still fresh are done with it, the first one first."""
+    k = 0
+    while k < s.n_ready and s.status == ON:
+        i = np.int64(ready(s, k).task)
+        source = artifact_store.source_of(s, i) if task(s, i).mark == PLAIN else -1
+        k += 1
+        if source >= 0:
+            artifact_store.take_over(s, i, source)
+            emit_fetch(s, i, source)
+            dag_tracker.reused(s, i)
+            k = 0
 
 
 @kernel

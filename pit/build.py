@@ -75,6 +75,7 @@ def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copie
         own = variants[3 * f : 3 * f + 3]
         own["kinds"] = sum(1 << k for k in range(3) if own["usable"][k])
         own["forbidden"][STANDARD] = names_of[f] in system.deny
+        own["fresh"][STANDARD] = 0 if function.fresh_seconds is None else microseconds(function.fresh_seconds)
     for m, model in enumerate(system.models.values()):
         row = models[m]
         row["size"], row["serves"], row["price"] = model.size, model.serves, round(model.price * MICRO)
@@ -93,6 +94,7 @@ def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copie
         "quality_flow": system.quality_flow,
         "max_attempts": system.max_attempts,
         "warning_weight": system.warning_weight,
+        "stale_quality": system.stale_quality,
         "order_hidden": system.order_hidden,
         "verbs": sum(1 << ENABLED.index(v) for v in {*system.verbs, ENABLED[WAIT_BIT]}),
         "money": 0 if system.money is None else max(1, round(system.money * MICRO)),
@@ -125,7 +127,10 @@ def build_pit(workflow: WorkflowSpec, exposure: int, history: History | None = N
     ]
     edges = sum(map(len, inputs))
     places = sum(p.places for p in system.pools.values())
-    offsets, size = state.tables(len(tasks), edges, len(functions), len(models), copy_rows(system), places, system.prewarm)
+    twins = any(t.content for t in tasks)
+    offsets, size = state.tables(
+        len(tasks), edges, len(functions), len(models), copy_rows(system), places, system.prewarm, twins
+    )
     raw = np.zeros(size + 64, np.uint8)
     memory = raw[-raw.ctypes.data % 64 :][:size]  # aligned to a cache line
 
@@ -157,7 +162,14 @@ def build_pit(workflow: WorkflowSpec, exposure: int, history: History | None = N
         table["hint"][i] = 0 if t.seconds is None else microseconds(t.seconds)
         table["required"][i] = not t.optional
         table["join_any"][i], table["priority"][i] = t.join == "any", t.priority
-    hot["any_join"] = any(t.join == "any" for t in tasks)
+    hot["any_join"], hot["any_twins"] = any(t.join == "any" for t in tasks), twins
+    artifacts, last = rows("artifact_at", state.ARTIFACT, len(tasks)), dict[int, int]()
+    for i, t in enumerate(tasks):
+        artifacts["content"][i], artifacts["next_twin"][i] = t.content, i
+        if t.content:  # into the ring, behind the twin before
+            before = last.get(t.content, i)
+            artifacts["next_twin"][i], artifacts["next_twin"][before] = artifacts["next_twin"][before], i
+            last[t.content] = i
     if history is not None:
         _fill_history(variants, model_rows, functions, models, history)
     counts = {

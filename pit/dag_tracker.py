@@ -106,11 +106,36 @@ def place_ready(s, i):
 
 
 @kernel
+def has_echo(s, i):
+    """Whether a twin of task i is in flight."""
+    j = artifact(s, i).next_twin
+    while j != i:
+        if task(s, j).state == RUNNING:
+            return True
+        j = artifact(s, j).next_twin
+    return False
+
+
+@kernel
+def tell_twins(s, i):
+    """Task i is in flight, or is no more: its ready twins have an echo, or have none."""
+    j = artifact(s, i).next_twin
+    while j != i:
+        t = task(s, j)
+        if t.state == READY:
+            t.echo = has_echo(s, j)
+            t.key = key_of(t)
+        j = artifact(s, j).next_twin
+
+
+@kernel
 def make_ready(s, i):
     t = task(s, i)
     t.state = READY
     t.mark = PLAIN
     t.ready_time = s.now
+    if s.any_twins == 1:
+        t.echo = has_echo(s, i)
     place_ready(s, i)
     m = variant(s, 3 * t.function + STANDARD).model
     if m >= 0:
@@ -127,6 +152,7 @@ def leave_ready(s, i):
         where = k if ready(s, k).task == i else where
     for k in range(s.n_ready):  # everything behind task i moves up by one
         ready(s, k).task = ready(s, k + (k >= where)).task
+    t.echo = 0
     v = variant(s, 3 * t.function + STANDARD)
     if v.model >= 0:
         model(s, v.model).ready -= 1
@@ -184,6 +210,8 @@ def dispatched(s, i, when):
     t = task(s, i)
     leave_ready(s, i)
     t.state = RUNNING
+    if s.any_twins == 1:
+        tell_twins(s, i)
     if s.order_hidden == 1:
         set_late(s, i, True)
     for e in range(t.succ_from, t.succ_to):
@@ -258,9 +286,27 @@ def release_alternatives(s, j):
 
 @kernel
 def done(s, i):
-    """Task i has its output."""
+    """Task i has its output: a call of it has ended."""
+    task(s, i).state = DONE
+    if s.any_twins == 1:
+        tell_twins(s, i)
+    stopped(s, i)
+    complete(s, i)
+
+
+@kernel
+def reused(s, i):
+    """Ready task i has the output of a twin."""
+    leave_ready(s, i)
+    task(s, i).state = DONE
+    s.reused += 1
+    complete(s, i)
+
+
+@kernel
+def complete(s, i):
+    """What the output of task i means for the rest."""
     t = task(s, i)
-    t.state = DONE
     s.work_left -= t.work
     s.cost_left -= standard_cost(s, t)
     if t.required == 1:
@@ -268,7 +314,6 @@ def done(s, i):
         if t.succ_to == t.succ_from:
             s.sinks_done += 1
             s.quality_done += t.quality
-    stopped(s, i)
     for e in range(t.succ_from, t.succ_to):
         tell(s, successor(s, e).task)
     if s.required_left == 0:
@@ -282,6 +327,8 @@ def failed(s, i, lost):
     t = task(s, i)
     stopped(s, i)
     t.state = BLOCKED
+    if s.any_twins == 1:
+        tell_twins(s, i)
     if lost:
         lose_input(s, i)
     if s.max_attempts > 0 and t.attempts >= s.max_attempts:
@@ -315,10 +362,15 @@ def oldest_input(s, i):
 
 @kernel
 def lose_input(s, i):
-    """The oldest artifact among the inputs of task i is gone: its producer runs once more, and nothing else does."""
+    """The oldest artifact among the inputs of task i is gone: its producer runs once more."""
     found = oldest_input(s, i)
-    if found < 0:
-        return
+    if found >= 0:
+        run_again(s, found)
+
+
+@kernel
+def run_again(s, found):
+    """Done task `found` must run once more, and nothing else: its successors lack it again."""
     t = task(s, found)
     s.work_left += t.work
     s.cost_left += standard_cost(s, t)
@@ -382,6 +434,32 @@ def inputs_given_up(s, t):
         if task(s, predecessor(s, e).task).state != GIVEN_UP:
             return False
     return True
+
+
+@kernel
+def is_wanted(s, i):
+    """Whether a successor of task i is ready or blocked."""
+    t = task(s, i)
+    for e in range(t.succ_from, t.succ_to):
+        if task(s, successor(s, e).task).state <= READY:
+            return True
+    return False
+
+
+@kernel
+def stalest(s):
+    """The done task whose stale artifact is still wanted and is oldest for its kind, then of smallest index; -1 if none."""
+    found = -1
+    most = 0.0
+    for i in range(s.n_tasks):
+        t = task(s, i)
+        fresh = variant(s, 3 * t.function + STANDARD).fresh
+        if t.state == DONE and fresh > 0:
+            age = s.now - artifact(s, i).created
+            if age >= fresh and age / fresh > most and is_wanted(s, i):
+                found = i
+                most = age / fresh
+    return found
 
 
 @kernel

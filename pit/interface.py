@@ -35,10 +35,12 @@ from pit.layout import (
     OUT_WAITED,
     QUEUE,
     QUEUED,
+    REFRESH,
     REJECTED,
     SKIP,
     STANDARD,
     STARTED,
+    TENANT_LOAD,
     UNLOADED,
     WAIT,
     ZERO_TIME_BASE,
@@ -52,7 +54,7 @@ from pit.timers import next_timer, other_timer
 def legal(s, action):
     """Whether an action is legal now."""
     if action >= WAIT:
-        return action <= SKIP and (slots.globals_legal(s) >> (action - WAIT)) & 1 == 1
+        return action <= REFRESH and (slots.globals_legal(s) >> (action - WAIT)) & 1 == 1
     if action < 0 or action >= N_SLOTS * N_VERBS or s.status != ON or s.arrived == 0:
         return False
     slots.refresh_slots(s)
@@ -63,7 +65,7 @@ def legal(s, action):
 @kernel
 def first_legal(s):
     """The first legal action, -1 if none."""
-    for a in range(SKIP + 1):
+    for a in range(REFRESH + 1):
         if legal(s, a):
             return a
     return -1
@@ -135,6 +137,8 @@ def do_global(s, action):
     """A legal global action but `wait`."""
     if action == SKIP:
         dag_tracker.give_up(s, dag_tracker.first_optional(s))
+    elif action == REFRESH:
+        dag_tracker.run_again(s, dag_tracker.stalest(s))
     else:
         arbitration.back_off(s, 1 if action == BACK_OFF else 4)
     s.outcome = OUT_NONE
@@ -204,6 +208,10 @@ def apply(s, e):
                 pool_manager.call_changed(s, c.model)
                 dag_tracker.expect(s, c.task, c.expected_end)
                 automation.look_at_overruns(s, np.int64(c.task))
+    elif e.kind == TENANT_LOAD:
+        if 0 <= e.subject < s.n_pools and e.size >= 0:
+            pool_manager.set_tenants(s, np.int64(e.subject), np.int64(e.size))
+            fits = True
     elif 0 <= e.subject < s.n_copies:
         c = copy(s, e.subject)
         which = np.int64(e.subject)
@@ -237,6 +245,9 @@ def open_pools(s):
         pool.credited = s.now
     s.any_tight = (s.n_limited > 0) | (s.money > 0) | (s.back_off > 0)
     s.any_timer = (s.n_limited > 0) | (s.back_off > 0) | (s.time_out > 0.0) | timers.overruns_matter(s)
+    for f in range(s.n_functions):
+        s.any_fresh |= variant(s, 3 * f + STANDARD).fresh > 0
+    s.any_timer |= timers.refresh_matters(s)
     for m in range(s.n_models):
         s.any_timer |= model(s, m).keep_alive > 0
 
@@ -248,9 +259,9 @@ def decision_due(s):
         return True
     if (s.arrived == 0) | (s.waiting == 1):
         return False
-    idle = s.n_calls + s.n_loading + s.n_cooling + s.n_held == 0
+    idle = s.n_calls + s.n_loading + s.n_cooling + s.n_held + s.all_tenants == 0
     no_start = (s.n_ready == s.n_held + s.n_queued) | (s.n_full == s.n_pools)
-    if no_start & ((s.n_late == 0) | (not timers.overruns_matter(s))) & (not idle):
+    if no_start & ((s.n_late == 0) | (not timers.overruns_matter(s))) & (not idle) & (not timers.refresh_matters(s)):
         return False
     slots.refresh_slots(s)
     if s.any_start == 1:

@@ -13,6 +13,7 @@ import numpy as np
 from pit import arbitration, dag_tracker, pool_manager, stale_manager
 from pit.compiled import clear, kernel, put, put_byte
 from pit.layout import (
+    DONE,
     FULL,
     GLOBAL_FEATURES,
     GLOBAL_OFFSET,
@@ -22,6 +23,7 @@ from pit.layout import (
     N_ACTIONS,
     N_OBSERVATION,
     N_POOL_FEATURES,
+    N_RULE_GLOBALS,
     N_SLOT_FEATURES,
     N_SLOTS,
     NEVER,
@@ -33,6 +35,7 @@ from pit.layout import (
     POOL_FEATURES,
     POOL_OFFSET,
     PREMIUM,
+    RUNNING,
     SCORE_WEIGHTS,
     SKIP_BIT,
     SLOT_FEATURES,
@@ -43,7 +46,7 @@ from pit.layout import (
 from pit.pool_manager import HERE, LOAD
 from pit.scales import clip, contrast, count2, count4, count8, crowd, squash
 from pit.slots import enabled, globals_legal, mask_slot, refresh_slots, wait_legal
-from pit.state import call, copy, late, model, near, ready, task, variant
+from pit.state import artifact, call, copy, late, model, near, predecessor, ready, task, variant
 
 # Exposure class of each column of one slot, of one pool, and of the globals.
 _SLOT_CLASS = np.array([f.exposure for f in SLOT_FEATURES])
@@ -129,6 +132,37 @@ def encode_contrast(s, at, t, v, est, k):
 
 
 @kernel
+def freshness(s, t):
+    """How stale the worst input of task t is; without one that ages, minus how quickly its own output will be."""
+    worst = 0.0
+    for e in range(t.pred_from, t.pred_to):
+        j = predecessor(s, e).task
+        o = task(s, j)
+        fresh = variant(s, 3 * o.function + STANDARD).fresh
+        if o.state == DONE and fresh > 0:
+            worst = max(worst, min(1.0, (s.now - artifact(s, j).created) / fresh))
+    own = variant(s, 3 * t.function + STANDARD).fresh
+    if worst == 0.0 and own > 0:
+        return -s.unit / (s.unit + own)
+    return worst
+
+
+@kernel
+def twins(s, i):
+    """c / (c + 4) of the unfinished twins of task i, negative if one of them is in flight."""
+    n = 0
+    sign = 1.0
+    j = artifact(s, i).next_twin
+    while j != i:
+        state = task(s, j).state
+        n += state < DONE
+        if state == RUNNING:
+            sign = -1.0
+        j = artifact(s, j).next_twin
+    return sign * count4(n)
+
+
+@kernel
 def overrun_of(s, i):
     """By how much the oldest call of running task i has overrun: contrast of its time and its estimate."""
     k = 0
@@ -169,7 +203,12 @@ def encode_slot(s, g, at, path, skipped):
     elif t.required == 0:
         status = -1.0 if skipped == -2 or skipped == slot.head else -0.5
     put(at, 23, status)
-    put(at, 24, clip(v.code, -1.0, 1.0))
+    if s.any_fresh == 1:
+        put(at, 22, freshness(s, t))
+    if s.order_hidden == 1:
+        put(at, 24, clip(v.code, -1.0, 1.0))
+    elif s.any_twins == 1:
+        put(at, 24, twins(s, np.int64(slot.head)))
 
 
 @kernel
@@ -179,7 +218,7 @@ def encode_pools(s, out):
         pool = s.pools[p]
         at = out + 4 * (POOL_OFFSET + p * N_POOL_FEATURES)
         put(at, 0, count8(pool.places))
-        put(at, 1, (pool.places - pool.busy) / pool.places)
+        put(at, 1, max(0, pool.places - pool.busy - pool.tenants) / pool.places)
         put(at, 2, count2(pool.loading))
         put(at, 3, count2(pool.warm))
         put(at, 4, count4(pool.queued))
@@ -330,6 +369,7 @@ def encode_globals(s, at, path, work, overrun, first):
     put(at, 20, s.hint_cold)
     put(at, 21, s.hint_queued)
     put(at, 22, s.hint_throttled)
+    put(at, 23, s.hint_stale)
     sinks = max(1, s.n_sinks)
     put(at, 24, clip(s.quality_done / sinks, 0.0, 1.0))
     put(at, 26, max(0.0, 1.0 - s.warning_weight * s.warnings))
@@ -376,7 +416,7 @@ def encode(s, out, mask):
         encode_slot(s, g, at, path, skipped)
         mask_slot(s, g, mask)
     legal = globals_legal(s)
-    for k in range(4):
+    for k in range(N_RULE_GLOBALS):
         put_byte(mask, WAIT + k, (legal >> k) & 1)
     if s.exposure > 0:
         encode_pools(s, out)

@@ -72,7 +72,25 @@ def plan(s, v):
 def has_place(s, v):
     """Whether the variant's pool has its units free."""
     pool = s.pools[v.pool]
-    return pool.places - pool.busy >= v.units
+    return pool.places - pool.busy - pool.tenants >= v.units
+
+
+@kernel
+def is_full(pool):
+    """Whether a pool has no free place."""
+    return pool.busy + pool.tenants >= pool.places
+
+
+@kernel
+def set_tenants(s, p, size):
+    """Other tenants take `size` places of pool p, as far as it has them."""
+    settle(s, p)
+    pool = s.pools[p]
+    s.n_full -= is_full(pool)
+    s.all_tenants -= pool.tenants
+    pool.tenants = min(size, np.int64(pool.places))
+    s.all_tenants += pool.tenants
+    s.n_full += is_full(pool)
 
 
 @kernel
@@ -151,23 +169,26 @@ def utilisation(s, p):
     pool = s.pools[p]
     d = float(s.now - pool.settled)
     w = d / (d + UTILISATION_WINDOW * s.unit)
-    return pool.utilisation + (pool.busy / pool.places - pool.utilisation) * w
+    used = min(1.0, (pool.busy + pool.tenants) / pool.places)
+    return pool.utilisation + (used - pool.utilisation) * w
 
 
 @kernel
 def take_places(s, p, units):
     settle(s, p)
     pool = s.pools[p]
+    s.n_full -= is_full(pool)
     pool.busy += units
-    s.n_full += pool.busy == pool.places
+    s.n_full += is_full(pool)
 
 
 @kernel
 def free_places(s, p, units):
     settle(s, p)
     pool = s.pools[p]
-    s.n_full -= pool.busy == pool.places
+    s.n_full -= is_full(pool)
     pool.busy -= units
+    s.n_full += is_full(pool)
 
 
 @kernel
@@ -358,7 +379,8 @@ def place_delay(s, v):
     if has_place(s, v):
         return 0.0
     pool = s.pools[v.pool]
-    return max(0.0, pool.room - s.now) + pool.queued * s.unit / pool.places
+    wait = max(0.0, pool.room - s.now) if pool.room < _NONE else s.unit
+    return wait + pool.queued * s.unit / pool.places
 
 
 @kernel

@@ -20,6 +20,7 @@ from pit.layout import (
     PREMIUM,
     QUEUE,
     QUEUED,
+    REFRESH_BIT,
     STANDARD,
     WAIT_BIT,
 )
@@ -33,7 +34,7 @@ _ONES = np.uint64(0x0001010101010101)
 @kernel
 def wait_legal(s):
     """Whether `wait` may be chosen: something is in flight, loads, cools down, is held or closed; or all is over."""
-    if s.n_calls > 0 or s.n_loading + s.n_cooling + s.n_held > 0 or s.status != ON or s.arrived == 0:
+    if s.n_calls > 0 or s.n_loading + s.n_cooling + s.n_held + s.all_tenants > 0 or s.status != ON or s.arrived == 0:
         return True
     if s.any_tight == 1:
         for p in range(s.n_pools):
@@ -60,14 +61,22 @@ def skip_legal(s):
 
 
 @kernel
+def refresh_legal(s):
+    """Whether refresh is enabled and a stale artifact is still wanted."""
+    return s.any_fresh == 1 and enabled(s, REFRESH_BIT) and dag_tracker.stalest(s) >= 0
+
+
+@kernel
 def globals_legal(s):
-    """Bits of the legal global actions: wait 0, back_off 1, back_off_long 2, skip 3."""
+    """Bits of the legal global actions: wait 0, back_off 1, back_off_long 2, skip 3, refresh 4."""
     bits = 1 if wait_legal(s) else 0
     if s.verbs >> (WAIT_BIT + 1) != 0 and s.status == ON and s.arrived == 1:
         if (enabled(s, WAIT_BIT + 1) or enabled(s, WAIT_BIT + 2)) and back_off_legal(s):
             bits |= (s.verbs >> WAIT_BIT) & 6
         if enabled(s, WAIT_BIT + 3) and skip_legal(s):
             bits |= 8
+        if refresh_legal(s):
+            bits |= 16
     return bits
 
 
@@ -156,6 +165,7 @@ def refresh_slots(s):
         if others != 0:
             bits = other_bits(s, g, bits)
         slot.legal = bits
+    s.any_start |= refresh_legal(s)
 
 
 @kernel

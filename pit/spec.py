@@ -77,9 +77,11 @@ class VariantSpec(Strict):
 
 
 class FunctionSpec(Strict):
-    """A kind of call; `standard` always exists. `code` tells functions apart in levels of hidden order only."""
+    """A kind of call; `standard` always exists. `code` tells functions apart in levels of hidden order only; an output that is
+    older than `fresh_seconds` is stale."""
 
     code: float = Field(default=0.0, ge=-1, le=1)
+    fresh_seconds: Positive | None = None
     lite: VariantSpec | None = None
     standard: VariantSpec
     premium: VariantSpec | None = None
@@ -101,6 +103,7 @@ class SystemSpec(Strict):
     quality_flow: Share = 0.0
     max_attempts: int = Field(default=0, ge=0, le=10_000)
     warning_weight: Share = 0.05
+    stale_quality: Share = Field(default=1.0, description="what the quality of a stale input still counts")
     deadline_seconds: Positive | None = None
     horizon_seconds: Positive | None = None
     money: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
@@ -178,7 +181,8 @@ class SystemSpec(Strict):
 class TaskSpec(Strict):
     """One node of a workflow: a function to be called once what stands in `after` is done (`join: any`: one of it).
 
-    What stands in `soft` is waited for, too, but may be given up: the output is the poorer for it.
+    What stands in `soft` is waited for, too, but may be given up: the output is the poorer for it. Tasks of the same `content`
+    (a number from 1 on) call the same function for the same result: one's output serves the others.
     """
 
     id: Name
@@ -189,6 +193,7 @@ class TaskSpec(Strict):
     priority: int = Field(default=0, ge=0, le=MAX_PRIORITY)
     seconds: Positive | None = None
     optional: bool = False
+    content: int = Field(default=0, ge=0, le=MAX_TASKS)
     args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -248,9 +253,15 @@ def order_tasks(workflow: WorkflowSpec) -> WorkflowSpec:
         if t.id in index:
             raise PitError(f"tasks.{i}.id {t.id!r} stands twice; give every task its own id")
         index[t.id] = i
+    contents: dict[int, str] = {}
     try:
         for i, t in enumerate(workflow.tasks):
             _known(t.function, workflow.system.functions, f"tasks.{i}.function", "function")
+            if t.content and contents.setdefault(t.content, t.function) != t.function:
+                raise ValueError(
+                    f"tasks.{i}.content is {t.content}, which stands for a result of {contents[t.content]!r}; "
+                    f"give {t.function!r} a number of its own"
+                )
             for name in t.inputs:
                 _known(name, index, f"tasks.{i}.{'after' if name in t.after else 'soft'}", "task")
     except ValueError as error:

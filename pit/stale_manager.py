@@ -1,13 +1,14 @@
-"""Stale Manager: which idle copies leave memory: if room is short, least recently used first; when their keep-alive ends.
+"""Stale Manager: which idle copies leave memory: if room is short, least recently used first; when their keep-alive ends. And
+when artifacts grow stale.
 
-Expiry of artifacts and demotion between tiers will stand here; it must not know who asks for room.
+Demotion between tiers will stand here; it must not know who asks for room.
 """
 
 from __future__ import annotations
 
 from pit.compiled import kernel
-from pit.layout import NEVER, WARM
-from pit.state import copy, model
+from pit.layout import DONE, NEVER, STANDARD, WARM
+from pit.state import artifact, copy, model, task, variant
 
 
 @kernel
@@ -48,6 +49,20 @@ def next_expiry(s):
             keep = model(s, c.model).keep_alive
             if keep > 0 and c.last_used + keep < best:
                 best = c.last_used + keep
+    return best
+
+
+@kernel
+def next_staleness(s):
+    """us at which the next artifact grows stale; NEVER if none will."""
+    best = NEVER
+    for i in range(s.n_tasks):
+        t = task(s, i)
+        fresh = variant(s, 3 * t.function + STANDARD).fresh
+        if t.state == DONE and fresh > 0:
+            when = artifact(s, i).created + fresh
+            if s.now < when < best:
+                best = when
     return best
 
 

@@ -22,6 +22,7 @@ POOL = _record(
     [
         ("places", "i4"),
         ("busy", "i4"),  # places taken
+        ("tenants", "i4"),  # places that other tenants take
         ("budget", "i4"),  # index of the memory budget, -1 = none
         ("failures", "f8"),  # EWMA of failed calls, 0..1
         ("utilisation", "f8"),  # EWMA at `settled`
@@ -74,6 +75,7 @@ PIT = _record(
         ("back_off", "i8"),  # us
         ("ageing", "i8"),  # us
         ("time_out", "f8"),  # multiple of the estimate
+        ("stale_quality", "f8"),  # what a stale input still counts
         ("task_at", "i4"),  # offsets of the tables, bytes behind this record's start
         ("succ_at", "i4"),
         ("pred_at", "i4"),
@@ -104,6 +106,8 @@ PIT = _record(
         ("n_late", "i4"),  # running tasks that stand in slots (mark OVERDUE)
         ("n_limited", "i4"),  # pools with a rate limit
         ("n_given_up", "i4"),
+        ("all_tenants", "i4"),  # places that other tenants take, over all pools
+        ("reused", "i4"),  # tasks whose output was that of a twin
         ("n_auto", "i4"),  # automatic loads under way
         ("last_model", "i4"),  # of the last call that has one; -1 = none yet
         ("n_calls", "i4"),  # in flight: the first rows of the call table, in order of their ids
@@ -129,6 +133,8 @@ PIT = _record(
         ("victim_demand", "f8"),
         ("verbs", "u4"),  # bit per enabled verb or global, in the order of `layout.ENABLED`
         ("any_join", "u1"),  # some task joins `any`
+        ("any_fresh", "u1"),  # some artifacts grow stale
+        ("any_twins", "u1"),  # some tasks have twins
         ("any_tight", "u1"),  # a start can be refused for tokens, money or a back-off
         ("any_short", "u1"),  # some slot's start is refused for tokens or money alone, as found by the last look at slots
         ("any_timer", "u1"),  # there are timers besides holds and the horizon
@@ -145,6 +151,7 @@ PIT = _record(
         ("hint_cold", "u1"),
         ("hint_queued", "u1"),
         ("hint_throttled", "u1"),
+        ("hint_stale", "u1"),
         ("drift", "u1"),
         ("slots_valid", "u1"),
         ("any_near", "u1"),  # some model's `near` may not be 0
@@ -164,7 +171,8 @@ TASK = _record(
         ("key", "i4"),  # what members of a slot share: see arbitration
         ("function", "i2"),
         ("attempts", "i2"),
-        ("version", "i2"),  # of its artifact
+        ("version", "u1"),  # of its artifact, at most 255
+        ("echo", "u1"),  # it is ready and a twin of it is in flight
         ("slot", "i1"),
         ("mark", "u1"),  # class of an open task: plain, held, queued, running
         ("state", "u1"),
@@ -191,7 +199,14 @@ TASK = _record(
 )
 INDEX = _record([("task", "i4")])
 LINK = _record([("task", "i2"), ("soft", "i2")])  # the task at the other end of an edge
-ARTIFACT = _record([("created", "i8"), ("size", "i8")])  # us, bytes
+ARTIFACT = _record(
+    [
+        ("created", "i8"),  # us
+        ("size", "i8"),  # bytes
+        ("content", "i4"),  # of its task: equal for twins, 0 = none
+        ("next_twin", "i4"),  # the next task of the ring of its twins; itself if it has none
+    ]
+)
 VARIANT = _record(
     [
         ("ratio", "f8"),  # (2 + s) / (2 + n)
@@ -207,6 +222,7 @@ VARIANT = _record(
         ("forbidden", "u1"),  # the function is (standard's row)
         ("tokens", "i4"),
         ("served", "i4"),  # calls of the function begun from a queue (standard's row)
+        ("fresh", "i8"),  # us that an artifact of the function stays fresh; 0 = for ever (standard's row)
         ("nominal", "f8"),  # us
         ("n", "f8"),  # observed / hinted ratios: count, sum, sum of squares
         ("s", "f8"),
@@ -261,6 +277,7 @@ CALL = _record(
         ("copy", "i2"),  # -1 = no model
         ("model", "i2"),
         ("units", "i2"),
+        ("stale", "i2"),  # stale inputs when it was dispatched
         ("overrun", "i2"),  # times that it has passed its limit
         ("cold", "u1"),
         ("queued", "u1"),
@@ -292,11 +309,11 @@ command = table(PIT, "command_at", COMMAND)
 
 
 def tables(
-    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, follows: bool
+    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, follows: bool, twins: bool
 ) -> tuple[dict[str, int], int]:
     """Offsets of all tables for these capacities, and the bytes of record and tables together (a multiple of 64).
 
-    `follows`: whether which model follows which is counted (pre-warming).
+    `follows`: whether which model follows which is counted (pre-warming). `twins`: whether tasks may take over outputs.
     """
     rows = (
         ("variant_at", VARIANT, 3 * functions),
@@ -311,7 +328,7 @@ def tables(
         ("artifact_at", ARTIFACT, tasks),
         ("succ_at", LINK, edges),
         ("pred_at", LINK, edges),
-        ("command_at", COMMAND, 3 * places + 2 * copies + 4),
+        ("command_at", COMMAND, 3 * places + 2 * copies + 4 + (tasks if twins else 0)),
     )
     offsets, end = {}, PIT.itemsize
     for name, dtype, count in rows:

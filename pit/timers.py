@@ -1,6 +1,6 @@
 """Timers: when the next one is due, and what calls and copies do when theirs has come.
 
-In order at one time: ends of holds, tokens, ends of back-offs, keep-alives, overruns, time-outs, the horizon.
+In order at one time: ends of holds, tokens, ends of back-offs, keep-alives, staleness, overruns, time-outs, the horizon.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 from pit import arbitration, dag_tracker, pool_manager, stale_manager
 from pit.automation import after_call, emit_call, find_call, unload
 from pit.compiled import kernel
-from pit.layout import CANCEL, CMD_CANCEL, ERR_TIMEOUT, HEDGE, NEVER, ON
+from pit.layout import CANCEL, CMD_CANCEL, ERR_TIMEOUT, HEDGE, NEVER, ON, REFRESH_BIT
 from pit.state import call, variant
 
 
@@ -28,12 +28,20 @@ def other_timer(s):
     best = arbitration.next_hold(s)
     if s.any_timer == 1:
         best = min(best, min(next_call_timer(s), stale_manager.next_expiry(s)))
+        if refresh_matters(s):
+            best = min(best, stale_manager.next_staleness(s))
         for p in range(s.n_pools):
             best = min(best, pool_manager.next_token(s, p))
             closed = s.pools[p].closed_until
             if closed > s.now:
                 best = min(best, closed)
     return best
+
+
+@kernel
+def refresh_matters(s):
+    """Whether it makes a difference when an artifact grows stale."""
+    return s.any_fresh == 1 and (s.verbs >> REFRESH_BIT) & 1 == 1
 
 
 @kernel
