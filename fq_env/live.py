@@ -26,7 +26,7 @@ def _never(level: Level) -> set[str]:
         never.add("rank")
     if not system.models:
         never |= {"copies", "ready_demand", "near_demand", "victim_demand", "loading", "warm_idle"}
-    if not (system.order_hidden and any(function.code for function in system.functions.values()) or level.has_twins):
+    if not ((system.order_hidden and any(function.code for function in system.functions.values())) or level.has_twins):
         never.add("code_or_twins")
     for verb in ("lite", "premium"):
         if not _used(level, verb):
