@@ -229,7 +229,7 @@ def reset_one(e, i):
 @kernel
 def show(e, i, s):
     """Observation and mask of environment i into the engine's buffers."""
-    encode(s, e.obs + i * _OBS_BYTES, e.masks + i * N_ACTIONS)
+    encode(s, e.obs + i * _OBS_BYTES, e.masks + i * N_ACTIONS, e.fresh)
 
 
 @kernel
@@ -259,7 +259,7 @@ def step_one(e, i):
             w.pending = 1
             if e.autoreset == SAME_STEP:
                 if e.final == 1 or truncated == 1:
-                    encode(s, e.final_obs + i * _OBS_BYTES, e.final_masks + i * N_ACTIONS)
+                    encode(s, e.final_obs + i * _OBS_BYTES, e.final_masks + i * N_ACTIONS, 1)
                 name_next(w, L, w.split, e.n)
                 begin(s, w, L, e.exposure)
         show(e, i, s)
@@ -306,7 +306,7 @@ def look_ahead(e, i, s, w, L):
     """The action with which the engine's rule does best from here, on average over futures that are drawn afresh, the same
     ones for every action; the first of equals."""
     mask = e.masks + i * N_ACTIONS
-    encode(s, e.obs + i * _OBS_BYTES, mask)
+    encode(s, e.obs + i * _OBS_BYTES, mask, 1)
     spare = e.scratch + i * (e.stride + N_ACTIONS)
     copy_bytes(spare + e.stride, mask, N_ACTIONS)
     best = -1

@@ -168,7 +168,7 @@ def linear(features, n, weights):
 @kernel
 def choose_linear(s, weights, out, mask):
     """The legal action of the largest linear score; the first of equals."""
-    encode(s, out, mask)
+    encode(s, out, mask, 1)
     whole = out + 4 * GLOBAL_OFFSET
     best = -1
     most = 0.0
