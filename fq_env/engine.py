@@ -216,9 +216,9 @@ class Engine:
         final: with `same_step`, the last observation of an episode goes to `final_obs` when it was `truncated` (a learner
             needs it to bootstrap) or `always`.
 
-    Buffers (live: every step rewrites them): `obs` (n, 512) float32, `masks` (n, 128) bool, `rewards` (n,) float64,
-    `terminated`, `truncated` (n,) bool, `final_obs`, `final_masks` (rows of environments that ended in the last step, see
-    `final`), `episodes` (n,) records of the last finished episode.
+    Buffers (live: every step rewrites what may have changed, so they are only to be read): `obs` (n, 512) float32, `masks`
+    (n, 128) bool, `rewards` (n,) float64, `terminated`, `truncated` (n,) bool, `final_obs`, `final_masks` (rows of
+    environments that ended in the last step, see `final`), `episodes` (n,) records of the last finished episode.
 
     Raises:
         FQError: an unknown level, split, exposure, reward or autoreset mode.
@@ -320,6 +320,7 @@ class Engine:
         """
         old, self.obs = self.obs, np.empty_like(self.obs)
         self._obs_address[0] = data_address(self.obs)
+        self._engine["fresh"] = 1
         return old
 
     def _views(self, start: int, dtype: np.dtype[Any]) -> np.ndarray:

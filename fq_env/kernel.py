@@ -12,7 +12,7 @@ from numba import uint64
 from fq_env.families import draw_graph
 from fq_env.generation import draw_drift, draw_order, draw_physics
 from fq_env.randomness import DURATIONS, FAILURES, LOADS, OUTAGES, PLAYER, STRAGGLERS, TENANTS, WORKFLOW, mix, uniform
-from fq_env.scoring import artifact_lost, bounds, deliverable_at_first, no_plan_left, potential, score, without_output
+from fq_env.scoring import artifact_lost, base_in_time, bounds, deliverable_at_first, no_plan_left, potential, score, without_output
 from fq_env.state import (
     EPISODE,
     LEVEL,
@@ -199,7 +199,8 @@ def decide(s, w, L, action, kind):
         r = -(float(s.now - before) + w.left - left) / w.lb
     elif kind == CONDUCTOR:
         elapsed = float(s.now - s.t0)
-        r = (1.0 - elapsed / (elapsed + w.lb)) * w.base if s.status == SOLVED else 0.0
+        base = base_in_time(s, w, L) if L.late < 1.0 else w.base
+        r = (1.0 - elapsed / (elapsed + w.lb)) * base if s.status == SOLVED else 0.0
     w.reward_sum += r
     return r
 
@@ -259,16 +260,16 @@ def reset_one(e, i):
         w.instance = asked
         w.instance_seed = mix(mix(L.key, w.split), asked)
     begin(s, w, L, e.exposure)
-    show(e, i, s)
+    show(e, i, s, 1)
     float_at(e.rewards + 8 * i).x = 0.0
     byte_at(e.terminated + i).x = 0
     byte_at(e.truncated + i).x = 0
 
 
 @kernel
-def show(e, i, s):
-    """Observation and mask of environment i into the engine's buffers."""
-    encode(s, e.obs + i * _OBS_BYTES, e.masks + i * N_ACTIONS)
+def show(e, i, s, whole):
+    """Observation and mask of environment i into the engine's buffers; `whole` = 0: over the one before of the same episode."""
+    encode(s, e.obs + i * _OBS_BYTES, e.masks + i * N_ACTIONS, whole)
 
 
 @kernel
@@ -285,8 +286,9 @@ def step_one(e, i):
         if e.autoreset == NEXT_STEP:
             name_next(w, L, w.split, e.n)
             begin(s, w, L, e.exposure)
-            show(e, i, s)
+            show(e, i, s, 1)
     else:
+        whole = e.fresh
         reward = decide(s, w, L, integer_at(e.actions + 8 * i).x, e.reward)
         if s.status != ON:
             terminated = 1
@@ -298,10 +300,11 @@ def step_one(e, i):
             w.pending = 1
             if e.autoreset == SAME_STEP:
                 if e.final == 1 or truncated == 1:
-                    encode(s, e.final_obs + i * _OBS_BYTES, e.final_masks + i * N_ACTIONS)
+                    encode(s, e.final_obs + i * _OBS_BYTES, e.final_masks + i * N_ACTIONS, 1)
                 name_next(w, L, w.split, e.n)
                 begin(s, w, L, e.exposure)
-        show(e, i, s)
+                whole = 1
+        show(e, i, s, whole)
     float_at(e.rewards + 8 * i).x = reward
     byte_at(e.terminated + i).x = terminated
     byte_at(e.truncated + i).x = truncated
@@ -345,7 +348,7 @@ def look_ahead(e, i, s, w, L):
     """The action with which the engine's rule does best from here, on average over futures that are drawn afresh, the same
     ones for every action; the first of equals."""
     mask = e.masks + i * N_ACTIONS
-    encode(s, e.obs + i * _OBS_BYTES, mask)
+    encode(s, e.obs + i * _OBS_BYTES, mask, 1)
     spare = e.scratch + i * (e.stride + N_ACTIONS)
     copy_bytes(spare + e.stride, mask, N_ACTIONS)
     best = -1
@@ -415,7 +418,7 @@ def play_one(e, i):
     while s.status == ON and w.steps < limit:
         decide(s, w, L, by_player(e, i, s, w, L), e.reward)
     report(s, w, L, episode_at(e.episodes + i * _EPISODE_BYTES))
-    show(e, i, s)
+    show(e, i, s, 1)
 
 
 @kernel

@@ -36,7 +36,7 @@ def bounds(s, w, L):
             w.cost_high += usual
         twin = s.any_twins == 1 and artifact(s, i).next_twin != i
         own = 0.0 if twin else g.least
-        if twin and has_earlier(s, i):
+        if twin and has_later(s, w, i):
             g.least = 0.0
             g.cost = 0.0
         g.needed = is_needed(s, w, t)
@@ -62,12 +62,12 @@ def bounds(s, w, L):
 
 
 @kernel
-def has_earlier(s, i):
-    """Whether a twin of task i stands before it."""
+def has_later(s, w, i):
+    """Whether a needed twin of task i stands behind it."""
     j = artifact(s, i).next_twin
-    while j > i:
+    while j != i and (j < i or goal(w, j).needed == 0):
         j = artifact(s, j).next_twin
-    return j < i
+    return j != i
 
 
 @kernel

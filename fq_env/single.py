@@ -47,6 +47,7 @@ def operate(function: Any, address: Any, operation: Any, action: Any, row: Any) 
     e = engine_at(address)
     own = e.obs
     e.obs = row
+    e.fresh = 1
     integer_at(e.actions).x = action
     _call(function, address, operation)
     e.obs = own

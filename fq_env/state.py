@@ -192,7 +192,10 @@ ADDRESSES = (
 )  # fmt: skip
 ENGINE = _record(
     [(name, "i8") for name in ADDRESSES]
-    + [(name, "i8") for name in ("n", "stride", "autoreset", "reward", "max_steps", "rule", "preferred", "exposure", "final")]
+    + [
+        (name, "i8")
+        for name in ("n", "stride", "autoreset", "reward", "max_steps", "rule", "preferred", "exposure", "final", "fresh")
+    ]
     + [("theta", "f8"), ("weights", "i8"), ("scratch", "i8"), ("rollouts", "i8")]
 )
 

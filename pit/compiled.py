@@ -88,6 +88,8 @@ class _Inlined(JITCodeLibrary):
     thirds of the compile time, for machine code that nobody runs.
     """
 
+    _whole: Any = None
+
     def add_ir_module(self, ir_module: Any) -> None:
         self._final_module = parse_assembly(cgutils.normalize_ir_text(str(ir_module)))
 
@@ -96,10 +98,10 @@ class _Inlined(JITCodeLibrary):
 
     def _get_module_for_linking(self) -> Any:
         """The helper with all that it calls, for a library that is no `_Whole` (a parallel loop's body)."""
-        if self._shared_module is None:
-            self._shared_module = parse_assembly("")
-            _link(self._shared_module, [self], Linkage.linkonce_odr)
-        return self._shared_module
+        if self._whole is None:
+            self._whole = parse_assembly("")
+            _link(self._whole, [self], Linkage.linkonce_odr)
+        return self._whole
 
     def get_pointer_to_function(self, name: str) -> int:
         return 0

@@ -285,7 +285,7 @@ def drive(address, operation, value, event, first, second, theta, weights):
     elif operation == DUE:
         return np.int64(decision_due(s))
     elif operation == OBSERVE:
-        observation.encode(s, first, second)
+        observation.encode(s, first, second, 1)
     elif operation == TIMER:
         return np.int64(next_timer(s))
     elif operation == RULE:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pit import arbitration, dag_tracker, pool_manager, stale_manager
-from pit.compiled import clear, kernel, put, put_byte
+from pit.compiled import clear, float32_at, kernel, put, put_byte
 from pit.layout import (
     DONE,
     FULL,
@@ -21,6 +21,7 @@ from pit.layout import (
     LOADING,
     MAX_POOLS,
     N_ACTIONS,
+    N_GLOBAL_FEATURES,
     N_OBSERVATION,
     N_POOL_FEATURES,
     N_RULE_GLOBALS,
@@ -54,6 +55,7 @@ _POOL_CLASS = np.array([f.exposure for f in POOL_FEATURES])
 _GLOBAL_CLASS = np.array([f.exposure for f in GLOBAL_FEATURES])
 _NAMES = {f.name: i for i, f in enumerate(GLOBAL_FEATURES)}
 _LAST = _NAMES["last_none"]
+_SLOT_BYTES = 4 * N_SLOT_FEATURES
 _NONE = float(NEVER)  # us: no such call
 
 
@@ -398,9 +400,22 @@ def encode_globals(s, at, path, work, overrun, first):
 
 
 @kernel
-def encode(s, out, mask):
-    """The observation, 512 float32 at address `out`, and the legal actions, 128 bytes at address `mask`."""
-    clear(out, 4 * N_OBSERVATION)
+def clear_rest(s, out):
+    """Clears the slots that an earlier observation at `out` shows and this one does not: a slot's first feature is never 0."""
+    g = s.n_slots
+    while g < N_SLOTS and float32_at(out, g * N_SLOT_FEATURES) != 0.0:
+        clear(out + g * _SLOT_BYTES, _SLOT_BYTES)
+        g += 1
+
+
+@kernel
+def encode(s, out, mask, whole):
+    """The observation, 512 float32 at address `out`, and the legal actions, 128 bytes at address `mask`.
+
+    `whole` = 0 promises that `out` holds zeros or an earlier observation of a Pit of the same system and exposure.
+    """
+    if s.arrived == 0 or whole == 1:
+        clear(out, 4 * N_OBSERVATION)
     clear(mask, N_ACTIONS)
     if s.arrived == 0:
         put_byte(mask, WAIT, wait_legal(s))
@@ -415,14 +430,17 @@ def encode(s, out, mask):
     if enabled(s, SKIP_BIT):
         skipped = dag_tracker.first_optional(s)
     for g in range(s.n_slots):
-        at = out + 4 * g * N_SLOT_FEATURES
+        at = out + g * _SLOT_BYTES
+        clear(at, _SLOT_BYTES)
         encode_slot(s, g, at, path, skipped)
         mask_slot(s, g, mask)
+    clear_rest(s, out)
     legal = globals_legal(s)
     for k in range(N_RULE_GLOBALS):
         put_byte(mask, WAIT + k, (legal >> k) & 1)
     if s.exposure > 0:
         encode_pools(s, out)
+    clear(out + 4 * GLOBAL_OFFSET, 4 * N_GLOBAL_FEATURES)
     encode_globals(s, out + 4 * GLOBAL_OFFSET, path, work, overrun, first)
 
 

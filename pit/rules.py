@@ -181,7 +181,7 @@ def linear_whole(s, out, weights):
 @kernel
 def choose_linear(s, weights, out, mask):
     """The legal action of the largest linear score; the first of equals."""
-    encode(s, out, mask)
+    encode(s, out, mask, 1)
     best = -1
     most = 0.0
     for verb in range(N_VERBS):

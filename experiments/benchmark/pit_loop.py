@@ -37,7 +37,7 @@ def repeat(operation: int, pits: int, count: int, size: int, inputs: int, spare:
             elif operation == DUE:
                 total += np.int64(decision_due(s))
             elif operation == OBSERVE:
-                encode(s, obs, mask)
+                encode(s, obs, mask, 1)
             elif operation == TIMER:
                 total += other_timer(s)
     return total
