@@ -38,10 +38,12 @@ class TwinSlots(TwinEstimates):
             groups: dict[tuple, list[int]] = {}
             for i in members:
                 t = self.tasks[i]
-                key = (t["function"], t["priority"], t["bucket"] // width, t["attempts"] > 0, self.task_class(i))
+                echo = t["state"] == L.READY and self.twin_runs(i)
+                key = (t["function"], t["priority"], t["bucket"] // width, t["attempts"] > 0, self.task_class(i), echo)
                 groups.setdefault(key, []).append(i)
             if len(groups) <= L.N_SLOTS:
                 break
+        self.reached["slots: an echo has its own"] += any(key[-1] and (*key[:-1], False) in groups for key in groups)
         slots = list(groups.values())
         return slots[: L.N_SLOTS], sorted(i for group in slots[L.N_SLOTS :] for i in group)
 
@@ -113,9 +115,16 @@ class TwinSlots(TwinEstimates):
         row, evicted = self.idle_row(), self.evicted_for(p, m, self.warm_copies(self.pools[p]["budget"]))
         return ("none", -1, []) if row is None or evicted is None else ("c", row, evicted)
 
+    def free_places(self, p: int) -> int:
+        pool = self.pools[p]
+        return int(max(0, pool["places"] - pool["busy"] - pool["tenants"]))
+
     def has_place(self, variant: Table) -> bool:
-        pool = self.pools[variant["pool"]]
-        return bool(pool["places"] - pool["busy"] >= variant["units"])
+        pool, free = self.pools[variant["pool"]], self.free_places(variant["pool"])
+        tenants = free < variant["units"] <= pool["places"] - pool["busy"]
+        self.reached["refused: for tenants alone"] += tenants
+        self.reached["refused: for tenants alone, no call in flight"] += tenants and pool["busy"] == 0
+        return bool(free >= variant["units"])
 
     def can_begin(self, i: int, v: int) -> bool:
         """A call of task i with variant v can begin."""
@@ -146,8 +155,8 @@ class TwinSlots(TwinEstimates):
         elif case in ("c", "none"):
             copy = self.load_est(variant["model"])
         if not self.has_place(variant):
-            first = min(call["end"] for call in self.calls.values() if call["pool"] == p)
-            place = max(0.0, first - self.now) + len(self.queued_in(p)) * self.unit / pool["places"]
+            ends = [call["end"] - self.now for call in self.calls.values() if call["pool"] == p]
+            place = (max(0.0, min(ends)) if ends else self.unit) + len(self.queued_in(p)) * self.unit / pool["places"]
         if self.is_closed(p):
             closed = float(max(0, pool["closed"] - self.now))
         return max(copy, place, float(self.missing_credit(variant)), closed)
@@ -197,9 +206,19 @@ class TwinSlots(TwinEstimates):
         ready = [i for i in self.ready_in_order() if self.tasks[i]["optional"]]
         return ready + [i for i, task in enumerate(self.tasks) if task["optional"] and task["state"] == L.BLOCKED]
 
+    def refreshable(self) -> list[int]:
+        """Stale tasks that somebody still waits for, the one that would be refreshed first."""
+        waits = (L.READY, L.BLOCKED)
+        tasks = [
+            i for i, task in enumerate(self.tasks)
+            if self.is_stale(i) and any(self.tasks[j]["state"] in waits for j in task["successors"])
+        ]  # fmt: skip
+        return sorted(tasks, key=lambda i: (-((self.now - self.tasks[i]["created"]) / self.fresh(i)), i))
+
     def something_under_way(self) -> bool:
-        """A call in flight, or a copy that loads or cools down."""
-        return bool(self.calls) or any(copy["state"] in (L.LOADING, L.COOLDOWN) for copy in self.copies)
+        """A call in flight, a copy that loads or cools down, or places held by tenants."""
+        moving = any(copy["state"] in (L.LOADING, L.COOLDOWN) for copy in self.copies)
+        return bool(self.calls) or moving or any(pool["tenants"] for pool in self.pools)
 
     def wait_legal(self) -> bool:
         if self.something_under_way() or any(task["hold"] is not None for task in self.tasks):
@@ -219,4 +238,5 @@ class TwinSlots(TwinEstimates):
         mask[L.BACK_OFF] = back_off and "back_off" in verbs
         mask[L.BACK_OFF_LONG] = back_off and "back_off_long" in verbs
         mask[L.SKIP] = "skip" in verbs and bool(self.skippable())
+        mask[L.REFRESH] = "refresh" in verbs and bool(self.refreshable())
         return mask
