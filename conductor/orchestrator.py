@@ -303,6 +303,8 @@ class Orchestrator:
         elif command.kind == layout.CMD_CANCEL:
             self._observe("cancel", now, f"{self._pit.task_ids[command.task]}, call {command.call}")
             self._manager.cancel(command.call)
+        elif command.kind == layout.CMD_FETCH:
+            self._observe("reuse", now, f"{self._pit.task_ids[command.task]} is {self._pit.task_ids[command.copy]}'s output")
         elif command.kind == layout.CMD_LOAD:
             model = self._pit.model_names[command.model]
             self._observe("load", now, f"{model}, copy {command.copy}")

@@ -130,6 +130,8 @@ class PitInterface:
                 self._begun.append(call)
             elif command.kind == layout.CMD_CANCEL:
                 self.calls.pop(command.call, None)
+            elif command.kind == layout.CMD_FETCH:  # the field `copy` names the task whose output it is
+                self.outputs[self.pit.task_ids[command.task]] = self.outputs[self.pit.task_ids[command.copy]]
             self._commands.append(command)
 
     def intent(self, call: Call, run: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ POLICIES = {
     "quality_flow": "how much the inputs' quality matters to the output's",
     "max_attempts": "failed attempts after which a task is given up",
     "warning_weight": "what one warning costs in `stability`",
+    "stale_quality": "what the quality of a stale input still counts",
     "deadline_seconds": "after the arrival",
     "horizon_seconds": "after the arrival",
     "money": "the limit of spending",
@@ -43,6 +44,7 @@ WORKFLOWS = {
     "optional": "share of the tasks with successors that is optional",
     "any_join": "share of the tasks with several inputs that needs one of them",
     "priorities": "of a task, in queues",
+    "echoes": "share of the tasks that repeat an earlier one",
 }
 ORDERS = {
     "poor": "quality of an output without what it prefers, over that of a good one",
@@ -76,4 +78,14 @@ DRAWS = {
     "slow_share": "share of the time in which a pool is slow",
     "slow_factor": "on the chance of being late while the pool is slow",
     "slow_seconds": "how long a pool stays slow or not",
+    "outages": "share of the time in which a pool is out",
+    "outage_seconds": "how long a pool stays out or not",
+    "outage_failure": "chance that a call fails which begins in an outage",
+    "outage_after": "of a call's duration, after which such a call fails at the latest",
+    "fault_domains": "pools of the same number are out together",
+    "crowded": "share of the time in which other tenants take places of a pool",
+    "crowd": "share of its places that they take",
+    "crowd_seconds": "how long they stay, or stay away",
+    "fresh": "factor on how long outputs stay fresh",
+    "deadline": "over the lower bound",
 }

@@ -54,6 +54,10 @@ PROBES: dict[str, Probe] = {
         ("cost_low", "calls", "critical_quality", "critical_cost"),
         _quality_per_cost,
     ),
+    "outage_calls": Probe("calls begun in an outage, of all", -1, ("outage_calls", "calls"), _ratio("outage_calls", "calls")),
+    "stale_calls": Probe("calls with stale inputs, of all", -1, ("stale_calls", "calls"), _ratio("stale_calls", "calls")),
+    "reused": Probe("outputs reused per call", 1, ("reused", "calls"), _ratio("reused", "calls")),
+    "late": Probe("outputs after the deadline", -1, ("late",), _mean("late")),
     "p95_makespan": Probe("95th percentile of makespan over bound", -1, ("makespan", "lb"), _late),
 }
 

@@ -163,13 +163,13 @@ def build_pit(workflow: WorkflowSpec, exposure: int, history: History | None = N
         table["required"][i] = not t.optional
         table["join_any"][i], table["priority"][i] = t.join == "any", t.priority
     hot["any_join"], hot["any_twins"] = any(t.join == "any" for t in tasks), twins
-    artifacts, last = rows("artifact_at", state.ARTIFACT, len(tasks)), dict[int, int]()
+    artifacts, latest = rows("artifact_at", state.ARTIFACT, len(tasks)), dict[int, int]()
     for i, t in enumerate(tasks):
         artifacts["content"][i], artifacts["next_twin"][i] = t.content, i
         if t.content:  # into the ring, behind the twin before
-            before = last.get(t.content, i)
-            artifacts["next_twin"][i], artifacts["next_twin"][before] = artifacts["next_twin"][before], i
-            last[t.content] = i
+            ring, twin = artifacts["next_twin"], latest.get(t.content, i)
+            ring[i], ring[twin] = ring[twin], i
+            latest[t.content] = i
     if history is not None:
         _fill_history(variants, model_rows, functions, models, history)
     counts = {

@@ -322,7 +322,7 @@ def encode_first_slot(s, at, first):
         if pool_manager.has_place(s, v):
             room = 0.0
         else:
-            room = squash(max(0.0, s.pools[v.pool].room - s.now), s.unit)
+            room = squash(pool_manager.next_place(s, s.pools[v.pool]), s.unit)
     put(at, 30, warm)
     put(at, 31, room)
     put(at, 33, s.duration_error)

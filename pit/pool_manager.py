@@ -374,13 +374,19 @@ def copy_delay(s, v):
 
 
 @kernel
+def next_place(s, pool):
+    """us until a call of the pool is expected to end, as far as the encoder's `room` tells; without one (others take its places)
+    the mean call."""
+    return max(0.0, pool.room - s.now) if pool.room < _NONE else s.unit
+
+
+@kernel
 def place_delay(s, v):
     """us until variant v's pool is expected to have its units free, as far as the encoder's `room` tells."""
     if has_place(s, v):
         return 0.0
     pool = s.pools[v.pool]
-    wait = max(0.0, pool.room - s.now) if pool.room < _NONE else s.unit
-    return wait + pool.queued * s.unit / pool.places
+    return next_place(s, pool) + pool.queued * s.unit / pool.places
 
 
 @kernel
