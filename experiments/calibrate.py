@@ -84,13 +84,14 @@ def corners(level: Level) -> dict[str, dict[str, dict[str, float]]]:
 def live_weights(level: Level) -> np.ndarray:
     """Which numbers of the rule can matter, bool (N_WEIGHTS,): enabled verbs, on features that can be other than zero."""
     from fq_env.live import live_columns
-    from pit.layout import GLOBAL_OFFSET, N_SLOT_FEATURES, columns
+    from pit.layout import GLOBAL_OFFSET, N_SLOT_FEATURES, POOL_OFFSET, columns
     from pit.rules import weight_names
 
     live = live_columns(level)
     names = [name for name, _ in columns()]
     slot = {names[k].partition(".")[2] for k in range(N_SLOT_FEATURES) if live[k]}
-    whole = {f"global.{names[k]}" for k in range(GLOBAL_OFFSET, len(names)) if live[k] and not names[k].startswith("last_")}
+    whole = {names[k] for k in range(POOL_OFFSET, GLOBAL_OFFSET) if live[k]}
+    whole |= {f"global.{names[k]}" for k in range(GLOBAL_OFFSET, len(names)) if live[k] and not names[k].startswith("last_")}
     enabled = {*level.system.verbs, "wait"}
     return np.array([a in enabled and (f == "bias" or f in slot or f in whole) for a, f in weight_names()])
 

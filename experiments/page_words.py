@@ -86,6 +86,10 @@ DRAWS = {
     "crowded": "share of the time in which other tenants take places of a pool",
     "crowd": "share of its places that they take",
     "crowd_seconds": "how long they stay, or stay away",
+    "drift": "chance that a pool decays during the instance",
+    "onset": "when it does, over the lower bound",
+    "drift_factor": "on the durations of its calls from then on",
+    "drift_failure": "chance that such a call fails",
     "fresh": "factor on how long outputs stay fresh",
     "deadline": "over the lower bound",
 }

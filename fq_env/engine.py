@@ -140,13 +140,15 @@ def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
         row[f"{name}_window"] = int(getattr(draw, f"{name}_seconds") * 1e6)
     for name in (
         "exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "lost_rate", "slow_share", "slow_factor",
-        "outage_failure", "outage_after",
+        "outage_failure", "outage_after", "drift_failure",
     ):  # fmt: skip
         row[name] = getattr(draw, name)
     for p, pool in enumerate(level.system.pools):
         row["outages"][0, p], row["crowded"][0, p] = draw.outages.get(pool, 0.0), draw.crowded.get(pool, 0.0)
+        row["drift"][0, p] = draw.drift.get(pool, 0.0)
         row["domains"][0, p] = draw.fault_domains.get(pool, p)
-    row["any_outage"], row["any_crowd"] = row["outages"].any(), row["crowded"].any()
+    for name, table in (("outage", "outages"), ("crowd", "crowded"), ("drift", "drift")):
+        row[f"any_{name}"] = row[table].any()
     row["earlier"][0, : len(draw.earlier)] = draw.earlier
     row["n_earlier"], row["horizon"], row["max_steps"] = len(draw.earlier), level.horizon, level.max_steps
     for name in ("efficiency", "stability", "optimization"):
@@ -182,7 +184,7 @@ def _write_order(row: np.ndarray, order: Order, functions: list[str]) -> None:
 
 _RANGES = (
     "seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "money", "rate",
-    "straggler_rate", "straggler_factor", "crowd", "fresh", "deadline",
+    "straggler_rate", "straggler_factor", "crowd", "fresh", "deadline", "onset", "drift_factor",
 )  # fmt: skip
 _kernels: list[Any] = []
 

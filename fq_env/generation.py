@@ -15,7 +15,7 @@ from fq_env.families import add_task, sigma_of
 from fq_env.randomness import bits, integer, pick, to_noise, uniform
 from fq_env.state import load_truth, truth
 from pit.compiled import kernel
-from pit.layout import N_VARIANTS, STANDARD
+from pit.layout import N_VARIANTS, NEVER, STANDARD
 from pit.pool_manager import learn_load
 from pit.state import model, task, variant
 
@@ -88,6 +88,18 @@ def draw_physics(s, w, L):
             v = variant(s, 3 * f + STANDARD)
             v.fresh = np.int64(v.fresh * factor)
     return functions
+
+
+@kernel
+def draw_drift(s, w, L):
+    """Which pools will decay, when, and how badly."""
+    for p in range(s.n_pools):
+        w.onset[p] = NEVER
+        if L.drift[p] > 0.0:
+            decays = uniform(w, 0.0, 1.0) < L.drift[p]
+            onset = np.int64(uniform(w, L.onset[0], L.onset[1]) * w.lb)
+            w.decay[p] = uniform(w, L.drift_factor[0], L.drift_factor[1])
+            w.onset[p] = onset if decays else NEVER
 
 
 @kernel

@@ -10,7 +10,7 @@ import numpy as np
 from numba import uint64
 
 from fq_env.families import draw_graph
-from fq_env.generation import draw_order, draw_physics
+from fq_env.generation import draw_drift, draw_order, draw_physics
 from fq_env.randomness import DURATIONS, FAILURES, LOADS, OUTAGES, PLAYER, STRAGGLERS, TENANTS, WORKFLOW, mix, uniform
 from fq_env.scoring import artifact_lost, bounds, deliverable_at_first, no_plan_left, potential, score, without_output
 from fq_env.state import (
@@ -88,6 +88,8 @@ def begin(s, w, L, exposure):
         s.money = np.int64(uniform(w, L.money[0], L.money[1]) * w.cost_high)
     if L.deadline[1] > 0.0:
         s.deadline = np.int64(uniform(w, L.deadline[0], L.deadline[1]) * w.lb)
+    if L.any_drift == 1:
+        draw_drift(s, w, L)
     w.event.kind = ARRIVE
     w.event.subject = 0
     apply(s, w.event)
@@ -113,6 +115,7 @@ def begin(s, w, L, exposure):
     w.outage_calls = 0
     w.stale_calls = 0
     w.refreshes = 0
+    w.decayed_calls = 0
     w.busy = 0.0
     w.critical_wait = 0.0
     w.critical_quality = 0.0
@@ -224,6 +227,7 @@ def report(s, w, L, out):
     out.outage_calls = w.outage_calls
     out.stale_calls = w.stale_calls
     out.refreshes = w.refreshes
+    out.decayed_calls = w.decayed_calls
     out.reused = s.reused
     out.steps = w.steps
     out.calls = w.calls

@@ -120,6 +120,10 @@ class Draw(Strict):
     crowded: dict[str, Part] = Field(default_factory=dict)  # per pool: share of the time in which other tenants are there
     crowd: Share = (0.5, 1.0)  # of a pool's places, which they take then
     crowd_seconds: float = Field(default=60.0, ge=1e-3, le=1e6)  # how long they stay, or stay away
+    drift: dict[str, Part] = Field(default_factory=dict)  # per pool: chance that it decays during the instance
+    onset: Range = (0.1, 0.5)  # over the lower bound, when it does
+    drift_factor: Factors = (2.0, 4.0)  # on the durations of its calls from then on
+    drift_failure: Part = 0.0  # chance that such a call fails
     fresh: Factors = (1.0, 1.0)  # per instance, on all `fresh_seconds`
     deadline: Factors | None = None  # over the lower bound
 

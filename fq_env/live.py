@@ -15,7 +15,9 @@ from pit import layout
 def _never(level: Level) -> set[str]:
     """Slot and pool features that are zero in every observation of the level, at any exposure."""
     system = level.system
-    never = {"freshness"}  # no physics of its own yet
+    never = set[str]()
+    if not any(function.fresh_seconds for function in system.functions.values()):
+        never.add("freshness")
     if not {"hedge", "cancel"} & set(system.verbs) and not system.order_hidden:
         never.add("overrun")
     if "queue" not in system.verbs:
@@ -24,8 +26,8 @@ def _never(level: Level) -> set[str]:
         never.add("rank")
     if not system.models:
         never |= {"copies", "ready_demand", "near_demand", "victim_demand", "loading", "warm_idle"}
-    if not any(function.code for function in system.functions.values()):
-        never.add("code")
+    if not ((system.order_hidden and any(function.code for function in system.functions.values())) or level.has_twins):
+        never.add("code_or_twins")
     for verb in ("lite", "premium"):
         if not _used(level, verb):
             never |= {f"duration_{verb}", f"quality_{verb}", f"price_{verb}"}

@@ -27,6 +27,7 @@ def _record(fields: list[Any]) -> np.dtype[Any]:
 _RANGES = (
     "seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "siblings",
     "money", "rate", "straggler_rate", "straggler_factor", "optional", "any_join", "echoes", "crowd", "fresh", "deadline",
+    "onset", "drift_factor",
 )  # fmt: skip
 _WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "priorities", "distractors")
 LEVEL = _record(
@@ -36,7 +37,10 @@ LEVEL = _record(
         (name, "f8")
         for name in ("exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "lost_rate", "held", "horizon")
     ]
-    + [(name, "f8") for name in ("slow_share", "slow_factor", "poor", "late", "outage_failure", "outage_after")]
+    + [
+        (name, "f8")
+        for name in ("slow_share", "slow_factor", "poor", "late", "outage_failure", "outage_after", "drift_failure")
+    ]
     + [(name, "f8") for name in ("w_efficiency", "w_stability", "w_optimization")]
     + [
         ("shapes", "f8", (8 + MAX_BLUEPRINTS,)),  # cumulated weights: families, then blueprints
@@ -55,7 +59,9 @@ LEVEL = _record(
         ("outages", "f8", (MAX_POOLS,)),  # share of windows in which a pool is out
         ("crowded", "f8", (MAX_POOLS,)),  # share of windows in which other tenants take places of it
         ("domains", "i8", (MAX_POOLS,)),  # pools of one fault domain are out together
+        ("drift", "f8", (MAX_POOLS,)),  # chance that a pool decays
         ("any_outage", "i8"),
+        ("any_drift", "i8"),
         ("any_crowd", "i8"),
         # Hidden order, bit masks of functions: what each function needs (alternatives), needs softly, prefers, spoils ...
         ("needs", "u8", (16, MAX_ALTERNATIVES)),
@@ -91,6 +97,8 @@ WORLD = _record(
         ("outages_later", "u8"),  # of windows that begin after `branch`: another future has its own
         ("tenants_later", "u8"),
         ("branch", "i8"),  # us
+        ("onset", "i8", (MAX_POOLS,)),  # us, when a pool decays; NEVER = it does not
+        ("decay", "f8", (MAX_POOLS,)),  # on its durations from then on
         ("train_stream", "u8"),  # of this environment; survives resets
         ("episode", "i8"),  # train instances drawn so far
         ("instance", "i8"),
@@ -131,6 +139,7 @@ WORLD = _record(
         ("outage_calls", "i8"),
         ("stale_calls", "i8"),
         ("refreshes", "i8"),
+        ("decayed_calls", "i8"),
         ("busy", "f8"),  # us of calls under way, all together
         ("critical_wait", "f8"),  # us that tasks on the critical path were ready before they began
         ("critical_quality", "f8"),  # sum over calls on the critical path
@@ -174,7 +183,7 @@ EPISODE = _record(
     + [(name, "f8") for name in ("cost_low", "busy", "critical_wait", "critical_quality", "critical_cost")]
     + [(name, "i8") for name in ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds")]
     + [(name, "i8") for name in ("poor_calls", "hedges", "cancels", "queued", "skips", "short", "stragglers")]
-    + [(name, "i8") for name in ("outage_calls", "stale_calls", "refreshes", "reused", "late")]
+    + [(name, "i8") for name in ("outage_calls", "stale_calls", "refreshes", "reused", "late", "decayed_calls")]
     + [("instance_seed", "u8"), ("split", "i8"), ("instance", "i8"), ("level", "i8"), ("status", "i8")]
 )
 ADDRESSES = (

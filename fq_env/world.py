@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from fq_env.randomness import DURATIONS, FAILURES, LOADS, OUTAGES, STRAGGLERS, TENANTS, mix, to_noise, to_uniform
+from fq_env.randomness import DRIFT, DURATIONS, FAILURES, LOADS, OUTAGES, STRAGGLERS, TENANTS, mix, to_noise, to_uniform
 from fq_env.scoring import artifact_lost, task_done
 from fq_env.state import due, goal, load_truth, truth
 from pit.automation import find_call
@@ -78,6 +78,11 @@ def begin_call(s, w, L, k):
     lasts = truth(w, row).mean * goal(w, c.task).factor * to_noise(mix(w.durations, key), w.noise)
     if w.straggler_rate > 0.0:
         lasts *= lateness(s, w, L, np.int64(c.pool), key)
+    rate = L.failure_rate
+    if L.any_drift == 1 and s.now - s.t0 >= w.onset[c.pool]:
+        lasts *= w.decay[c.pool]
+        rate = max(rate, L.drift_failure)
+        w.decayed_calls += 1
     elapsed = max(1, np.int64(lasts))
     error = OK
     quality = -1.0
@@ -93,9 +98,8 @@ def begin_call(s, w, L, k):
         if error == OK and L.prefers[f] & ~w.have != uint64(0):
             quality = variant(s, 3 * f + STANDARD).quality * L.poor
             w.poor_calls += 1
-    elif L.failure_rate + L.lost_rate > 0.0 or L.any_outage == 1:
+    elif rate + L.lost_rate > 0.0 or L.any_outage == 1:
         u = to_uniform(mix(w.failures, key))
-        rate = L.failure_rate
         after = 1.0
         if L.any_outage == 1 and is_out(s, w, L, np.int64(c.pool)):
             rate = L.outage_failure
@@ -315,6 +319,8 @@ def another_future(s, w, L, seed):
     w.outages_later = mix(seed, OUTAGES)
     w.tenants_later = mix(seed, TENANTS)
     w.branch = s.now
+    if L.any_drift == 1:
+        drift_again(s, w, L, seed)
     n = w.n_due
     spare = due(w, n)
     for k in range(n):
@@ -326,6 +332,18 @@ def another_future(s, w, L, seed):
             copy_record(due(w, j), due(w, j - 1))
             j -= 1
         copy_record(due(w, j), spare)
+
+
+@kernel
+def drift_again(s, w, L, seed):
+    """Pools that have not decayed yet decay at another time, or never."""
+    for p in range(s.n_pools):
+        if L.drift[p] > 0.0 and w.onset[p] > s.now - s.t0:
+            own = mix(mix(seed, DRIFT), p)
+            onset = np.int64((L.onset[0] + (L.onset[1] - L.onset[0]) * to_uniform(mix(own, 1))) * w.lb)
+            decays = to_uniform(mix(own, 0)) < L.drift[p] and onset > s.now - s.t0
+            w.onset[p] = onset if decays else NEVER
+            w.decay[p] = L.drift_factor[0] + (L.drift_factor[1] - L.drift_factor[0]) * to_uniform(mix(own, 2))
 
 
 @kernel

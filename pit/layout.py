@@ -41,10 +41,10 @@ DEFAULT_VERBS = ("lite", "standard", "premium", "hold")
 WAIT_BIT = N_VERBS
 SKIP_BIT, REFRESH_BIT = ENABLED.index("skip"), ENABLED.index("refresh")
 MAX_PRIORITY = 3
-# Numbers of a calibrated rule: for each verb a bias, a weight for each slot feature and one for each global; for each global
-# action that a system can enable a bias and a weight for each global.
-N_VERB_WEIGHTS = 1 + N_SLOT_FEATURES + N_GLOBAL_FEATURES
-N_GLOBAL_WEIGHTS = 1 + N_GLOBAL_FEATURES
+# Numbers of a calibrated rule: for each verb a bias, a weight for each slot feature, one for each feature of each pool and one
+# for each global; for each global action that a system can enable the same without slot features.
+N_GLOBAL_WEIGHTS = 1 + MAX_POOLS * N_POOL_FEATURES + N_GLOBAL_FEATURES
+N_VERB_WEIGHTS = N_SLOT_FEATURES + N_GLOBAL_WEIGHTS
 N_RULE_GLOBALS = len(ENABLED) - WAIT_BIT
 N_WEIGHTS = N_VERBS * N_VERB_WEIGHTS + N_RULE_GLOBALS * N_GLOBAL_WEIGHTS
 

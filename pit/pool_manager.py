@@ -375,8 +375,7 @@ def copy_delay(s, v):
 
 @kernel
 def next_place(s, pool):
-    """us until a call of the pool is expected to end, as far as the encoder's `room` tells; without one (others take its places)
-    the mean call."""
+    """us until a call of the pool is expected to end, as far as the encoder's `room` tells; without one the mean call."""
     return max(0.0, pool.room - s.now) if pool.room < _NONE else s.unit
 
 

@@ -18,14 +18,18 @@ from pit.layout import (
     GLOBAL_ACTIONS,
     GLOBAL_FEATURES,
     GLOBAL_OFFSET,
+    MAX_POOLS,
     N_GLOBAL_FEATURES,
     N_GLOBAL_WEIGHTS,
+    N_POOL_FEATURES,
     N_RULE_GLOBALS,
     N_SLOT_FEATURES,
     N_VERB_WEIGHTS,
     N_VERBS,
     N_WEIGHTS,
     PLAIN,
+    POOL_FEATURES,
+    POOL_OFFSET,
     SLOT_FEATURES,
     STANDARD,
     VERBS,
@@ -51,7 +55,9 @@ _GLOBALS_FROM = N_VERBS * N_VERB_WEIGHTS
 
 def weight_names() -> list[tuple[str, str]]:
     """(action, feature) of each number of a calibrated rule, in order; the bias is called `bias`."""
-    slots, whole = [f.name for f in SLOT_FEATURES], [f"global.{f.name}" for f in GLOBAL_FEATURES]
+    slots = [f.name for f in SLOT_FEATURES]
+    whole = [f"pool{p}.{f.name}" for p in range(MAX_POOLS) for f in POOL_FEATURES]
+    whole += [f"global.{f.name}" for f in GLOBAL_FEATURES]
     names = [(verb, feature) for verb in VERBS for feature in ("bias", *slots, *whole)]
     return names + [(a, feature) for a in GLOBAL_ACTIONS[:N_RULE_GLOBALS] for feature in ("bias", *whole)]
 
@@ -166,17 +172,23 @@ def linear(features, n, weights):
 
 
 @kernel
+def linear_whole(s, out, weights):
+    """The pools' and the globals' part of a linear score; pools that do not exist are all 0."""
+    pools = linear(out + 4 * POOL_OFFSET, s.n_pools * N_POOL_FEATURES, weights)
+    return pools + linear(out + 4 * GLOBAL_OFFSET, N_GLOBAL_FEATURES, weights + 8 * MAX_POOLS * N_POOL_FEATURES)
+
+
+@kernel
 def choose_linear(s, weights, out, mask):
     """The legal action of the largest linear score; the first of equals."""
     encode(s, out, mask)
-    whole = out + 4 * GLOBAL_OFFSET
     best = -1
     most = 0.0
     for verb in range(N_VERBS):
         if (s.verbs >> verb) & 1 == 0:
             continue
         own = weights + 8 * verb * N_VERB_WEIGHTS
-        base = float64_at(own, 0) + linear(whole, N_GLOBAL_FEATURES, own + 8 * (1 + N_SLOT_FEATURES))
+        base = float64_at(own, 0) + linear_whole(s, out, own + 8 * (1 + N_SLOT_FEATURES))
         for g in range(s.n_slots):
             if (s.slots[g].legal >> verb) & 1:
                 score = base + linear(out + 4 * g * N_SLOT_FEATURES, N_SLOT_FEATURES, own + 8)
@@ -188,7 +200,7 @@ def choose_linear(s, weights, out, mask):
     for k in range(N_RULE_GLOBALS):
         if (legal >> k) & 1:
             own = weights + 8 * (_GLOBALS_FROM + k * N_GLOBAL_WEIGHTS)
-            score = float64_at(own, 0) + linear(whole, N_GLOBAL_FEATURES, own + 8)
+            score = float64_at(own, 0) + linear_whole(s, out, own + 8)
             if best < 0 or score > most:
                 best = WAIT + k
                 most = score

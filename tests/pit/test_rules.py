@@ -16,18 +16,20 @@ from pit.rules import parameters, table_of, weight_names, weights_of
 
 def best_by_hand(obs: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> int:
     """The legal action of the largest linear score, the first of equals; sums run in the order of the features."""
-    whole = [float(x) for x in obs[L.GLOBAL_OFFSET :]]
+    pools = [float(x) for x in obs[L.POOL_OFFSET : L.GLOBAL_OFFSET]]
+    last = [float(x) for x in obs[L.GLOBAL_OFFSET :]]
     best, most = -1, 0.0
     for action in np.flatnonzero(mask).tolist():
         if action < L.WAIT:
             g, verb = divmod(action, L.N_VERBS)
             own = weights[verb * L.N_VERB_WEIGHTS :][: L.N_VERB_WEIGHTS].tolist()
             features = [float(x) for x in obs[g * L.N_SLOT_FEATURES :][: L.N_SLOT_FEATURES]]
-            base = own[0] + total(whole, own[1 + L.N_SLOT_FEATURES :])
+            whole = own[1 + L.N_SLOT_FEATURES :]
+            base = own[0] + (total(pools, whole) + total(last, whole[len(pools) :]))
             score = base + total(features, own[1:])
         else:
             own = weights[L.N_VERBS * L.N_VERB_WEIGHTS + (action - L.WAIT) * L.N_GLOBAL_WEIGHTS :].tolist()
-            score = own[0] + total(whole, own[1:])
+            score = own[0] + (total(pools, own[1:]) + total(last, own[1 + len(pools) :]))
         if best < 0 or score > most:
             best, most = action, score
     return best
