@@ -16,6 +16,9 @@ OUTAGES: dict[str, Any] = {
     "outage_failure": 0.7, "outage_after": 0.4,
 }  # fmt: skip
 TENANTS: dict[str, Any] = {"crowded": {"bench": 0.6, "desk": 0.3}, "crowd": [0.2, 1.0], "crowd_seconds": 2.5}
+DRIFT: dict[str, Any] = {
+    "drift": {"bench": 0.6, "desk": 0.5}, "onset": [0.0, 0.8], "drift_factor": [1.5, 4.0], "drift_failure": 0.3,
+}  # fmt: skip
 LATE: dict[str, Any] = {"efficiency": 1, "stability": 0, "optimization": 2, "late": 0.4}
 AGES = {"draw_up": 6.0, "carve": 3.0}  # seconds that outputs stay fresh
 
@@ -69,10 +72,11 @@ FRESH_LEVEL = small_level(
 SMALL_LEVELS: dict[str, Level] = {
     "outages, deadline, late": OUTAGE_LEVEL,
     "tenants": TENANT_LEVEL,
+    "drift": small_level(small_system(time_out=3.0), draw=NOISE | DRIFT | {"straggler_rate": [0.0, 0.2], "lost_rate": 0.05}),
     "fresh, echoes": FRESH_LEVEL,
     "all at once": small_level(
         ageing_system(time_out=2.5, prewarm=True),
         {"echoes": [0.0, 0.5]},
-        draw=NOISE | OUTAGES | TENANTS | {"fresh": [0.3, 1.0], "deadline": [0.8, 1.6], "lost_rate": 0.05}, score=LATE,
+        draw=NOISE | OUTAGES | TENANTS | DRIFT | {"fresh": [0.3, 1.0], "deadline": [0.8, 1.6], "lost_rate": 0.05}, score=LATE,
     ),
 }  # fmt: skip

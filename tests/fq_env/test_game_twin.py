@@ -22,7 +22,7 @@ from fq_env.level_files import LEVELS
 from fq_env.state import REWARDS, SPLITS
 from pit import state
 from pit.interface import ACT, OBSERVE, drive
-from tests.fq_env.small_worlds import OUTAGES, SMALL_LEVELS, TENANTS
+from tests.fq_env.small_worlds import DRIFT, OUTAGES, SMALL_LEVELS, TENANTS
 from tests.twin.chance import mix
 from tests.twin.game_twin import TwinGame
 
@@ -30,8 +30,9 @@ HISTORIES = int(os.environ.get("FQ_TWIN_HISTORIES", "12"))  # 12: every exposure
 PER_LEVEL, BLOCK = int(os.environ.get("FQ_TWIN_PER_LEVEL", "200")), 50
 COUNTS = (
     "steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds", "instance_seed", "status",
-    "poor_calls", "hedges", "cancels", "queued", "stragglers", "outage_calls", "stale_calls", "refreshes", "reused", "late",
+    "poor_calls", "hedges", "cancels", "queued", "stragglers",
 )  # fmt: skip
+RARE_COUNTS = ("outage_calls", "decayed_calls", "stale_calls", "refreshes", "reused", "late")
 FIGURES = (
     "total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum", "makespan", "lb", "cost",
     "cost_low",
@@ -95,9 +96,15 @@ def hands(places: int) -> dict[str, Any]:
 
 
 def in_every_pool(number: int) -> dict[str, Any]:
-    """Draws of outages and tenants in the pools of a level of the suite."""
+    """Draws of outages, tenants and drift in the pools of a level of the suite."""
     pools = load_level(number).system.pools
-    return OUTAGES | TENANTS | {"fault_domains": {}} | {key: dict.fromkeys(pools, 0.4) for key in ("outages", "crowded")}
+    return (
+        OUTAGES
+        | TENANTS
+        | DRIFT
+        | {"fault_domains": {}}
+        | {key: dict.fromkeys(pools, 0.4) for key in ("outages", "crowded", "drift")}
+    )
 
 
 # Three calls are required, and together they take more than twice the longest: two hands are kept busy by work, not by a path.
@@ -116,7 +123,7 @@ ODD_LEVELS: dict[str, int | Level] = {
     "trouble that is mended": with_trouble(fallback=True, time_out=1.5, prewarm=True, rebalance=True),
     "scarcity": with_scarcity(),
     "every action in hidden order": changed(4, system={"verbs": list(L.ENABLED), "pools": hands(2), "back_off_seconds": 2.0}),
-    "outages and tenants in hidden order": changed(2, draw=in_every_pool(2)),
+    "outages, tenants, drift in hidden order": changed(2, draw=in_every_pool(2)),
     "never fails": changed(11, draw={"failure_rate": 0.0, "load_cv": 0.0}),
 }
 ALL_LEVELS: dict[str, int | Level] = {"1": 1, "11": 11, **ODD_LEVELS, **SMALL_LEVELS}
@@ -165,7 +172,7 @@ def compare(level: int | Level, seed: int, illegal: float = 0.05, steps: int | N
         seen = twin.step(action)
         engine.step_one(action)
     record, mine = engine.episodes[0], twin.episode()
-    for name in COUNTS:
+    for name in (*COUNTS, *RARE_COUNTS):
         assert mine[name] == record[name], f"{where}: {name}"
     for name in FIGURES:
         assert mine[name] == record[name], f"{where}: {name} {mine[name]!r}, engine {record[name]!r}"
@@ -203,10 +210,10 @@ def test_the_small_levels_reach_what_they_are_made_for() -> None:
     for name, level in SMALL_LEVELS.items():
         for seed in range(300, 312):
             twin = compare(level, seed)
-            reached += twin.pit.reached + Counter({key: twin.episode()[key] for key in COUNTS[-5:]})
+            reached += twin.pit.reached + Counter({key: twin.episode()[key] for key in RARE_COUNTS})
             reached += Counter({f"{name}: {L.STATUSES[twin.pit.status]}": 1})
     wanted = (
-        *COUNTS[-5:], "reuse: solves the run", "reuse: refused, all are stale", "run again: a fetched task",
+        *RARE_COUNTS, "reuse: solves the run", "reuse: refused, all are stale", "run again: a fetched task",
         "stale inputs: quality lost", "tenants: crowd calls in flight", "tenants: leave", "timer: grows stale",
         "refused: for tenants alone", *(f"{name}: solved" for name in SMALL_LEVELS),
     )  # fmt: skip

@@ -52,12 +52,14 @@ class TwinGame(TwinScore):
         self.stragglers, self.outages, self.tenants = (mix(self.instance_seed, s) for s in (5, 6, 7))
         self.pool_names = list(level.system.pools)
         self.straggler_rate = float(world["straggler_rate"])
+        self.onset, self.decay = world["onset"].tolist(), world["decay"].tolist()
         self.load_sigma = math.sqrt(math.log(1.0 + level.draw.load_cv * level.draw.load_cv))
         self.loads_so_far = [0] * len(pit.models)
         self.queue: list[tuple[int, int, int, tuple[Any, ...]]] = []  # (time, kind, subject, event)
         self.load_paid, self.wrong, self.poor_calls, self.late_calls = False, 0, 0, 0
         self.steps = self.cold_starts = self.waits = self.holds = self.hedges = self.queued = 0
         self.cancels = self.refreshes = self.reused = self.outage_calls = self.stale_calls = self.credited = 0
+        self.decayed_calls = 0
         self.started = list[int]()
         self.set_bounds()
         self.horizon = math.floor(level.horizon * self.lb)
@@ -171,17 +173,22 @@ class TwinGame(TwinScore):
         self.hedges += self.pit.calls[k]["hedge"]
         self.queued += self.pit.calls[k]["queued"]
         self.stale_calls += self.pit.calls[k]["stale"] > 0
-        task, error, quality = self.pit.tasks[i], L.OK, -1.0
+        task, p, error, quality = self.pit.tasks[i], self.pit.calls[k]["pool"], L.OK, -1.0
         key = (i * 1024 + min(task["attempts"], 1023)) * 8 + 4 * self.pit.calls[k]["hedge"] + v
         mean = self.truth[3 * f + v] * self.factor[i] * noise(mix(self.durations, key), self.sigma)
         if self.straggler_rate > 0:
-            mean *= self.late(key, self.pit.calls[k]["pool"])
+            mean *= self.late(key, p)
+        if decayed := bool(self.draw.drift) and self.elapsed >= self.onset[p]:
+            self.decayed_calls += 1
+            mean *= self.decay[p]
         elapsed = max(1, math.floor(mean))
         if self.pit.system["order_hidden"]:
             error, quality = self.try_out(f)
         else:
             u, rate, lost, after = uniform(mix(self.failures, key)), self.draw.failure_rate, self.draw.lost_rate, 1.0
-            if self.is_out(self.pit.calls[k]["pool"]):
+            if decayed:
+                rate = max(rate, self.draw.drift_failure)
+            if self.is_out(p):
                 self.outage_calls += 1
                 rate, after = self.draw.outage_failure, self.draw.outage_after
             if u < rate:
@@ -257,5 +264,5 @@ class TwinGame(TwinScore):
             "poor_calls": self.poor_calls, "hedges": self.hedges, "cancels": self.cancels,
             "queued": self.queued, "stragglers": self.late_calls, "cost_low": self.cost_low / 1e6,
             "outage_calls": self.outage_calls, "stale_calls": self.stale_calls, "refreshes": self.refreshes,
-            "reused": self.reused, "late": self.late_sinks(),
+            "reused": self.reused, "late": self.late_sinks(), "decayed_calls": self.decayed_calls,
         }  # fmt: skip
