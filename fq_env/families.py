@@ -20,6 +20,7 @@ LAYERED, PIPELINES, FORK_JOIN, CHAIN, MAP_REDUCE, OUT_TREE, IN_TREE, SERIES_PARA
 ONE, ALL, WINDOW = range(3)
 _N_SHAPES = BLUEPRINT + MAX_BLUEPRINTS
 _REDUCERS = 4  # at most, of one round of map_reduce
+_NEIGHBOURS = 8  # tasks before it, one of which a task may repeat
 _EDGE_BYTES, _GIVEN_BYTES = EDGE.itemsize, GIVEN.itemsize
 
 
@@ -286,7 +287,7 @@ def draw_echoes(s, w, L):
     contents = 0
     for i in range(1, s.n_tasks):
         if uniform(w, 0.0, 1.0) < share:
-            j = pick(w, i)
+            j = i - 1 - pick(w, min(i, _NEIGHBOURS))
             t = task(s, i)
             t.function = task(s, j).function
             t.hint = task(s, j).hint

@@ -196,6 +196,50 @@ def goes_first(s, t, i, urgency, o, j, other):
 
 
 @kernel
+def claims(s, t, pool):
+    """Whether a ready task, being queued for a gang, claims this pool."""
+    v = variant(s, 3 * t.function + STANDARD)
+    return t.mark == QUEUED and v.also >= 0 and (v.pool == pool or v.also == pool) and s.now < t.since + s.reserve
+
+
+@kernel
+def goes_before(t, i, o, j):
+    """Whether task t (index i) goes before task o (index j) in a pool that it claims."""
+    return t.rank > o.rank or (t.rank == o.rank and i < j)
+
+
+@kernel
+def is_claimed(s, i, pool):
+    """Whether a queued gang that goes before task i claims this pool."""
+    for k in range(s.n_ready):
+        j = np.int64(ready(s, k).task)
+        if j != i and claims(s, task(s, j), pool) and goes_before(task(s, j), j, task(s, i), i):
+            return True
+    return False
+
+
+@kernel
+def claimed(s, i, v):
+    """Whether a pool of which variant v takes places is claimed by a queued gang that goes before task i."""
+    if s.any_gang == 0 or s.reserve == 0 or s.n_queued == 0:
+        return False
+    return is_claimed(s, i, v.pool) or (v.also >= 0 and is_claimed(s, i, v.also))
+
+
+@kernel
+def next_claim(s):
+    """us at which the next claim ends; NEVER if none does."""
+    best = NEVER
+    if s.any_gang == 1 and s.reserve > 0 and s.n_queued > 0:
+        for k in range(s.n_ready):
+            t = task(s, ready(s, k).task)
+            until = t.since + s.reserve
+            if t.mark == QUEUED and s.now < until < best and variant(s, 3 * t.function + STANDARD).also >= 0:
+                best = until
+    return best
+
+
+@kernel
 def worst_pool(s):
     """The pool with most failed calls in a row that is not backed off; -1 if none has failed last."""
     best = -1

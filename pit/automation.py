@@ -127,6 +127,8 @@ def before_call(s, i, f, k, planned, hedge):
     which = (planned >> 2) - 1
     est = t.base[k] * v.ratio
     pool_manager.take_places(s, v.pool, v.units)
+    if v.also >= 0:
+        pool_manager.take_places(s, v.also, v.also_units)
     if s.pools[v.pool].period > 0:
         pool_manager.take_tokens(s, v.pool, v.tokens * s.pools[v.pool].period)
     if mode == HERE:
@@ -150,6 +152,8 @@ def before_call(s, i, f, k, planned, hedge):
     c.copy = which
     c.model = v.model
     c.units = v.units
+    c.also = v.also
+    c.also_units = v.also_units
     c.est = est
     c.spread = t.base[k] * v.deviation
     c.start = -1
@@ -204,6 +208,8 @@ def release(s, k):
     """Places, committed money and the copy of the call in row k are free again."""
     c = call(s, k)
     pool_manager.free_places(s, c.pool, c.units)
+    if c.also >= 0:
+        pool_manager.free_places(s, c.also, c.also_units)
     s.committed -= c.cost
     task(s, c.task).calls -= 1
 
@@ -360,7 +366,7 @@ def fall_back(s, i, f, used):
         v = variant(s, 3 * f + k)
         if v.usable == 1:
             planned = pool_manager.can_begin(s, t.base[k], v)
-            if planned & 3 != NO:
+            if planned & 3 != NO and not arbitration.claimed(s, i, v):
                 outcome = s.outcome
                 before_call(s, i, f, k, planned, 0)
                 s.outcome = outcome

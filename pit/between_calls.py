@@ -57,7 +57,7 @@ def serve_queues(s):
             f = np.int64(t.function)
             v = variant(s, 3 * f + STANDARD)
             planned = pool_manager.can_begin(s, t.base[STANDARD], v)
-            if planned & 3 == NO:
+            if planned & 3 == NO or arbitration.claimed(s, i, v):
                 break
             outcome = s.outcome
             if v.forbidden == 1:

@@ -63,7 +63,7 @@ def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copie
             )  # times the period, at arrival
     for b, capacity in enumerate(system.memory.values()):
         hot["budgets"]["capacity"][0, b] = capacity
-    variants["model"] = variants["pool"] = -1
+    variants["model"] = variants["pool"] = variants["also"] = -1
     for f, function in enumerate(system.functions.values()):
         for name, v in function.variants():
             row = variants[3 * f + VARIANTS.index(name)]
@@ -71,6 +71,8 @@ def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copie
             row["pool"], row["units"], row["code"] = pools.index(v.pool), v.units, function.code
             row["model"] = -1 if v.model is None else names.index(v.model)
             row["tokens"] = v.tokens
+            for also, units in v.also.items():
+                row["also"], row["also_units"] = pools.index(also), units
             row["usable"] = name in system.usable(names_of[f])
         own = variants[3 * f : 3 * f + 3]
         own["kinds"] = sum(1 << k for k in range(3) if own["usable"][k])
@@ -101,6 +103,8 @@ def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copie
         "back_off": microseconds(system.back_off_seconds),
         "time_out": system.time_out or 0.0,
         "ageing": microseconds(system.ageing_seconds),
+        "reserve": microseconds(system.reserve_seconds),
+        "any_gang": bool((variants["also"] >= 0).any()),
         "fair": system.fair,
         "fallback": system.fallback,
         "prewarm": system.prewarm,

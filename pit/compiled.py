@@ -13,19 +13,23 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numba
 import numpy as np
 from llvmlite import ir
-from llvmlite.binding import Linkage, create_pass_builder, create_pipeline_tuning_options, set_option
+from llvmlite.binding import Linkage, create_pass_builder, create_pipeline_tuning_options, parse_assembly, set_option
 from numba import types
 from numba.core import cgutils
 from numba.core import config as numba_config
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.registry import cpu_target
+from numba.core.typed_passes import NativeLowering, NoPythonBackend, NopythonTypeInference, PreLowerStripPhis
+from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
 from numba.extending import intrinsic
 
 if platform.machine() in ("x86_64", "AMD64"):
@@ -84,22 +88,18 @@ class _Inlined(JITCodeLibrary):
     thirds of the compile time, for machine code that nobody runs.
     """
 
-    def _optimize_functions(self, ll_module: Any) -> None:
-        pass
+    def add_ir_module(self, ir_module: Any) -> None:
+        self._final_module = parse_assembly(cgutils.normalize_ir_text(str(ir_module)))
 
     def finalize(self) -> None:
         self._finalized = True
 
-    def own_module(self) -> Any:
-        """The helper's own IR, ready to be linked: an entry collects the modules of all helpers itself."""
-        return super()._get_module_for_linking()
-
     def _get_module_for_linking(self) -> Any:
         """The helper with all that it calls, for a library that is no `_Whole` (a parallel loop's body)."""
         if self._shared_module is None:
-            for library in _closure(self._linking_libraries):
-                self._final_module.link_in(_module_of(library), preserve=True)
-        return super()._get_module_for_linking()
+            self._shared_module = parse_assembly("")
+            _link(self._shared_module, [self], Linkage.linkonce_odr)
+        return self._shared_module
 
     def get_pointer_to_function(self, name: str) -> int:
         return 0
@@ -127,19 +127,33 @@ def _closure(libraries: list[Any]) -> list[Any]:
     return list(found.values())
 
 
-def _module_of(library: Any) -> Any:
-    return library.own_module() if isinstance(library, _Inlined) else library._get_module_for_linking()
+def _link(module: Any, libraries: list[Any], linkage: Linkage) -> None:
+    """Puts all that these libraries and their helpers define into a module, with that linkage.
+
+    Helpers are first linked pair by pair, for LLVM looks through both modules each time.
+    """
+    own = {function.name for function in module.functions if not function.is_declaration}
+    found = _closure(libraries)
+    helpers = [library._final_module.clone() for library in found if isinstance(library, _Inlined)]
+    while len(helpers) > 1:
+        for a, b in zip(helpers[::2], helpers[1::2], strict=False):
+            a.link_in(b)
+        helpers = helpers[::2]
+    for helper in helpers:
+        module.link_in(helper)
+    for library in found:
+        if not isinstance(library, _Inlined):
+            module.link_in(library._get_module_for_linking(), preserve=True)
+    for function in module.functions:
+        if not function.is_declaration and function.name not in own:
+            function.linkage = linkage
 
 
 class _Whole(JITCodeLibrary):
     """The code of an entry: the helpers that it links become its own, so that LLVM inlines and drops them as it sees fit."""
 
     def finalize(self) -> None:
-        for library in _closure(self._linking_libraries):
-            self._final_module.link_in(_module_of(library), preserve=True)
-        for function in self._final_module.functions:
-            if not function.is_declaration and function.linkage == Linkage.linkonce_odr:
-                function.linkage = Linkage.private
+        _link(self._final_module, self._linking_libraries, Linkage.private)
         # One plain run of LLVM's pipeline: the loops here turn a few times, so unrolling and vectorising them only adds code.
         options = create_pipeline_tuning_options(speed_level=3)
         options.loop_unrolling = options.loop_vectorization = options.loop_interleaving = options.slp_vectorization = False
@@ -149,17 +163,80 @@ class _Whole(JITCodeLibrary):
         self._finalize_final_module()
 
 
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Meanwhile, Numba remembers what it would find out thousands of times: a quarter of the compile time.
+
+    That is: what operators on types give, how large and how named types are, and which registries there are.
+    """
+    target = cpu_target.target_context
+    resolve = types.Function.get_call_type
+    resolved: dict[Any, Any] = {}
+
+    def resolve_once(function: Any, context: Any, args: Any, kws: Any) -> Any:
+        if kws or not all(isinstance(kind, types.Type) for kind in args):
+            return resolve(function, context, args, kws)
+        key = function, tuple(args)
+        if key not in resolved:
+            resolved[key] = resolve(function, context, args, kws)
+        return resolved[key]
+
+    target.refresh()
+    meanwhile = (
+        (types.Function, "get_call_type", resolve_once),
+        (types.Record, "__repr__", functools.cache(types.Record.__repr__)),
+        (target, "get_abi_sizeof", functools.cache(target.get_abi_sizeof)),
+        (target, "load_additional_registries", lambda: [target.install_registry(known) for known in [*target._registries]]),
+    )
+    with ExitStack() as undo:
+        for owner, name, method in meanwhile:
+            if name in vars(owner):
+                undo.callback(setattr, owner, name, vars(owner)[name])
+            else:
+                undo.callback(delattr, owner, name)
+            setattr(owner, name, method)
+        yield
+
+
 class _EntryCompiler(Compiler):
     """Numba's compiler, with `_Whole` as the library of the function."""
 
     def compile_extra(self, func: Callable[..., Any]) -> Any:
         self.state.library = _Whole(self.state.targetctx.codegen(), func.__qualname__)
         self.state.library.enable_object_caching()
-        return super().compile_extra(func)
+        with _memory():
+            return super().compile_extra(func)
+
+
+class _HelperPasses:
+    """The passes of Numba that a helper needs, without what watches over them.
+
+    Left out are passes for what helpers do not have: closures, `with`, `literally`, inlined overloads, objects to be freed.
+    """
+
+    pipeline_name = "helper"
+    exec_times: ClassVar[dict[str, Any]] = {}
+
+    def run(self, state: Any) -> None:
+        state.type_annotation = None
+        for step in (
+            TranslateByteCode,
+            FixupArgs,
+            IRProcessing,
+            ReconstructSSA,
+            NopythonTypeInference,
+            PreLowerStripPhis,
+            NativeLowering,
+            NoPythonBackend,
+        ):
+            step().run_pass(state)
 
 
 class _HelperCompiler(Compiler):
     """Numba's compiler, with `_Inlined` as the library of the function."""
+
+    def define_pipelines(self) -> list[Any]:
+        return [_HelperPasses()]
 
     def compile_extra(self, func: Callable[..., Any]) -> Any:
         self.state.library = _Inlined(self.state.targetctx.codegen(), func.__qualname__)

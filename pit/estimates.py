@@ -139,10 +139,10 @@ def pool_area(s, p):
         for k in range(N_VARIANTS):
             v = variant(s, 3 * t.function + k)
             if v.usable == 1:
-                if v.pool != p:
+                if v.pool != p and v.also != p:
                     least = -1.0
                     break
-                x = t.base[k] * v.ratio * v.units
+                x = t.base[k] * v.ratio * (v.units if v.pool == p else v.also_units)
                 if least < 0.0 or x < least:
                     least = x
         if least > 0.0:

@@ -232,7 +232,7 @@ GLOBAL_FEATURES = (
     ),
     Feature(
         "first_slot_room",
-        "0 if slot 0's standard has a free place, else sq(time until a call of its pool is expected to end; `unit` if none is in flight); 1 if no slot",
+        "0 if slot 0's standard finds its places free, else sq(time until a call of the pool that lacks them is expected to end; `unit` if none is in flight; of two such pools the larger); 1 if no slot",
         0,
         1,
         FULL,

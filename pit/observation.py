@@ -269,6 +269,9 @@ def running(s):
         first = min(first, end if started else _NONE)
         pool = s.pools[c.pool]
         pool.room = min(pool.room, end)
+        if c.also >= 0:
+            pool = s.pools[c.also]
+            pool.room = min(pool.room, end)
     return path, overrun, first
 
 
@@ -322,7 +325,7 @@ def encode_first_slot(s, at, first):
         if pool_manager.has_place(s, v):
             room = 0.0
         else:
-            room = squash(pool_manager.next_place(s, s.pools[v.pool]), s.unit)
+            room = squash(pool_manager.room_in(s, v), s.unit)
     put(at, 30, warm)
     put(at, 31, room)
     put(at, 33, s.duration_error)

@@ -70,9 +70,13 @@ def plan(s, v):
 
 @kernel
 def has_place(s, v):
-    """Whether the variant's pool has its units free."""
+    """Whether the variant's pool has its units free, and a gang's second pool those of it."""
     pool = s.pools[v.pool]
-    return pool.places - pool.busy - pool.tenants >= v.units
+    enough = pool.places - pool.busy - pool.tenants >= v.units
+    if s.any_gang == 1 and v.also >= 0:
+        pool = s.pools[v.also]
+        enough &= pool.places - pool.busy - pool.tenants >= v.also_units
+    return enough
 
 
 @kernel
@@ -130,7 +134,7 @@ def money_for(s, amount):
 def refused(s, base, v, mode):
     """Why limits forbid a call of variant v of a task with this base: 0 they do not, 1 a back-off, 2 tokens or money."""
     pool = s.pools[v.pool]
-    if pool.closed_until > s.now:
+    if pool.closed_until > s.now or (v.also >= 0 and s.pools[v.also].closed_until > s.now):
         return 1
     if pool.period > 0 and credit(s, v.pool) < v.tokens * pool.period:
         return 2
@@ -380,11 +384,31 @@ def next_place(s, pool):
 
 
 @kernel
-def place_delay(s, v):
-    """us until variant v's pool is expected to have its units free, as far as the encoder's `room` tells."""
-    if has_place(s, v):
-        return 0.0
+def room_in(s, v):
+    """us until a call of the variant's pools that lack free places is expected to end, the later one of a gang's two."""
+    wait = 0.0
     pool = s.pools[v.pool]
+    if pool.places - pool.busy - pool.tenants < v.units:
+        wait = next_place(s, pool)
+    if v.also >= 0 and s.pools[v.also].places - s.pools[v.also].busy - s.pools[v.also].tenants < v.also_units:
+        wait = max(wait, next_place(s, s.pools[v.also]))
+    return wait
+
+
+@kernel
+def place_delay(s, v):
+    """us until variant v's pools are expected to have its units free, as far as the encoder's `room` tells."""
+    delay = pool_delay(s, s.pools[v.pool], v.units)
+    if s.any_gang == 1 and v.also >= 0:
+        delay = max(delay, pool_delay(s, s.pools[v.also], v.also_units))
+    return delay
+
+
+@kernel
+def pool_delay(s, pool, units):
+    """us until a pool is expected to have so many places free."""
+    if pool.places - pool.busy - pool.tenants >= units:
+        return 0.0
     return next_place(s, pool) + pool.queued * s.unit / pool.places
 
 
@@ -397,6 +421,8 @@ def start_delay(s, v):
         if pool.period > 0:
             delay = max(delay, float(v.tokens * pool.period - credit(s, v.pool)))
         delay = max(delay, float(pool.closed_until - s.now))
+        if v.also >= 0:
+            delay = max(delay, float(s.pools[v.also].closed_until - s.now))
     return delay
 
 

@@ -90,6 +90,8 @@ def start_bit(s, slot, t, kinds, k):
     mode = pool_manager.plan(s, v) & 3
     slot.mode[k] = mode
     fits = (mode != NO) & (t.mark == PLAIN) & pool_manager.has_place(s, v)
+    if fits and arbitration.claimed(s, np.int64(slot.head), v):
+        fits = False
     if s.any_tight == 1 and fits:
         why = pool_manager.refused(s, t.base[k], v, mode)
         if why == 2:
@@ -104,7 +106,8 @@ def hedge_bit(s, t, i):
     if t.calls != 1:
         return 0
     k = np.int64(running_variant(s, i))
-    if pool_manager.can_begin(s, t.base[k], variant(s, 3 * t.function + k)) & 3 == NO:
+    v = variant(s, 3 * t.function + k)
+    if pool_manager.can_begin(s, t.base[k], v) & 3 == NO or arbitration.claimed(s, i, v):
         return 0
     return 1 << HEDGE
 
@@ -127,7 +130,7 @@ def other_bits(s, g, bits):
     first = 3 * t.function
     if t.mark == PLAIN:
         v = variant(s, first + STANDARD)
-        if enabled(s, QUEUE) and v.usable == 1 and not pool_manager.has_place(s, v):
+        if enabled(s, QUEUE) and v.usable == 1 and (not pool_manager.has_place(s, v) or arbitration.claimed(s, i, v)):
             bits |= 1 << QUEUE
         if bits & (1 << STANDARD) and enabled(s, HOLD) and slot.mode[STANDARD] != HERE:
             if pool_manager.free_in(s, v.model) <= model(s, v.model).load_est:

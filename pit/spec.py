@@ -65,7 +65,10 @@ class ModelSpec(Strict):
 
 
 class VariantSpec(Strict):
-    """One way to run a function: where, with which model, how long, how well, at what price per second."""
+    """One way to run a function: where, with which model, how long, how well, at what price per second.
+
+    A gang takes places of a second pool, too: `also: {pool: units}`.
+    """
 
     pool: str
     model: str | None = None
@@ -74,6 +77,7 @@ class VariantSpec(Strict):
     price: Price = 0.0
     units: int = Field(default=1, ge=1, le=MAX_PLACES)
     tokens: int = Field(default=1, ge=0, le=10_000)
+    also: dict[str, Annotated[int, Field(ge=1, le=MAX_PLACES)]] = Field(default_factory=dict, max_length=1)
 
 
 class FunctionSpec(Strict):
@@ -110,6 +114,7 @@ class SystemSpec(Strict):
     back_off_seconds: Seconds = 0.0
     time_out: float | None = Field(default=None, ge=1, le=1e6, allow_inf_nan=False, description="multiple of the estimate")
     ageing_seconds: Seconds = 0.0
+    reserve_seconds: Seconds = 0.0
     fair: bool = False
     fallback: bool = False
     prewarm: bool = False
@@ -140,6 +145,13 @@ class SystemSpec(Strict):
                     raise ValueError(
                         f"{where}.units is {v.units}, but pool {v.pool!r} has only {self.pools[v.pool].places} places"
                     )
+                for also, units in v.also.items():
+                    _known(also, self.pools, f"{where}.also", "pool")
+                    if also == v.pool or units > self.pools[also].places:
+                        raise ValueError(
+                            f"{where}.also takes {units} places of pool {also!r}, which must be another pool than {v.pool!r} "
+                            f"and has {self.pools[also].places} places"
+                        )
                 if self.pools[v.pool].rate is not None and v.tokens > self.pools[v.pool].burst:
                     raise ValueError(
                         f"{where}.tokens is {v.tokens}, but pool {v.pool!r} holds at most {self.pools[v.pool].burst} (burst)"

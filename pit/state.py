@@ -74,6 +74,7 @@ PIT = _record(
         ("committed", "i8"),  # micro-units, of calls in flight and loads
         ("back_off", "i8"),  # us
         ("ageing", "i8"),  # us
+        ("reserve", "i8"),  # us that a queued gang claims its pools
         ("time_out", "f8"),  # multiple of the estimate
         ("stale_quality", "f8"),  # what a stale input still counts
         ("task_at", "i4"),  # offsets of the tables, bytes behind this record's start
@@ -134,6 +135,7 @@ PIT = _record(
         ("verbs", "u4"),  # bit per enabled verb or global, in the order of `layout.ENABLED`
         ("any_join", "u1"),  # some task joins `any`
         ("any_fresh", "u1"),  # some artifacts grow stale
+        ("any_gang", "u1"),  # some variant takes places of two pools
         ("any_twins", "u1"),  # some tasks have twins
         ("any_tight", "u1"),  # a start can be refused for tokens, money or a back-off
         ("any_short", "u1"),  # some slot's start is refused for tokens or money alone, as found by the last look at slots
@@ -217,6 +219,8 @@ VARIANT = _record(
         ("pool", "i2"),
         ("model", "i2"),  # -1 = none
         ("units", "i2"),
+        ("also", "i2"),  # second pool of a gang, -1 = none
+        ("also_units", "i2"),
         ("usable", "u1"),
         ("kinds", "u1"),  # bit per usable variant of the function
         ("forbidden", "u1"),  # the function is (standard's row)
@@ -277,6 +281,8 @@ CALL = _record(
         ("copy", "i2"),  # -1 = no model
         ("model", "i2"),
         ("units", "i2"),
+        ("also", "i2"),
+        ("also_units", "i2"),
         ("stale", "i2"),  # stale inputs when it was dispatched
         ("overrun", "i2"),  # times that it has passed its limit
         ("cold", "u1"),

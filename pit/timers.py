@@ -25,7 +25,7 @@ def next_timer(s):
 @kernel
 def other_timer(s):
     """us of the next timer besides the horizon; NEVER if none."""
-    best = arbitration.next_hold(s)
+    best = min(arbitration.next_hold(s), arbitration.next_claim(s))
     if s.any_timer == 1:
         best = min(best, min(next_call_timer(s), stale_manager.next_expiry(s)))
         if refresh_matters(s):
