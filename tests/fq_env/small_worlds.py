@@ -44,6 +44,14 @@ def small_system(**more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
+def gang_system(**more: Any) -> dict[str, Any]:
+    """The same with a function that takes places of two pools."""
+    system = small_system(reserve_seconds=4.0, **more)
+    gang = system["functions"]["draw_up"]
+    gang = gang | {"standard": gang["standard"] | {"also": {"yard": 1}}, "premium": gang["premium"] | {"also": {"desk": 2}}}
+    return system | {"functions": system["functions"] | {"draw_up": gang}}
+
+
 def ageing_system(**more: Any) -> dict[str, Any]:
     """The same with outputs that grow stale, and everything enabled."""
     system = small_system(verbs=list(ENABLED), stale_quality=0.3, back_off_seconds=1.0, max_attempts=30, **more)
@@ -73,6 +81,8 @@ SMALL_LEVELS: dict[str, Level] = {
     "outages, deadline, late": OUTAGE_LEVEL,
     "tenants": TENANT_LEVEL,
     "drift": small_level(small_system(time_out=3.0), draw=NOISE | DRIFT | {"straggler_rate": [0.0, 0.2], "lost_rate": 0.05}),
+    "gangs": small_level(gang_system(time_out=3.0), draw=NOISE | {"failure_rate": 0.05}),
+    "gangs among tenants": small_level(gang_system(ageing_seconds=2.0), draw=NOISE | TENANTS),
     "fresh, echoes": FRESH_LEVEL,
     "all at once": small_level(
         ageing_system(time_out=2.5, prewarm=True),

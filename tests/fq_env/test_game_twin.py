@@ -215,7 +215,8 @@ def test_the_small_levels_reach_what_they_are_made_for() -> None:
     wanted = (
         *RARE_COUNTS, "reuse: solves the run", "reuse: refused, all are stale", "run again: a fetched task",
         "stale inputs: quality lost", "tenants: crowd calls in flight", "tenants: leave", "timer: grows stale",
-        "refused: for tenants alone", *(f"{name}: solved" for name in SMALL_LEVELS),
+        "refused: for tenants alone", "gang: a claim keeps others out",
+        "gang: refused by its second pool alone", *(f"{name}: solved" for name in SMALL_LEVELS),
     )  # fmt: skip
     assert not [name for name in wanted if reached[name] == 0]
 
@@ -291,7 +292,8 @@ def conserve(engine: Engine) -> None:
     sizes = block.rows(memory, "model_at", state.MODEL, int(hot["n_models"]))["size"]
     assert len(calls) == hot["n_calls"]
     for p, pool in enumerate(hot["pools"][: hot["n_pools"]]):
-        assert pool["busy"] == calls["units"][calls["pool"] == p].sum() <= pool["places"]
+        taken = calls["units"][calls["pool"] == p].sum() + calls["also_units"][calls["also"] == p].sum()
+        assert pool["busy"] == taken <= pool["places"]
         assert 0 <= pool["tenants"] <= pool["places"]
     for b, budget in enumerate(hot["budgets"][: hot["n_budgets"]]):
         mine = copies[copies["budget"] == b]

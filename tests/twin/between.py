@@ -47,7 +47,6 @@ class TwinBetween(TwinLife):
             sources = self.sources(i)
             self.reached["reuse: refused, all are stale"] += bool(done) and not sources
             if self.task_class(i) != L.PLAIN:
-                self.reached["reuse: refused to a held task"] += bool(sources) and self.task_class(i) == L.HELD
                 self.reached["reuse: refused to a queued task"] += bool(sources) and self.task_class(i) == L.QUEUED
             elif sources:
                 return i, min(sources, key=lambda j: (-self.tasks[j]["created"], j))

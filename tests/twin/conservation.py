@@ -14,7 +14,7 @@ def conserve(twin: Any) -> None:
     """
     conserve_copies(twin)
     for p, pool in enumerate(twin.pools):
-        assert pool["busy"] == sum(call["units"] for call in twin.calls.values() if call["pool"] == p) <= pool["places"]
+        assert pool["busy"] == sum(call["taken"].get(p, 0) for call in twin.calls.values()) <= pool["places"]
         assert 0 <= pool["tenants"] <= pool["places"]
         assert twin.free_places(p) == max(0, pool["places"] - pool["busy"] - pool["tenants"])
         if pool["period"]:

@@ -31,7 +31,7 @@ def random_variant(rng: random.Random, pools: dict[str, Any], models: dict[str, 
         "pool": pool, "model": model, "seconds": rng.choice((0.1, 0.35, 1.0, 2.0, rng.uniform(0.05, 5.0))),
         "quality": rng.choice((1.0, rng.uniform(0.1, 1.0))), "price": rng.choice((0.0, rng.uniform(0.0, 0.01))),
         "units": 2 if places > 1 and rng.random() < 0.2 else 1,
-        "tokens": rng.randint(0, pools[pool]["burst"]) if rng.random() < 0.4 else min(1, pools[pool]["burst"]),
+        "tokens": rng.randint(0, pools[pool]["burst"]) if rng.random() < 0.4 else min(1, pools[pool]["burst"]), "also": {},
     }  # fmt: skip
 
 
@@ -121,11 +121,16 @@ def random_workflow(rng: random.Random) -> Workflow:
     for function in functions.values():
         if ages and rng.random() < 0.7:
             function["fresh_seconds"] = rng.choice((0.05, 0.5, 2.0, rng.uniform(0.1, 8.0)))
+    gangs = len(pools) > 1 and rng.random() < 0.4
+    for v in (f[name] for f in functions.values() for name in L.VERBS[: L.N_VARIANTS] if gangs and f[name]):
+        other = rng.choice([p for p in pools if p != v["pool"]])
+        v["also"] = {other: rng.randint(1, min(2, pools[other]["places"]))} if rng.random() < 0.5 else {}
     rare = 0.5 if rng.random() < 0.7 else 0.0
     system = {
         "memory": budgets, "pools": pools, "models": models, "functions": functions,
         "quality_flow": rng.choice((0.0, 0.5, rng.random())),
         "max_attempts": rng.choice((0, 0, 3, 8)), "warning_weight": rng.choice((0.05, 0.2)),
+        "reserve_seconds": rng.choice((0.0, 0.5, rng.uniform(0.1, 8.0))) if gangs else 0.0,
         "stale_quality": rng.choice((0.0, 0.5, 1.0, rng.random())),
         "deadline_seconds": rng.choice((None, rng.uniform(1.0, 60.0))),
         "horizon_seconds": rng.choice((None, None, rng.uniform(5.0, 120.0))),

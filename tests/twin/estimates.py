@@ -91,7 +91,8 @@ class TwinEstimates:
         def variant(v: Table | None) -> Table | None:
             return v and {
                 "pool": pools.index(v["pool"]), "model": None if v["model"] is None else models.index(v["model"]),
-                "units": v["units"], "tokens": v["tokens"], "nominal": micro(v["seconds"]), "quality": v["quality"],
+                "taken": {pools.index(p): units for p, units in ({v["pool"]: v["units"]} | v["also"]).items()},
+                "tokens": v["tokens"], "nominal": micro(v["seconds"]), "quality": v["quality"],
                 "price": micro(v["price"]),
             }  # fmt: skip
 
@@ -120,6 +121,7 @@ class TwinEstimates:
             "horizon": micro(s["horizon_seconds"] or 0),
             "money": max(1, micro(s["money"])) if s["money"] else 0,
             "back_off": micro(s["back_off_seconds"]),
+            "reserve": micro(s["reserve_seconds"]),
             "ageing": micro(s["ageing_seconds"]),
             "time_out": s["time_out"] or 0.0,
         } | {key: s[key] for key in PLAIN_KEYS}  # fmt: skip
@@ -235,8 +237,9 @@ class TwinEstimates:
         for p, pool in enumerate(self.pools):
             area = 0.0
             for i in needed:
-                if all(self.variant(i, v)["pool"] == p for v in self.usable(i)):
-                    area += min(self.est(i, v) * self.variant(i, v)["units"] for v in self.usable(i))
+                taken = {v: self.variant(i, v)["taken"].get(p, 0) for v in self.usable(i)}
+                if all(taken.values()):
+                    area += min(self.est(i, v) * units for v, units in taken.items())
             areas.append(area / pool["places"])
         loads = (min(self.variant_load(self.variant(i, v)) for v in self.usable(i)) for i in needed)
         return max(self.longest_path(), *areas) + min(loads, default=0.0)

@@ -58,7 +58,8 @@ class TwinLife(TwinTracking):
 
     def release(self, call: Table) -> None:
         """Places and copy of a call that has left the table."""
-        self.change_busy(call["pool"], -call["units"])
+        for p, units in call["taken"].items():
+            self.change_busy(p, -units)
         if call["copy"] is None:
             return
         copy = self.copies[call["copy"]]
@@ -109,12 +110,14 @@ class TwinLife(TwinTracking):
         case, c, evicted = self.copy_for(variant)
         p, m, hedge = variant["pool"], variant["model"], task["state"] == L.RUNNING
         task.update(state=L.RUNNING, queued=None)
-        self.change_busy(p, variant["units"])
+        self.reached["gang: begun"] += len(variant["taken"]) > 1
+        for place, units in variant["taken"].items():
+            self.change_busy(place, units)
         if self.pools[p]["period"]:
             self.store_credit(p, self.credit(p) - variant["tokens"] * self.pools[p]["period"])
         k, self.next_call = self.next_call, self.next_call + 1
         call = self.calls[k] = {
-            "task": i, "function": task["function"], "variant": v, "pool": p, "units": variant["units"], "queued": queued,
+            "task": i, "function": task["function"], "variant": v, "pool": p, "taken": variant["taken"], "queued": queued,
             "copy": None if m is None else c, "cold": case in "bc", "start": None, "end": 0.0, "hedge": hedge,
             "est": self.est(i, v), "spread": self.spread(i, v), "base": self.base(i, v), "committed": self.call_cost(i, v),
             "overrun": 0, "limit": 0, "stale": sum(self.is_stale(j) for j in task["inputs"]),

@@ -162,9 +162,8 @@ class TwinObservation(TwinSlots):
         if L.STANDARD in self.usable(slots[0][0]) and self.copy_for(standard)[0] not in ("no model", "a"):
             free = self.free_in(standard)
             warm = 1.0 if free is None else self.sq(free)
-        if not self.has_place(standard):
-            ends = [call["end"] - self.now for call in self.calls.values() if call["pool"] == standard["pool"]]
-            room = self.sq(min(ends)) if ends else self.sq(self.unit)
+        if lacking := self.lacking(standard):
+            room = self.sq(max(self.next_place(p) for p in lacking))
         return warm, room
 
     def global_features(self, slots: list[list[int]], tail: list[int]) -> list[float]:

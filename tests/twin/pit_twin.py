@@ -14,8 +14,10 @@ from typing import Any
 import pit.layout as L
 from tests.twin.between import TwinBetween
 
-TIMERS = ("hold ends", "token", "pool opens", "keep-alive", "grows stale", "overrun", "time-out", "horizon")
-HOLD_ENDS, TOKEN, POOL_OPENS, KEEP_ALIVE, GROWS_STALE, OVERRUN, TIME_OUT, HORIZON = range(8)  # in their order at one time
+TIMERS = ("hold ends", "claim ends", "token", "pool opens", "keep-alive", "grows stale", "overrun", "time-out", "horizon")
+HOLD_ENDS, CLAIM_ENDS, TOKEN, POOL_OPENS, KEEP_ALIVE, GROWS_STALE, OVERRUN, TIME_OUT, HORIZON = range(
+    9
+)  # in their order at one time
 
 
 class TwinPit(TwinBetween):
@@ -131,6 +133,10 @@ class TwinPit(TwinBetween):
         if not self.arrived or self.status != L.ON:
             return []
         timers = [(task["hold"], HOLD_ENDS, i) for i, task in enumerate(self.tasks) if task["hold"] is not None]
+        for i, task in enumerate(self.tasks):
+            gang, reserve = len(self.variant(i, L.STANDARD)["taken"]) > 1, self.system["reserve"]
+            if gang and reserve and task["queued"] is not None and task["queued"] + reserve > self.now:
+                timers.append((task["queued"] + reserve, CLAIM_ENDS, i))
         for p, pool in enumerate(self.pools):
             if self.short_of_tokens(p):
                 timers.append((self.now + pool["period"] - self.credit(p) % pool["period"], TOKEN, p))

@@ -31,8 +31,10 @@ def read_pit(engine: Engine, i: int) -> TwinPit:
     def variant(row: np.void) -> Table | None:
         if row["pool"] < 0:
             return None
+        also = {int(row["also"]): int(row["also_units"])} if row["also"] >= 0 else {}
         return {
-            "pool": int(row["pool"]), "model": None if row["model"] < 0 else int(row["model"]), "units": int(row["units"]),
+            "pool": int(row["pool"]), "model": None if row["model"] < 0 else int(row["model"]), 
+            "taken": {int(row["pool"]): int(row["units"])} | also,
             "tokens": int(row["tokens"]), "nominal": float(row["nominal"]), "quality": float(row["quality"]),
             "price": int(row["price"]),
         }  # fmt: skip
@@ -75,7 +77,7 @@ def read_pit(engine: Engine, i: int) -> TwinPit:
         "verbs": bit_names(int(hot["verbs"]), L.ENABLED),
         "deadline": after_arrival("deadline"),
         "horizon": after_arrival("horizon"),
-    } | {key: hot[key].item() for key in (*PLAIN_KEYS, "money", "back_off", "ageing", "time_out")}
+    } | {key: hot[key].item() for key in (*PLAIN_KEYS, "money", "back_off", "ageing", "reserve", "time_out")}
     workflow = []
     for t, artifact in zip(tasks, artifacts, strict=True):
         own = links[int(t["pred_from"]) : int(t["pred_to"])]

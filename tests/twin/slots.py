@@ -119,20 +119,41 @@ class TwinSlots(TwinEstimates):
         pool = self.pools[p]
         return int(max(0, pool["places"] - pool["busy"] - pool["tenants"]))
 
-    def has_place(self, variant: Table) -> bool:
-        pool, free = self.pools[variant["pool"]], self.free_places(variant["pool"])
-        tenants = free < variant["units"] <= pool["places"] - pool["busy"]
-        self.reached["refused: for tenants alone"] += tenants
-        self.reached["refused: for tenants alone, no call in flight"] += tenants and pool["busy"] == 0
-        return bool(free >= variant["units"])
+    def lacking(self, variant: Table) -> list[int]:
+        """Pools that have fewer free places than the variant takes of them."""
+        lacking = [p for p, units in variant["taken"].items() if self.free_places(p) < units]
+        for pool, units in ((self.pools[p], variant["taken"][p]) for p in lacking):
+            tenants = units <= pool["places"] - pool["busy"]
+            self.reached["refused: for tenants alone"] += tenants
+            self.reached["refused: for tenants alone, no call in flight"] += tenants and pool["busy"] == 0
+        self.reached["gang: refused by its second pool alone"] += bool(lacking) and variant["pool"] not in lacking
+        return lacking
+
+    def claimants(self, p: int) -> list[int]:
+        """Queued gangs that claim the pool, the one that counts first."""
+        reserve, found = self.system["reserve"], list[int]()
+        for i, task in enumerate(self.tasks):
+            taken = self.variant(i, L.STANDARD)["taken"]
+            if task["queued"] is not None and len(taken) > 1 and p in taken and self.now < task["queued"] + reserve:
+                found.append(i)
+        return sorted(found, key=lambda i: (-self.tasks[i]["rank"], i))
+
+    def claimed(self, i: int, variant: Table) -> bool:
+        """Some pool of the variant is claimed by a task that goes before task i."""
+        first = [own[0] for p in variant["taken"] if (own := self.claimants(p))]
+        order = (-self.tasks[i]["rank"], i)
+        return any((-self.tasks[j]["rank"], j) < order for j in first)
 
     def can_begin(self, i: int, v: int) -> bool:
         """A call of task i with variant v can begin."""
         if v not in self.usable(i):
             return False
         variant = self.variant(i, v)
-        case, p = self.copy_for(variant)[0], variant["pool"]
-        if self.is_closed(p) or not self.has_place(variant) or case == "none":
+        case = self.copy_for(variant)[0]
+        if any(self.is_closed(p) for p in variant["taken"]) or self.lacking(variant) or case == "none":
+            return False
+        if self.claimed(i, variant):
+            self.reached["gang: a claim keeps others out"] += 1
             return False
         if self.missing_credit(variant) > 0:
             self.reached["refused: no token"] += 1
@@ -147,19 +168,22 @@ class TwinSlots(TwinEstimates):
         return [i for i in marked if self.variant(i, L.STANDARD)["pool"] == p]
 
     def delay(self, variant: Table) -> float:
-        p, pool = variant["pool"], self.pools[variant["pool"]]
         case, c, _ = self.copy_for(variant)
-        copy = place = closed = 0.0
+        copy = 0.0
         if case == "b":
             copy = max(0.0, self.copies[c]["expected"] - self.now)
         elif case in ("c", "none"):
             copy = self.load_est(variant["model"])
-        if not self.has_place(variant):
-            ends = [call["end"] - self.now for call in self.calls.values() if call["pool"] == p]
-            place = (max(0.0, min(ends)) if ends else self.unit) + len(self.queued_in(p)) * self.unit / pool["places"]
-        if self.is_closed(p):
-            closed = float(max(0, pool["closed"] - self.now))
-        return max(copy, place, float(self.missing_credit(variant)), closed)
+        places = [
+            self.next_place(p) + len(self.queued_in(p)) * self.unit / self.pools[p]["places"] for p in self.lacking(variant)
+        ]
+        closed = [float(max(0, self.pools[p]["closed"] - self.now)) for p in variant["taken"] if self.is_closed(p)]
+        return max([copy, float(self.missing_credit(variant)), *places, *closed])
+
+    def next_place(self, p: int) -> float:
+        """Time until a call that takes places of the pool is expected to end; without one the mean call."""
+        ends = [call["end"] - self.now for call in self.calls.values() if p in call["taken"]]
+        return max(0.0, min(ends)) if ends else self.unit
 
     def free_in(self, variant: Table) -> float | None:
         """Time until a busy copy of the variant's pool and model is expected to have room."""
@@ -184,7 +208,11 @@ class TwinSlots(TwinEstimates):
         if L.VERBS[verb] not in self.system["verbs"]:
             return False
         if verb == L.QUEUE:
-            return kind == L.PLAIN and L.STANDARD in self.usable(i) and not self.has_place(standard)
+            return (
+                kind == L.PLAIN
+                and L.STANDARD in self.usable(i)
+                and (bool(self.lacking(standard)) or self.claimed(i, standard))
+            )
         if verb == L.HOLD:
             if kind != L.PLAIN or not self.can_begin(i, L.STANDARD):
                 return False
