@@ -62,7 +62,7 @@ def least_makespan(game: TwinGame) -> int:
         start, takes, ways = model.new_int_var(0, latest, f"start {i}"), [], []
         for v in pit.usable(i):
             variant, lasts = pit.variant(i, v), whole(game.mean(i, v))
-            assert variant["units"] == 1
+            assert variant["taken"] == {variant["pool"]: 1}
             for k, place in enumerate(places[variant["pool"]][: i + 1]):  # places are alike: task i needs no later one
                 chosen = model.new_bool_var(f"task {i} variant {v} place {k}")
                 place.append(model.new_optional_fixed_size_interval_var(start, lasts, chosen, f"call {i} {v} {k}"))

@@ -22,7 +22,9 @@ from fq_env.level_files import LEVELS
 from fq_env.state import REWARDS, SPLITS
 from pit import state
 from pit.interface import ACT, OBSERVE, drive
-from tests.twin.game_twin import TwinGame, mix
+from tests.fq_env.small_worlds import DRIFT, OUTAGES, SMALL_LEVELS, TENANTS
+from tests.twin.chance import mix
+from tests.twin.game_twin import TwinGame
 
 HISTORIES = int(os.environ.get("FQ_TWIN_HISTORIES", "12"))  # 12: every exposure under every reward
 PER_LEVEL, BLOCK = int(os.environ.get("FQ_TWIN_PER_LEVEL", "200")), 50
@@ -30,6 +32,7 @@ COUNTS = (
     "steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds", "instance_seed", "status",
     "poor_calls", "hedges", "cancels", "queued", "stragglers",
 )  # fmt: skip
+RARE_COUNTS = ("outage_calls", "decayed_calls", "stale_calls", "refreshes", "reused", "late")
 FIGURES = (
     "total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum", "makespan", "lb", "cost",
     "cost_low",
@@ -92,6 +95,18 @@ def hands(places: int) -> dict[str, Any]:
     return {name: pool.model_copy(update={"places": places}) for name, pool in pools.items()}
 
 
+def in_every_pool(number: int) -> dict[str, Any]:
+    """Draws of outages, tenants and drift in the pools of a level of the suite."""
+    pools = load_level(number).system.pools
+    return (
+        OUTAGES
+        | TENANTS
+        | DRIFT
+        | {"fault_domains": {}}
+        | {key: dict.fromkeys(pools, 0.4) for key in ("outages", "crowded", "drift")}
+    )
+
+
 # Three calls are required, and together they take more than twice the longest: two hands are kept busy by work, not by a path.
 THE_TREASURE = load_level(1).order.model_copy(update={"held": 0.0, "goals": ["take_treasure"]})  # type: ignore[union-attr]
 ODD_LEVELS: dict[str, int | Level] = {
@@ -108,9 +123,10 @@ ODD_LEVELS: dict[str, int | Level] = {
     "trouble that is mended": with_trouble(fallback=True, time_out=1.5, prewarm=True, rebalance=True),
     "scarcity": with_scarcity(),
     "every action in hidden order": changed(4, system={"verbs": list(L.ENABLED), "pools": hands(2), "back_off_seconds": 2.0}),
+    "outages, tenants, drift in hidden order": changed(2, draw=in_every_pool(2)),
     "never fails": changed(11, draw={"failure_rate": 0.0, "load_cv": 0.0}),
 }
-ALL_LEVELS: dict[str, int | Level] = {"1": 1, "11": 11, **ODD_LEVELS}
+ALL_LEVELS: dict[str, int | Level] = {"1": 1, "11": 11, **ODD_LEVELS, **SMALL_LEVELS}
 
 
 def any_action(rng: random.Random, mask: np.ndarray, illegal: float) -> int:
@@ -137,6 +153,9 @@ def compare(level: int | Level, seed: int, illegal: float = 0.05, steps: int | N
     twin = TwinGame(engine, 0, reward, steps)
     hot = engine.block.hot(engine.memory[0])[0]
     assert twin.horizon == int(hot["horizon"] - hot["t0"])
+    if engine.levels[0].draw.deadline is not None:
+        low, high = engine.levels[0].draw.deadline
+        assert int(low * twin.lb) <= twin.pit.system["deadline"] <= int(high * twin.lb)
     assert twin.phi0 == engine.phi0[0]
     seen = twin.pit.observe(), twin.pit.mask(), 0.0, False, False
     for step in itertools.count():
@@ -153,7 +172,7 @@ def compare(level: int | Level, seed: int, illegal: float = 0.05, steps: int | N
         seen = twin.step(action)
         engine.step_one(action)
     record, mine = engine.episodes[0], twin.episode()
-    for name in COUNTS:
+    for name in (*COUNTS, *RARE_COUNTS):
         assert mine[name] == record[name], f"{where}: {name}"
     for name in FIGURES:
         assert mine[name] == record[name], f"{where}: {name} {mine[name]!r}, engine {record[name]!r}"
@@ -181,7 +200,23 @@ def test_the_odd_levels_reach_the_rarer_rules() -> None:
         "hedge", "hedge: the first call wins", "cancel: running", "cancel: queued", "queue",
         "begun from a queue", "partial re-execution", "back_off", "back_off_long", "fallback", "prewarm: load",
         "rebalance: load", "refused: no money", "refused: no token", "late", "cancelled",
-        "timer 1", "timer 2", "timer 3", "timer 5",
+        *(f"timer: {name}" for name in ("token", "pool opens", "keep-alive", "time-out")),
+    )  # fmt: skip
+    assert not [name for name in wanted if reached[name] == 0]
+
+
+def test_the_small_levels_reach_what_they_are_made_for() -> None:
+    reached: Counter[str] = Counter()
+    for name, level in SMALL_LEVELS.items():
+        for seed in range(300, 312):
+            twin = compare(level, seed)
+            reached += twin.pit.reached + Counter({key: twin.episode()[key] for key in RARE_COUNTS})
+            reached += Counter({f"{name}: {L.STATUSES[twin.pit.status]}": 1})
+    wanted = (
+        *RARE_COUNTS, "reuse: solves the run", "reuse: refused, all are stale", "run again: a fetched task",
+        "stale inputs: quality lost", "tenants: crowd calls in flight", "tenants: leave", "timer: grows stale",
+        "refused: for tenants alone", "gang: a claim keeps others out",
+        "gang: refused by its second pool alone", *(f"{name}: solved" for name in SMALL_LEVELS),
     )  # fmt: skip
     assert not [name for name in wanted if reached[name] == 0]
 
@@ -195,9 +230,9 @@ def test_it_follows_it_to_the_step_limit(level: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(300, 300 + HISTORIES))
-@pytest.mark.parametrize("name", ODD_LEVELS)
+@pytest.mark.parametrize("name", (*ODD_LEVELS, *SMALL_LEVELS))
 def test_it_follows_it_in_odd_levels(name: str, seed: int) -> None:
-    compare(ODD_LEVELS[name], seed)
+    compare(ALL_LEVELS[name], seed)
 
 
 @pytest.mark.parametrize("level", (1, 11))
@@ -212,8 +247,8 @@ def test_instances_are_named_by_hashes(level: int) -> None:
         engine.reset()
         assert engine.instance_seeds.tolist() == [mix(mix(stream, 0), episode) for stream in streams]
     world = engine.block.hidden(engine.memory[0])[0]
-    seeds = [int(world[name]) for name in ("durations", "failures", "loads", "stragglers")]
-    assert seeds == [mix(int(world["instance_seed"]), stream) for stream in (1, 2, 3, 5)]
+    seeds = [int(world[name]) for name in ("durations", "failures", "loads", "stragglers", "outages", "tenants")]
+    assert seeds == [mix(int(world["instance_seed"]), stream) for stream in (1, 2, 3, 5, 6, 7)]
 
 
 def see(memory: np.ndarray) -> tuple[bytes, bytes]:
@@ -224,10 +259,10 @@ def see(memory: np.ndarray) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("seed", range(HISTORIES))
-@pytest.mark.parametrize("level", (1, 11))
-def test_nothing_leaks_from_the_world_into_the_pit(level: int, seed: int) -> None:
+@pytest.mark.parametrize("name", ("1", "11", "all at once"))
+def test_nothing_leaks_from_the_world_into_the_pit(name: str, seed: int) -> None:
     """With the world behind it overwritten, the Pit shows, allows and does the same."""
-    rng, engine = random.Random(seed), begun(level, seed, "potential", "full")
+    rng, engine = random.Random(seed), begun(ALL_LEVELS[name], seed, "potential", "full")
     size = engine.block.pit_size
     plain, poisoned = aligned(engine.block.stride), aligned(engine.block.stride)
     for _ in range(60):
@@ -257,7 +292,9 @@ def conserve(engine: Engine) -> None:
     sizes = block.rows(memory, "model_at", state.MODEL, int(hot["n_models"]))["size"]
     assert len(calls) == hot["n_calls"]
     for p, pool in enumerate(hot["pools"][: hot["n_pools"]]):
-        assert pool["busy"] == calls["units"][calls["pool"] == p].sum() <= pool["places"]
+        taken = calls["units"][calls["pool"] == p].sum() + calls["also_units"][calls["also"] == p].sum()
+        assert pool["busy"] == taken <= pool["places"]
+        assert 0 <= pool["tenants"] <= pool["places"]
     for b, budget in enumerate(hot["budgets"][: hot["n_budgets"]]):
         mine = copies[copies["budget"] == b]
         live = mine[np.isin(mine["state"], (L.LOADING, L.WARM, L.ACTIVE))]
@@ -268,7 +305,9 @@ def conserve(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("seed", range(400, 400 + HISTORIES))
-@pytest.mark.parametrize("name", ("1", "11", "premium", "fails", "expires", "trouble", "trouble that is mended", "scarcity"))
+@pytest.mark.parametrize(
+    "name", ("1", "11", "premium", "fails", "expires", "trouble", "trouble that is mended", "scarcity", *SMALL_LEVELS)
+)
 def test_nothing_is_lost_or_made(name: str, seed: int) -> None:
     rng, engine = random.Random(seed), begun(ALL_LEVELS[name], seed, "potential")
     twin = TwinGame(engine)
@@ -286,6 +325,7 @@ def test_nothing_is_lost_or_made(name: str, seed: int) -> None:
     assert sorted(sum(ended.values(), flying)) == list(range(hot["next_call"]))  # every call ends once, or is under way
     tasks = engine.block.rows(engine.memory[0], "task_at", state.TASK, int(hot["n_tasks"]))
     assert tasks["attempts"].sum() == len(ended["failed"]) + reached["cancel: running"] + reached["denied"]
-    assert tasks["version"].sum() == len(ended["finished"])
-    assert (tasks["state"] == L.DONE).sum() == len(ended["finished"]) - reached["partial re-execution"]
+    done, again = len(ended["finished"]) + twin.reused, reached["partial re-execution"] + reached["refresh"]
+    assert tasks["version"].sum() == done and hot["reused"] == twin.reused == reached["reuse"]
+    assert (tasks["state"] == L.DONE).sum() == done - again
     assert engine.episodes["cost"][0] == sum(twin.pit.paid) / 1e6

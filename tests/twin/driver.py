@@ -14,6 +14,7 @@ import numpy as np
 
 import pit.layout as L
 from pit.spec import History
+from tests.twin.conservation import conserve_fetches
 
 Workflow = dict[str, Any]
 Operation = tuple[str, Any]
@@ -30,7 +31,7 @@ def random_variant(rng: random.Random, pools: dict[str, Any], models: dict[str, 
         "pool": pool, "model": model, "seconds": rng.choice((0.1, 0.35, 1.0, 2.0, rng.uniform(0.05, 5.0))),
         "quality": rng.choice((1.0, rng.uniform(0.1, 1.0))), "price": rng.choice((0.0, rng.uniform(0.0, 0.01))),
         "units": 2 if places > 1 and rng.random() < 0.2 else 1,
-        "tokens": rng.randint(0, pools[pool]["burst"]) if rng.random() < 0.4 else min(1, pools[pool]["burst"]),
+        "tokens": rng.randint(0, pools[pool]["burst"]) if rng.random() < 0.4 else min(1, pools[pool]["burst"]), "also": {},
     }  # fmt: skip
 
 
@@ -53,9 +54,20 @@ def random_task(rng: random.Random, i: int, names: list[str], reach: int, densit
     return {
         "id": f"task{i}", "function": rng.choice(names), "args": {}, "optional": i > 0 and rng.random() < kind["optional"],
         "after": [x for x in inputs if x not in soft], "soft": soft, "join": join,
-        "priority": rng.randint(0, kind["priority"]),
+        "priority": rng.randint(0, kind["priority"]), "content": 0,
         "seconds": rng.choice((None, rng.choice((0.2, 1.0)), rng.uniform(0.05, 4.0))),
     }  # fmt: skip
+
+
+def make_twins(rng: random.Random, tasks: list[Table]) -> None:
+    """Some tasks get a content, most of them the one of an earlier task of the same function."""
+    contents: dict[str, list[int]] = {}
+    share = rng.choice((0.2, 0.5, 0.9))
+    for number, task in enumerate(tasks, 1):
+        known = contents.setdefault(task["function"], [])
+        if rng.random() < share:
+            task["content"] = rng.choice(known) if known and rng.random() < 0.85 else number
+            known.append(task["content"])
 
 
 def random_policies(rng: random.Random, functions: Table, n: int) -> Table:
@@ -94,7 +106,7 @@ def random_workflow(rng: random.Random) -> Workflow:
         variants: dict[str, Any] = {"standard": random_variant(rng, pools, models)}
         for name in ("lite", "premium"):
             variants[name] = random_variant(rng, pools, models) if rng.random() < 0.5 else None
-        functions[f"function{f}"] = {"code": rng.uniform(-1.0, 1.0), **variants}
+        functions[f"function{f}"] = {"code": rng.uniform(-1.0, 1.0), "fresh_seconds": None, **variants}
     n = rng.randint(20, 60) if wide else rng.choice((1, rng.randint(2, 12), rng.randint(10, 40)))
     reach, density = rng.randint(1, 12), rng.choice((0.01, 0.03) if wide else (0.05, 0.2, 0.5))
     kind = {
@@ -103,16 +115,30 @@ def random_workflow(rng: random.Random) -> Workflow:
     }  # fmt: skip
     tasks = [random_task(rng, i, list(functions), reach, density, kind) for i in range(n)]
     tasks[-1]["optional"] = False
+    if rng.random() < 0.4:
+        make_twins(rng, tasks)
+    ages = rng.random() < 0.4
+    for function in functions.values():
+        if ages and rng.random() < 0.7:
+            function["fresh_seconds"] = rng.choice((0.05, 0.5, 2.0, rng.uniform(0.1, 8.0)))
+    gangs = len(pools) > 1 and rng.random() < 0.4
+    for v in (f[name] for f in functions.values() for name in L.VERBS[: L.N_VARIANTS] if gangs and f[name]):
+        other = rng.choice([p for p in pools if p != v["pool"]])
+        v["also"] = {other: rng.randint(1, min(2, pools[other]["places"]))} if rng.random() < 0.5 else {}
     rare = 0.5 if rng.random() < 0.7 else 0.0
     system = {
         "memory": budgets, "pools": pools, "models": models, "functions": functions,
         "quality_flow": rng.choice((0.0, 0.5, rng.random())),
         "max_attempts": rng.choice((0, 0, 3, 8)), "warning_weight": rng.choice((0.05, 0.2)),
+        "reserve_seconds": rng.choice((0.0, 0.5, rng.uniform(0.1, 8.0))) if gangs else 0.0,
+        "stale_quality": rng.choice((0.0, 0.5, 1.0, rng.random())),
         "deadline_seconds": rng.choice((None, rng.uniform(1.0, 60.0))),
         "horizon_seconds": rng.choice((None, None, rng.uniform(5.0, 120.0))),
         **random_policies(rng, functions, n),
     }  # fmt: skip
     system["verbs"] = [v for v in L.ENABLED if v == "standard" or rng.random() < (0.85 if v in L.DEFAULT_VERBS else rare)]
+    if ages and "refresh" not in system["verbs"] and rng.random() < 0.6:
+        system["verbs"].append("refresh")
     for name, function in functions.items():  # at least one variant must stay usable
         usable = [v for v in L.VERBS[: L.N_VARIANTS] if function[v] and v in system["verbs"]]
         if all(f"{name}.{v}" in system["deny"] for v in usable):
@@ -154,6 +180,15 @@ class World:
         self.past: list[tuple] = []
         self.nagging = 0  # illegal actions to come, one after another, until a wait is forced
         self.put(rng.choice((0, 0, 1_000, 700_000)), (L.ARRIVE, 0, 0, 0, -1.0, 0, 0))
+        self.crowd([pool["places"] for pool in system["pools"].values()])
+
+    def crowd(self, places: list[int]) -> None:
+        """Other tenants come and go."""
+        rng = self.rng
+        for _ in range(rng.choice((0, 0, 0, 3, 20))):
+            p = rng.randrange(len(places))
+            size = rng.choice((0, 0, 1, rng.randint(0, places[p]), places[p], places[p] + 3))
+            self.put(rng.randint(0, 200) * TICK, (L.TENANT_LOAD, p, 0, 0, -1.0, size, 0))
 
     def put(self, time: int, event: tuple) -> None:
         self.count += 1
@@ -209,7 +244,7 @@ class World:
             return rng.choice(self.past)
         kind = rng.choice((*range(len(L.EVENTS)), L.STARTED, L.FINISHED, L.REJECTED))
         subject = rng.choice((0, rng.randint(0, 3), rng.randint(0, 40), self.count, -1))
-        return (kind, subject, rng.choice((0, 0, 1, 4)), rng.choice((0, 100_000)), -1.0, 1, 5)
+        return (kind, subject, rng.choice((0, 0, 1, 4)), rng.choice((0, 100_000)), -1.0, rng.choice((1, 1, -1)), 5)
 
 
 def random_operation(rng: random.Random, world: World, pit: Any) -> Operation:
@@ -269,57 +304,6 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return found
 
 
-def conserve(twin: Any) -> None:
-    """Places, memory, users, money, tokens, queues, calls and artifacts add up; nothing exceeds its capacity."""
-    conserve_copies(twin)
-    for p, pool in enumerate(twin.pools):
-        assert pool["busy"] == sum(call["units"] for call in twin.calls.values() if call["pool"] == p) <= pool["places"]
-        if pool["period"]:
-            assert 0 <= pool["stored"] <= twin.credit(p) <= pool["burst"] * pool["period"]
-    conserve_money(twin)
-    ended = [k for ids in twin.ended.values() for k in ids]
-    assert sorted([*ended, *twin.calls]) == list(range(twin.next_call))  # one outcome of each call, or it is in flight
-    conserve_tasks(twin)
-    assert any(twin.mask()) or twin.system["money"]  # without money nothing may be left to do
-    row = twin.observe()
-    assert all(f.low <= x <= f.high for (_, f), x in zip(L.columns(), row, strict=True))
-
-
-def conserve_copies(twin: Any) -> None:
-    used, users = [0] * len(twin.capacity), [0] * len(twin.copies)
-    for call in twin.calls.values():
-        if call["copy"] is not None:
-            users[call["copy"]] += 1
-    for c, copy in enumerate(twin.copies):
-        if copy["state"] in (L.LOADING, L.WARM, L.ACTIVE):
-            if (budget := twin.pools[copy["pool"]]["budget"]) is not None:
-                used[budget] += twin.models[copy["model"]]["size"]
-        assert copy["users"] == users[c] <= twin.models[copy["model"]]["conc"]
-        assert copy["state"] == L.LOADING or (copy["state"] == L.ACTIVE) == (users[c] > 0)
-        assert copy["state"] == L.LOADING or copy["committed"] == 0
-    assert used == twin.used and all(x <= limit for x, limit in zip(used, twin.capacity, strict=True))
-
-
-def conserve_money(twin: Any) -> None:
-    """What was spent and promised is what was paid, and each promise kept the limit when it was made."""
-    loads = [copy["committed"] for copy in twin.copies if copy["state"] == L.LOADING]
-    assert twin.committed() == sum(call["committed"] for call in twin.calls.values()) + sum(loads)
-    assert twin.spent == sum(twin.paid)
-
-
-def conserve_tasks(twin: Any) -> None:
-    """A task that runs has one call in flight, or two; a done one has an artifact; open tasks wait for what is not over."""
-    for i, task in enumerate(twin.tasks):
-        assert (task["state"] == L.RUNNING) == (len(twin.calls_of(i)) in (1, 2))
-        assert len(twin.calls_of(i)) <= 2
-        assert task["version"] >= 1 or task["state"] != L.DONE
-        assert task["version"] <= 1 or twin.reached["partial re-execution"]
-        assert task["state"] == L.READY or (task["hold"] is None and task["queued"] is None)
-        assert task["hold"] is None or task["queued"] is None
-        if twin.arrived and twin.status == L.ON and task["state"] in (L.BLOCKED, L.READY):
-            assert (task["state"] == L.BLOCKED) == bool(twin.open_inputs(i))
-
-
 def roam(pit: Any, seed: int, steps: int, workflow: Workflow) -> None:
     """Drive one Pit alone through the history that `drive` would choose for it."""
     rng = random.Random(seed * 2 + 1)
@@ -352,6 +336,7 @@ def drive(a: Any, b: Any, seed: int, steps: int, workflow: Workflow, check: Any 
         assert not found, f"seed {seed}, operation {len(operations)}:\n{tale}\n" + "\n".join(found[:20])
         if check:
             check(a)
+            conserve_fetches(a, seen["commands"])
         for command in seen["commands"]:
             world.obey(a.now, command)
         ended += seen["status"] != L.ON or not seen["mask"]

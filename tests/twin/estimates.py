@@ -14,7 +14,8 @@ from pit.spec import History, order_tasks
 
 VARIANT_NAMES = L.VERBS[: L.N_VARIANTS]
 PLAIN_KEYS = (
-    "order_hidden", "quality_flow", "max_attempts", "warning_weight", "fair", "fallback", "prewarm", "rebalance",
+    "order_hidden", "quality_flow", "max_attempts", "warning_weight", "stale_quality", "fair", "fallback", "prewarm",
+    "rebalance",
 )  # fmt: skip
 OVER = (L.DONE, L.GIVEN_UP)
 Table = dict[str, Any]
@@ -39,14 +40,24 @@ class TwinEstimates:
         self.seen, self.loads_seen = dict(seen), dict(loads_seen)
         self.tasks: list[Table] = [
             dict(task, successors=[], told=set(), state=L.BLOCKED, near=0.0, ready=0, hold=None, queued=None, attempts=0,
-                 quality=0.0, size=0, version=0, created=0, work=0.0, cost=0.0, rank=0.0, bucket=0, influence=0.0)
+                 quality=0.0, size=0, version=0, created=0, done=0, doer=None, work=0.0, cost=0.0, rank=0.0, bucket=0,
+                 influence=0.0)
             for task in tasks
         ]  # fmt: skip
         for i, task in enumerate(self.tasks):
             for j in task["inputs"]:
                 self.tasks[j]["successors"].append(i)
         self.sinks = [i for i in self.required() if not self.tasks[i]["successors"]]
-        unused: Table = {"busy": 0, "use": 0.0, "settled": 0, "failures": 0.0, "row": 0, "closed": None, "stored": 0}
+        unused: Table = {
+            "busy": 0,
+            "tenants": 0,
+            "use": 0.0,
+            "settled": 0,
+            "failures": 0.0,
+            "row": 0,
+            "closed": None,
+            "stored": 0,
+        }
         self.pools: list[Table] = [dict(p, **unused, stored_at=0) for p in system["pools"]]
         self.used = [0] * len(self.capacity)
         idle = {"state": L.IDLE, "pool": -1, "model": -1, "users": 0, "last_used": 0, "committed": 0, "automatic": False}
@@ -54,8 +65,8 @@ class TwinEstimates:
         self.calls: dict[int, Table] = {}  # in flight, by id
         self.now = self.t0 = self.spent = self.warnings = self.actions = self.actions_here = self.ignored = 0
         self.arrived, self.waiting, self.status, self.outcome = False, False, L.ON, L.OUT_NONE
-        self.next_call = self.finishes = 0
-        self.hint_cold = self.hint_queued = self.hint_throttled = 0
+        self.next_call = self.finishes = self.reused = 0
+        self.hint_cold = self.hint_queued = self.hint_throttled = self.hint_stale = 0
         self.quality_done = 0.0
         self.from_queue = [0] * len(self.functions)  # calls begun from a queue
         self.follows: Counter[tuple[int, int]] = Counter()
@@ -68,6 +79,7 @@ class TwinEstimates:
         self.reached: Counter[str] = Counter()
         self.ended: dict[str, list[int]] = {"finished": [], "failed": [], "cancelled": []}  # calls by how they ended
         self.paid: list[int] = []
+        self.deeds: list[tuple[int, int]] = []  # (task, 1 if it was done, -1 if it must run again), in their order
 
     @classmethod
     def plain(cls, workflow: Table, exposure: str = "full", history: History | None = None, rows: int = 64) -> Self:
@@ -79,7 +91,8 @@ class TwinEstimates:
         def variant(v: Table | None) -> Table | None:
             return v and {
                 "pool": pools.index(v["pool"]), "model": None if v["model"] is None else models.index(v["model"]),
-                "units": v["units"], "tokens": v["tokens"], "nominal": micro(v["seconds"]), "quality": v["quality"],
+                "taken": {pools.index(p): units for p, units in ({v["pool"]: v["units"]} | v["also"]).items()},
+                "tokens": v["tokens"], "nominal": micro(v["seconds"]), "quality": v["quality"],
                 "price": micro(v["price"]),
             }  # fmt: skip
 
@@ -97,7 +110,8 @@ class TwinEstimates:
                 for m in s["models"].values()
             ],
             "functions": [
-                {"code": f["code"], "variants": [variant(f.get(name)) for name in VARIANT_NAMES],
+                {"code": f["code"], "fresh": micro(f["fresh_seconds"] or 0),
+                 "variants": [variant(f.get(name)) for name in VARIANT_NAMES],
                  "forbidden": key in s["deny"],
                  "denied": {v for v, name in enumerate(VARIANT_NAMES) if f"{key}.{name}" in s["deny"]}}
                 for key, f in s["functions"].items()
@@ -107,12 +121,13 @@ class TwinEstimates:
             "horizon": micro(s["horizon_seconds"] or 0),
             "money": max(1, micro(s["money"])) if s["money"] else 0,
             "back_off": micro(s["back_off_seconds"]),
+            "reserve": micro(s["reserve_seconds"]),
             "ageing": micro(s["ageing_seconds"]),
             "time_out": s["time_out"] or 0.0,
         } | {key: s[key] for key in PLAIN_KEYS}  # fmt: skip
         tasks: list[Table] = [
             {"function": functions.index(t["function"]), "hint": micro(t["seconds"] or 0), "optional": t["optional"],
-             "priority": t["priority"], "any": t["join"] == "any",
+             "priority": t["priority"], "any": t["join"] == "any", "content": t["content"],
              "inputs": [ids.index(name) for name in dict.fromkeys([*t["after"], *t["soft"]])],
              "soft": {ids.index(name) for name in t["soft"]}}
             for t in workflow["tasks"]
@@ -222,8 +237,9 @@ class TwinEstimates:
         for p, pool in enumerate(self.pools):
             area = 0.0
             for i in needed:
-                if all(self.variant(i, v)["pool"] == p for v in self.usable(i)):
-                    area += min(self.est(i, v) * self.variant(i, v)["units"] for v in self.usable(i))
+                taken = {v: self.variant(i, v)["taken"].get(p, 0) for v in self.usable(i)}
+                if all(taken.values()):
+                    area += min(self.est(i, v) * units for v, units in taken.items())
             areas.append(area / pool["places"])
         loads = (min(self.variant_load(self.variant(i, v)) for v in self.usable(i)) for i in needed)
         return max(self.longest_path(), *areas) + min(loads, default=0.0)
@@ -250,6 +266,22 @@ class TwinEstimates:
             return [] if any(self.tasks[j]["state"] == L.DONE for j in task["inputs"]) else task["inputs"]
         return [j for j in task["inputs"] if self.tasks[j]["state"] != L.DONE and i not in self.tasks[j]["told"]]
 
+    def fresh(self, i: int) -> int:
+        """How long an artifact of the task stays fresh, 0 = for ever."""
+        return int(self.functions[self.tasks[i]["function"]]["fresh"])
+
+    def is_stale(self, i: int) -> bool:
+        task = self.tasks[i]
+        return task["state"] == L.DONE and 0 < self.fresh(i) <= self.now - task["created"]
+
+    def twins(self, i: int) -> list[int]:
+        """The other tasks of equal content."""
+        content = self.tasks[i]["content"]
+        return [j for j, task in enumerate(self.tasks) if j != i and 0 < content == task["content"]]
+
+    def twin_runs(self, i: int) -> bool:
+        return any(self.tasks[j]["state"] == L.RUNNING for j in self.twins(i))
+
     def is_near(self, i: int) -> bool:
         if self.tasks[i]["state"] != L.BLOCKED:
             return False
@@ -267,7 +299,8 @@ class TwinEstimates:
     def utilisation(self, p: int) -> float:
         pool = self.pools[p]
         d = self.now - pool["settled"]
-        return pool["use"] + (pool["busy"] / pool["places"] - pool["use"]) * (d / (d + L.UTILISATION_WINDOW * self.unit))
+        taken = min(1.0, (pool["busy"] + pool["tenants"]) / pool["places"])
+        return pool["use"] + (taken - pool["use"]) * (d / (d + L.UTILISATION_WINDOW * self.unit))
 
     def pay(self, price: int) -> None:
         self.spent += price

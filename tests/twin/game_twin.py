@@ -2,13 +2,14 @@
 
 A drawn instance is read as data out of an engine's memory right after its reset (places, figures, workflow, true means,
 seeds); what the draws should have been is not repeated here, all that follows from them is. Bounds, potential and
-score are computed anew from the whole state each time, never kept up to date. It must never import a kernel.
+score (`game_score.py`) are computed anew from the whole state each time, never kept up to date. It must never import a
+kernel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,46 +17,16 @@ import numpy as np
 import pit.layout as L
 from fq_env.engine import Engine
 from fq_env.state import GOAL, LOAD_TRUTH, TRUTH
+from tests.twin.chance import mix, noise, uniform
 from tests.twin.estimates import Table
-from tests.twin.observation import clip
+from tests.twin.game_score import TwinScore
 from tests.twin.order import alternatives, plans_of, useful_for
 from tests.twin.reading import read_pit
 
-WORD = 2**64 - 1
+FAR = 64  # windows in which the next change among the tenants is looked for
 
 
-def mix(seed: int, key: int) -> int:
-    """A hash of 64 bits."""
-    x = (seed + (key + 1) * 0x9E3779B97F4A7C15) & WORD
-    x ^= x >> 30
-    x = x * 0xBF58476D1CE4E5B9 & WORD
-    x ^= x >> 27
-    x = x * 0x94D049BB133111EB & WORD
-    return x ^ x >> 31
-
-
-def uniform(x: int) -> float:
-    return (x >> 11) * 2.0**-53
-
-
-def normal(x: int) -> float:
-    parts = sum(x >> shift & 0xFFFF for shift in (0, 16, 32, 48))
-    return ((parts + 2) / 65536 - 2) * math.sqrt(3)
-
-
-def noise(x: int, sigma: float) -> float:
-    return math.exp(sigma * normal(x) - 0.5 * sigma * sigma) if sigma > 0 else 1.0
-
-
-def added(values: Iterable[float]) -> float:
-    """The sum, each addition rounded (from Python 3.12 on, `sum` rounds floats once)."""
-    total = 0.0
-    for x in values:
-        total += x
-    return total
-
-
-class TwinGame:
+class TwinGame(TwinScore):
     """One episode of environment i of an engine that has just reset it, by the rule page.
 
     Args:
@@ -77,18 +48,28 @@ class TwinGame:
         self.factor = block.rows(memory, "goal_at", GOAL, n)["factor"].tolist()
         self.load_truth = block.rows(memory, "load_truth_at", LOAD_TRUTH, len(pit.models))["mean"].tolist()
         self.sigma, self.instance_seed = float(world["noise"]), int(world["instance_seed"])
-        self.durations, self.failures, self.loads, self.stragglers = (mix(self.instance_seed, s) for s in (1, 2, 3, 5))
+        self.durations, self.failures, self.loads = (mix(self.instance_seed, s) for s in (1, 2, 3))
+        self.stragglers, self.outages, self.tenants = (mix(self.instance_seed, s) for s in (5, 6, 7))
+        self.pool_names = list(level.system.pools)
         self.straggler_rate = float(world["straggler_rate"])
+        self.onset, self.decay = world["onset"].tolist(), world["decay"].tolist()
         self.load_sigma = math.sqrt(math.log(1.0 + level.draw.load_cv * level.draw.load_cv))
         self.loads_so_far = [0] * len(pit.models)
         self.queue: list[tuple[int, int, int, tuple[Any, ...]]] = []  # (time, kind, subject, event)
         self.load_paid, self.wrong, self.poor_calls, self.late_calls = False, 0, 0, 0
         self.steps = self.cold_starts = self.waits = self.holds = self.hedges = self.queued = 0
-        self.cancels = 0
+        self.cancels = self.refreshes = self.reused = self.outage_calls = self.stale_calls = self.credited = 0
+        self.decayed_calls = 0
         self.started = list[int]()
         self.set_bounds()
         self.horizon = math.floor(level.horizon * self.lb)
         pit.apply((L.ARRIVE, 0, 0, 0, -1.0, 0, 0))
+        for p in range(len(pit.pools)):
+            if size := self.crowd(p, 0):
+                pit.apply((L.TENANT_LOAD, p, 0, 0, -1.0, size, 0))
+        for p, name in enumerate(self.pool_names):
+            if self.draw.crowded.get(name, 0.0) > 0:
+                self.await_tenants(p, 0)
         self.settle()
         self.phi0 = self.phi = self.potential()
         self.left_before, self.now_before, self.reward_sum = self.left(), pit.now, 0.0
@@ -117,6 +98,7 @@ class TwinGame:
         if pit.carried is not None:
             self.waits += pit.carried == L.WAIT
             self.holds += pit.carried < L.WAIT and pit.carried % L.N_VERBS == L.HOLD
+            self.refreshes += pit.carried == L.REFRESH
         self.settle()
         if self.given_up() > given_up and pit.status == L.ON and pit.system["order_hidden"]:
             lost = {pit.tasks[i]["function"] for i in self.given_up()}
@@ -151,21 +133,16 @@ class TwinGame:
         self.queue.remove(entry)
         time, kind, subject, event = entry
         self.pit.advance(time)
-        call, done = self.pit.calls.get(subject), self.done_tasks()
+        call = self.pit.calls.get(subject)
+        if kind == L.TENANT_LOAD:
+            self.await_tenants(subject, time // self.crowd_window())
         if not self.pit.apply(event):
             return
         if kind == L.LOADED:
             self.load_paid = True
-        for i in self.done_tasks() - done:
-            self.count_left(i, -1)
-        for i in done - self.done_tasks():
-            self.count_left(i, 1)
         if kind == L.FINISHED and call is not None and event[2] == L.OK and self.pit.system["order_hidden"]:
             self.have.add(call["function"])
             self.have -= self.spoils[call["function"]]
-
-    def done_tasks(self) -> set[int]:
-        return {i for i, task in enumerate(self.pit.tasks) if task["state"] == L.DONE}
 
     def given_up(self) -> set[int]:
         return {i for i, task in enumerate(self.pit.tasks) if task["state"] == L.GIVEN_UP}
@@ -182,6 +159,9 @@ class TwinGame:
                 self.load(c, m)
             elif kind == L.CMD_UNLOAD:
                 self.pit.apply((L.UNLOADED, c, 0, 0, -1.0, 0, 0))
+            elif kind == L.CMD_FETCH:
+                self.reused += 1
+        self.count_left()
 
     def put(self, kind: int, subject: int, error: int, elapsed: int, price: int, quality: float = -1.0) -> None:
         event = (kind, subject, error, elapsed, quality, 0, math.floor(elapsed * price / 10**6))
@@ -192,21 +172,53 @@ class TwinGame:
         self.cold_starts += self.pit.calls[k]["cold"]
         self.hedges += self.pit.calls[k]["hedge"]
         self.queued += self.pit.calls[k]["queued"]
-        task, error, quality = self.pit.tasks[i], L.OK, -1.0
+        self.stale_calls += self.pit.calls[k]["stale"] > 0
+        task, p, error, quality = self.pit.tasks[i], self.pit.calls[k]["pool"], L.OK, -1.0
         key = (i * 1024 + min(task["attempts"], 1023)) * 8 + 4 * self.pit.calls[k]["hedge"] + v
         mean = self.truth[3 * f + v] * self.factor[i] * noise(mix(self.durations, key), self.sigma)
         if self.straggler_rate > 0:
-            mean *= self.late(key, self.pit.calls[k]["pool"])
+            mean *= self.late(key, p)
+        if decayed := bool(self.draw.drift) and self.elapsed >= self.onset[p]:
+            self.decayed_calls += 1
+            mean *= self.decay[p]
         elapsed = max(1, math.floor(mean))
         if self.pit.system["order_hidden"]:
             error, quality = self.try_out(f)
-        elif (rate := self.draw.failure_rate) > 0 or self.draw.lost_rate > 0:
-            u, lost = uniform(mix(self.failures, key)), self.draw.lost_rate
+        else:
+            u, rate, lost, after = uniform(mix(self.failures, key)), self.draw.failure_rate, self.draw.lost_rate, 1.0
+            if decayed:
+                rate = max(rate, self.draw.drift_failure)
+            if self.is_out(p):
+                self.outage_calls += 1
+                rate, after = self.draw.outage_failure, self.draw.outage_after
             if u < rate:
-                error, elapsed = L.ERR_ERROR, max(1, math.floor(elapsed * (u / rate)))
+                error, elapsed = L.ERR_ERROR, max(1, math.floor(elapsed * ((u / rate) * after)))
             elif u < rate + lost:
                 error, elapsed = L.ERR_LOST, max(1, math.floor(elapsed * ((u - rate) / lost)))
         self.put(L.FINISHED, k, error, elapsed, self.pit.functions[f]["variants"][v]["price"], quality)
+
+    def is_out(self, p: int) -> bool:
+        """The pool, or rather its fault domain, has an outage now."""
+        name, window = self.pool_names[p], math.floor(self.draw.outage_seconds * 10**6)
+        domain = self.draw.fault_domains.get(name, p)
+        return uniform(mix(mix(self.outages, domain), self.pit.now // window)) < self.draw.outages.get(name, 0.0)
+
+    def crowd_window(self) -> int:
+        return math.floor(self.draw.crowd_seconds * 10**6)
+
+    def crowd(self, p: int, k: int) -> int:
+        """Places of pool p that other tenants take in window k."""
+        stream, (low, high) = mix(self.tenants, p), self.draw.crowd
+        if uniform(mix(stream, 2 * k)) >= self.draw.crowded.get(self.pool_names[p], 0.0):
+            return 0
+        return math.floor(self.pit.pools[p]["places"] * (low + (high - low) * uniform(mix(stream, 2 * k + 1))))
+
+    def await_tenants(self, p: int, told: int) -> None:
+        """The next change among the tenants of pool p after window `told` is an event to come."""
+        windows = range(told + 1, told + FAR + 1)
+        k = next((k for k in windows if self.crowd(p, k) != self.crowd(p, k - 1)), windows[-1])
+        event = (L.TENANT_LOAD, p, 0, 0, -1.0, self.crowd(p, k), 0)
+        self.queue.append((k * self.crowd_window(), L.TENANT_LOAD, p, event))
 
     def late(self, key: int, p: int) -> float:
         """By how much a call that begins now in pool p takes longer."""
@@ -242,137 +254,6 @@ class TwinGame:
         elapsed = max(1, math.floor(self.load_truth[m] * noise(mix(self.loads, key), self.load_sigma)))
         self.put(L.LOADED, c, L.OK, elapsed, self.pit.models[m]["price"])
 
-    # ------------------------------------------------------------------ section 4: bounds
-    def mean(self, i: int, v: int) -> float:
-        return float(self.truth[3 * self.pit.tasks[i]["function"] + v] * self.factor[i])
-
-    def cost(self, i: int, v: int) -> float:
-        return self.mean(i, v) * self.pit.variant(i, v)["price"] / 10**6
-
-    def load_of(self, i: int, v: int) -> tuple[float, float]:
-        """(true mean, price) of loading the variant's model."""
-        m = self.pit.variant(i, v)["model"]
-        return (0.0, 0.0) if m is None else (self.load_truth[m], self.load_truth[m] * self.pit.models[m]["price"] / 10**6)
-
-    def least_of(self, value: Callable[[int, int], float]) -> list[float]:
-        """Of each task, the minimum over its usable variants."""
-        return [min(value(i, v) for v in self.pit.usable(i)) for i in range(len(self.pit.tasks))]
-
-    def set_bounds(self) -> None:
-        pit = self.pit
-        n, required, hidden = len(pit.tasks), pit.required(), pit.system["order_hidden"]
-        self.needed = pit.needed_tasks()
-        self.least, self.least_cost = self.least_of(self.mean), self.least_of(self.cost)
-        self.rank = [0.0] * n
-        for i in reversed(self.needed):
-            after = [j for j in pit.tasks[i]["successors"] if not pit.tasks[j]["any"] and i in pit.hard_inputs(j)]
-            self.rank[i] = self.least[i] + max((self.rank[j] for j in after), default=0.0)
-        self.places = sum(pool["places"] for pool in pit.pools)
-        loads, prices = (self.least_of(lambda i, v, k=k: self.load_of(i, v)[k]) for k in (0, 1))  # type: ignore[misc]
-        self.load_price = min(prices[i] for i in self.needed)
-        self.work_left, self.cost_left = (added(x[i] for i in self.needed[::-1]) for x in (self.least, self.least_cost))
-        self.lb = max(max(self.rank), self.unfinished_work() / self.places) + min(loads[i] for i in self.needed)
-        self.cost_low = self.unfinished_cost() + self.load_price
-        usual = [self.cost(i, L.STANDARD) + self.load_of(i, L.STANDARD)[1] for i in range(n)]
-        terms = [[usual[i]] * (hidden + (i in required)) for i in reversed(range(n))]
-        self.cost_high = added(x for term in terms for x in term)
-
-    def cheapest_plan(self, values: list[float]) -> float:
-        """The least over the goal's plans of the sum over their tasks that are not done."""
-        sums = []
-        for plan in self.plans:
-            todo = [i for i, task in enumerate(self.pit.tasks) if task["function"] in plan and task["state"] != L.DONE]
-            sums.append(added(values[i] for i in todo[::-1]))
-        return min(sums)
-
-    def several_plans(self) -> bool:
-        return self.pit.system["order_hidden"] and len(self.plans) > 1
-
-    def unfinished_work(self) -> float:
-        return self.cheapest_plan(self.least) if self.several_plans() else self.work_left
-
-    def unfinished_cost(self) -> float:
-        return self.cheapest_plan(self.least_cost) if self.several_plans() else self.cost_left
-
-    # ------------------------------------------------------------------ section 4: score, potential, reward
-    @property
-    def elapsed(self) -> int:
-        return self.pit.now - self.pit.t0
-
-    def base(self, quality: Callable[[int], float]) -> float:
-        return added(quality(i) for i in self.pit.sinks) / len(self.pit.sinks)
-
-    def formula(self, base: float, due: float, makespan: float) -> Table:
-        """Score and parts; `due` is what must still be paid."""
-        low, high, w = self.cost_low, self.cost_high, self.weights
-        efficiency = clip((high - self.pit.spent - due) / (high - low), 0.0, 1.0) if high > low else 1.0
-        stability = max(0.0, 1.0 - self.pit.system["warning_weight"] * self.pit.warnings)
-        optimization = min(1.0, self.lb / makespan) if makespan > 0 else 1.0
-        bonus = w.efficiency * efficiency + w.stability * stability + w.optimization * optimization
-        total = base * (1.0 + bonus) / (1.0 + w.efficiency + w.stability + w.optimization)
-        return {
-            "total": total, "base": base, "efficiency": efficiency, "stability": stability, "optimization": optimization,
-        }  # fmt: skip
-
-    def score(self) -> Table:
-        base = self.base(lambda i: self.pit.tasks[i]["quality"]) if self.pit.status == L.SOLVED else 0.0
-        return self.formula(base, 0.0, self.elapsed)
-
-    def best_quality(self) -> list[float]:
-        """Of each task's output: reached, or the best that its inputs still allow."""
-        best, a = list[float](), self.pit.system["quality_flow"]
-        for i, task in enumerate(self.pit.tasks):
-            if task["state"] in (L.DONE, L.GIVEN_UP):
-                best.append(task["quality"])
-                continue
-            own = max(self.pit.variant(i, v)["quality"] for v in self.pit.usable(i))
-            inputs = task["inputs"]
-            mean = added(best[j] for j in inputs) / len(inputs) if inputs else 1.0
-            if task["any"]:
-                mean = max(best[j] for j in inputs if self.pit.tasks[j]["state"] != L.GIVEN_UP)
-            best.append(own * (1.0 - a + a * mean))
-        return best
-
-    def done_of(self, call: Table) -> int:
-        """min(time since start, floor of least) of a call in flight."""
-        return 0 if call["start"] is None else min(self.pit.now - call["start"], math.floor(self.least[call["task"]]))
-
-    def count_left(self, i: int, sign: int) -> None:
-        """Task i is done (sign −1) or to be done again (+1)."""
-        if i in self.needed:
-            self.cost_left += sign * self.least_cost[i]
-            self.work_left += sign * self.least[i]
-
-    def left(self) -> float:
-        pit = self.pit
-        oldest = [pit.calls[own[0]] for i in range(len(pit.tasks)) if (own := pit.calls_of(i))]
-        paths = [self.rank[i] for i in pit.ready_tasks()] + [self.rank[c["task"]] - self.done_of(c) for c in oldest]
-        work = self.unfinished_work() - sum(self.done_of(call) for call in oldest if call["task"] in self.needed)
-        return 0.0 if pit.status == L.SOLVED else max([*paths, work / self.places, 0.0])
-
-    def potential(self) -> float:
-        if self.pit.status == L.SOLVED:
-            return self.score()["total"]
-        if self.pit.status != L.ON:
-            return 0.0
-        best = self.best_quality()
-        due = self.unfinished_cost() + (0.0 if self.load_paid else self.load_price)
-        return self.formula(self.base(best.__getitem__), due, self.elapsed + self.left())["total"]
-
-    def reward(self) -> float:
-        pit = self.pit
-        phi, left, ended = self.potential(), self.left(), pit.status != L.ON
-        rewards = {
-            "potential": phi - self.phi,
-            "sparse": self.score()["total"] if ended else 0.0,
-            "makespan": -(pit.now - self.now_before + left - self.left_before) / self.lb,
-            "conductor": 0.0,
-        }
-        if pit.status == L.SOLVED:
-            rewards["conductor"] = (1.0 - self.elapsed / (self.elapsed + self.lb)) * self.score()["base"]
-        self.phi, self.left_before, self.now_before = phi, left, pit.now
-        return rewards[self.reward_kind]
-
     def episode(self) -> Table:
         """What an engine records of a finished episode."""
         return self.score() | {
@@ -382,4 +263,6 @@ class TwinGame:
             "holds": self.holds, "instance_seed": self.instance_seed, "status": self.pit.status,
             "poor_calls": self.poor_calls, "hedges": self.hedges, "cancels": self.cancels,
             "queued": self.queued, "stragglers": self.late_calls, "cost_low": self.cost_low / 1e6,
+            "outage_calls": self.outage_calls, "stale_calls": self.stale_calls, "refreshes": self.refreshes,
+            "reused": self.reused, "late": self.late_sinks(), "decayed_calls": self.decayed_calls,
         }  # fmt: skip

@@ -1,18 +1,16 @@
-"""Section 6 of the rule book in plain Python: what becomes of a call, of its task and of those that wait for it."""
+"""Section 6 of the rule book in plain Python: what becomes of a call."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pit.layout as L
-from tests.twin.estimates import OVER, Table
-from tests.twin.observation import TwinObservation
+from tests.twin.estimates import Table
+from tests.twin.tracking import TwinTracking
 
 UNMENDABLE = (L.ERR_PRECONDITION, L.ERR_ACCESS, L.ERR_CANCELLED)  # another variant would fail as well
 
 
-class TwinLife(TwinObservation):
-    """A call from `before_call` to `after_call`, and what happens `between_calls`."""
+class TwinLife(TwinTracking):
+    """A call from `before_call` to `after_call`."""
 
     # ------------------------------------------------------------------ commands out
     def command_call(self, kind: int, k: int) -> None:
@@ -60,7 +58,8 @@ class TwinLife(TwinObservation):
 
     def release(self, call: Table) -> None:
         """Places and copy of a call that has left the table."""
-        self.change_busy(call["pool"], -call["units"])
+        for p, units in call["taken"].items():
+            self.change_busy(p, -units)
         if call["copy"] is None:
             return
         copy = self.copies[call["copy"]]
@@ -111,15 +110,17 @@ class TwinLife(TwinObservation):
         case, c, evicted = self.copy_for(variant)
         p, m, hedge = variant["pool"], variant["model"], task["state"] == L.RUNNING
         task.update(state=L.RUNNING, queued=None)
-        self.change_busy(p, variant["units"])
+        self.reached["gang: begun"] += len(variant["taken"]) > 1
+        for place, units in variant["taken"].items():
+            self.change_busy(place, units)
         if self.pools[p]["period"]:
             self.store_credit(p, self.credit(p) - variant["tokens"] * self.pools[p]["period"])
         k, self.next_call = self.next_call, self.next_call + 1
         call = self.calls[k] = {
-            "task": i, "function": task["function"], "variant": v, "pool": p, "units": variant["units"], "queued": queued,
+            "task": i, "function": task["function"], "variant": v, "pool": p, "taken": variant["taken"], "queued": queued,
             "copy": None if m is None else c, "cold": case in "bc", "start": None, "end": 0.0, "hedge": hedge,
             "est": self.est(i, v), "spread": self.spread(i, v), "base": self.base(i, v), "committed": self.call_cost(i, v),
-            "overrun": 0, "limit": 0,
+            "overrun": 0, "limit": 0, "stale": sum(self.is_stale(j) for j in task["inputs"]),
         }  # fmt: skip
         if case == "a":
             self.copies[c].update(state=L.ACTIVE, users=self.copies[c]["users"] + 1, last_used=self.now)
@@ -160,7 +161,7 @@ class TwinLife(TwinObservation):
         self.ended["failed" if error else "finished"].append(k)
         if error == L.OK:
             if quality < 0:
-                quality = self.own_quality(call) * self.quality_factor(call["task"])
+                quality = self.own_quality(call) * self.quality_factor(call)
             task.update(quality=quality, size=size, version=task["version"] + 1, created=self.now)
             self.track_ok(call)
         elif self.calls_of(call["task"]):
@@ -177,14 +178,19 @@ class TwinLife(TwinObservation):
     def own_quality(self, call: Table) -> float:
         return float(self.functions[call["function"]]["variants"][call["variant"]]["quality"])
 
-    def quality_factor(self, i: int) -> float:
-        """What the quality of a task's inputs leaves of its own."""
-        a, task = self.system["quality_flow"], self.tasks[i]
+    def quality_factor(self, call: Table) -> float:
+        """What the quality of a task's inputs, and their age, leaves of its own."""
+        a, task = self.system["quality_flow"], self.tasks[call["task"]]
         inputs = [x for x in (self.tasks[j] for j in task["inputs"]) if not task["any"] or x["state"] == L.DONE]
         total = 0.0
         for x in inputs:
             total += x["quality"]
-        return 1.0 - a + a * (total / len(inputs) if inputs else 1.0)
+        mean = total / len(inputs) if inputs else 1.0
+        if call["stale"]:
+            loss = 1.0 - self.system["stale_quality"]
+            self.reached["stale inputs: quality lost"] += a > 0 and loss > 0
+            mean *= 1.0 - call["stale"] / len(task["inputs"]) * loss
+        return 1.0 - a + a * mean
 
     def track_ok(self, call: Table) -> None:
         i = call["task"]
@@ -194,16 +200,8 @@ class TwinLife(TwinObservation):
             self.reached["hedge: the first call wins"] += not call["hedge"]
             self.reached["hedge: the second call wins"] += call["hedge"]
         self.reached["priority: finished above 0"] += task["priority"] > 0
-        task["state"] = L.DONE
-        self.work_left -= task["work"]
-        self.cost_left -= task["cost"]
         self.finishes += 1
-        if i in self.sinks:
-            self.quality_done += task["quality"]
-        for j in task["successors"]:
-            self.tell(j)
-        if self.status == L.ON and all(self.tasks[x]["state"] == L.DONE for x in self.required()):
-            self.status = L.SOLVED
+        self.is_done(i, "call")
 
     def track_error(self, i: int, error: int) -> None:
         task = self.tasks[i]
@@ -214,12 +212,6 @@ class TwinLife(TwinObservation):
             self.give_up(i)
         else:
             self.open_again(i)
-
-    def open_again(self, i: int) -> None:
-        """A task that ran, or was done, is ready again, or blocked if an input is missing."""
-        task = self.tasks[i]
-        task["state"] = L.BLOCKED if self.open_inputs(i) else L.READY
-        task["ready"] = self.now if task["state"] == L.READY else task["ready"]
 
     def log(self, call: Table, error: int, elapsed: int, price: int) -> None:
         f, v = call["function"], call["variant"]
@@ -244,7 +236,7 @@ class TwinLife(TwinObservation):
             self.reached["throttled: credit gone"] += 1
             self.store_credit(call["pool"], 0)
         self.hint_cold, self.hint_queued = int(call["cold"]), int(call["queued"])
-        self.hint_throttled = int(error == L.ERR_THROTTLED)
+        self.hint_throttled, self.hint_stale = int(error == L.ERR_THROTTLED), int(call["stale"] > 0)
 
     @staticmethod
     def averaged_error(average: float, elapsed: int, estimate: float) -> float:
@@ -262,152 +254,3 @@ class TwinLife(TwinObservation):
                 self.before_call(i, other)
                 self.outcome = L.OUT_FAILED
                 return
-
-    # ------------------------------------------------------------------ those who wait for a task
-    def tell(self, j: int) -> None:
-        """Task j is told that one of its inputs is done, or as good as done."""
-        task = self.tasks[j]
-        if task["state"] != L.BLOCKED or self.open_inputs(j):
-            return
-        task.update(state=L.READY, ready=self.now)
-        if task["any"]:
-            self.release_alternatives(j)
-
-    def release_alternatives(self, j: int) -> None:
-        """What only served to reach the join j is optional from now on."""
-        todo = set(self.tasks[j]["inputs"])
-        while todo:
-            i = max(todo)
-            todo.remove(i)
-            task = self.tasks[i]
-            if not task["optional"] and task["state"] not in OVER and all(self.can_do_without(x) for x in task["successors"]):
-                self.reached["alternative released"] += 1
-                self.reached["alternative released: running"] += task["state"] == L.RUNNING
-                self.reached["alternative released: input of one"] += i not in self.tasks[j]["inputs"]
-                task["optional"] = True
-                todo |= set(task["inputs"])
-
-    def can_do_without(self, x: int) -> bool:
-        task = self.tasks[x]
-        return bool(task["state"] in OVER or task["optional"] or (task["any"] and task["state"] != L.BLOCKED))
-
-    def give_up(self, i: int) -> None:
-        """Task i will never be done, and those who cannot do without it neither."""
-        falling = {i}
-        while falling and self.status == L.ON:
-            i = min(falling)
-            falling.remove(i)
-            task = self.tasks[i]
-            task.update(state=L.GIVEN_UP, hold=None, queued=None, quality=0.0)
-            self.work_left -= task["work"]
-            self.cost_left -= task["cost"]
-            if not task["optional"]:
-                self.status = L.FAILED
-                return
-            falling |= {j for j in task["successors"] if self.falls_with(j, i)}
-
-    def falls_with(self, j: int, i: int) -> bool:
-        """Task j cannot do without its input i, which is given up; if it can, it is told."""
-        task = self.tasks[j]
-        if i in task["soft"] or task["state"] != L.BLOCKED:
-            self.reached["soft input given up"] += i in task["soft"]
-            self.reached["hard input given up while it ran"] += i not in task["soft"] and task["state"] == L.RUNNING
-            self.tasks[i]["told"].add(j)
-            self.tell(j)
-            return False
-        falls = not task["any"] or all(self.tasks[x]["state"] == L.GIVEN_UP for x in task["inputs"])
-        self.reached["falls: " + ("any" if task["any"] else "all")] += falls
-        return bool(falls)
-
-    def lose_an_input(self, i: int) -> None:
-        """The oldest artifact that task i has used is gone: its producer must run once more."""
-        done = [j for j in self.tasks[i]["inputs"] if self.tasks[j]["state"] == L.DONE]
-        if not done:
-            return
-        lost = min(done, key=lambda j: (self.tasks[j]["created"], j))
-        producer = self.tasks[lost]
-        self.reached["partial re-execution"] += 1
-        states = [self.tasks[j]["state"] for j in producer["successors"]]
-        self.reached["partial re-execution: another user"] += sum(state in (L.READY, L.RUNNING) for state in states) > 1
-        self.open_again(lost)
-        self.reached["partial re-execution: producer is blocked"] += producer["state"] == L.BLOCKED
-        self.work_left += producer["work"]
-        self.cost_left += producer["cost"]
-        for j in producer["successors"]:
-            if self.tasks[j]["state"] == L.READY and self.open_inputs(j):
-                self.tasks[j].update(state=L.BLOCKED, hold=None, queued=None)
-
-    # ------------------------------------------------------------------ between_calls
-    def between_calls(self) -> None:
-        outcome = self.outcome
-        for p in range(len(self.pools)):
-            self.serve_queue(p)
-        self.outcome = outcome
-        if self.system["rebalance"]:
-            self.rebalance()
-        if self.system["prewarm"]:
-            self.prewarm()
-
-    def serve_queue(self, p: int) -> None:
-        while self.status == L.ON and (queued := self.queued_in(p)):
-            best = min(queued, key=self.queue_order)
-            if not self.can_begin(best, L.STANDARD):
-                return
-            f, calls = self.tasks[best]["function"], self.next_call
-            since = {i: self.tasks[i]["queued"] for i in queued}
-            self.before_call(best, L.STANDARD, queued=True)
-            if self.next_call > calls:
-                self.from_queue[f] += 1
-                self.reached["begun from a queue"] += 1
-                self.reached["begun from a queue: not the oldest"] += since[best] > min(since.values())
-
-    def queue_order(self, i: int) -> tuple[Any, ...]:
-        task, ageing = self.tasks[i], self.system["ageing"]
-        aged = (self.now - task["queued"]) // ageing if ageing > 0 else 0
-        begun = self.from_queue[task["function"]] if self.system["fair"] else 0
-        return (-(task["priority"] + aged), begun, -task["rank"], task["queued"], i)
-
-    def automatic_load(self) -> bool:
-        return any(copy["state"] == L.LOADING and copy["automatic"] for copy in self.copies)
-
-    def live(self, m: int) -> bool:
-        return any(copy["model"] == m and copy["state"] in (L.LOADING, L.WARM, L.ACTIVE) for copy in self.copies)
-
-    def pool_of(self, m: int) -> int:
-        variants = [v for f in self.functions for v in f["variants"] if v]
-        return int(next((v["pool"] for v in variants if v["model"] == m), -1))
-
-    def upcoming(self, m: int) -> int:
-        waiting = [i for i, task in enumerate(self.tasks) if task["state"] == L.READY or self.is_near(i)]
-        return sum(self.variant(i, L.STANDARD)["model"] == m for i in waiting)
-
-    def load_ahead(self, m: int, evictable: list[int]) -> tuple[int, int, list[int]] | None:
-        """(row, pool, evicted copies) if model m could be loaded without a call."""
-        p, row = self.pool_of(m), self.idle_row()
-        if self.live(m) or row is None or not self.affordable(self.load_cost(m)):
-            return None
-        evicted = self.evicted_for(p, m, evictable)
-        return None if evicted is None else (row, p, evicted)
-
-    def rebalance(self) -> None:
-        if self.status != L.ON or self.automatic_load():
-            return
-        demand = [self.upcoming(m) for m in range(len(self.models))]
-        for m in sorted(range(len(self.models)), key=lambda m: (-demand[m], m)):
-            if demand[m] < 1:
-                return
-            warm = self.warm_copies(self.pools[self.pool_of(m)]["budget"])
-            if place := self.load_ahead(m, [c for c in warm if demand[self.copies[c]["model"]] == 0]):
-                self.reached["rebalance: load"] += 1
-                self.reached["rebalance: evicted"] += len(place[2])
-                self.dispatch_load(place[0], place[1], m, place[2], users=0)
-                return
-
-    def prewarm(self) -> None:
-        if self.status != L.ON or self.automatic_load() or self.last_model is None:
-            return
-        often = [self.follows[self.last_model, x] for x in range(len(self.models))]
-        x = often.index(max(often))
-        if often[x] >= L.PREWARM_AFTER and (place := self.load_ahead(x, [])):
-            self.reached["prewarm: load"] += 1
-            self.dispatch_load(place[0], place[1], x, place[2], users=0)

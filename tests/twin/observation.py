@@ -91,8 +91,8 @@ class TwinObservation(TwinSlots):
             contrast(est[2], est[1]) if L.PREMIUM in shown else 0.0,
             lite["quality"] - standard["quality"] if L.LITE in shown else 0.0,
             premium["quality"] - standard["quality"] if L.PREMIUM in shown else 0.0,
-            price(0), price(2), task["attempts"] / (task["attempts"] + 2), self.overrun(i), 0.0, self.shown_status(i),
-            self.functions[task["function"]]["code"],
+            price(0), price(2), task["attempts"] / (task["attempts"] + 2), self.overrun(i), self.freshness(i),
+            self.shown_status(i), self.code_or_twins(i),
         ]  # fmt: skip
 
     def overrun(self, i: int) -> float:
@@ -100,6 +100,22 @@ class TwinObservation(TwinSlots):
         if not own or own[0]["start"] is None:
             return 0.0
         return max(0.0, contrast(self.now - own[0]["start"], own[0]["est"]))
+
+    def freshness(self, i: int) -> float:
+        """How old the oldest input is; if none ages, how soon the task's own output will be."""
+        oldest = 0.0
+        for j in self.tasks[i]["inputs"]:
+            if self.tasks[j]["state"] == L.DONE and self.fresh(j) > 0:
+                oldest = max(oldest, min(1.0, (self.now - self.tasks[j]["created"]) / self.fresh(j)))
+        if oldest == 0 and self.fresh(i) > 0:
+            return -self.unit / (self.unit + self.fresh(i))
+        return oldest
+
+    def code_or_twins(self, i: int) -> float:
+        if self.system["order_hidden"]:
+            return float(self.functions[self.tasks[i]["function"]]["code"])
+        c = sum(self.tasks[j]["state"] not in OVER for j in self.twins(i))
+        return -c / (c + 4) if self.twin_runs(i) else c / (c + 4)
 
     def shown_status(self, i: int) -> float:
         kind = self.task_class(i)
@@ -126,7 +142,7 @@ class TwinObservation(TwinSlots):
         pool = self.pools[p]
         loading, warm = (sum((x["pool"], x["state"]) == (p, s) for x in self.copies) for s in (L.LOADING, L.WARM))
         return [
-            pool["places"] / (pool["places"] + 8), (pool["places"] - pool["busy"]) / pool["places"],
+            pool["places"] / (pool["places"] + 8), self.free_places(p) / pool["places"],
             loading / (loading + 2), warm / (warm + 2), len(self.queued_in(p)) / (len(self.queued_in(p)) + 4),
             pool["failures"], self.utilisation(p), 1.0 - pool["failures"],
         ]  # fmt: skip
@@ -146,9 +162,8 @@ class TwinObservation(TwinSlots):
         if L.STANDARD in self.usable(slots[0][0]) and self.copy_for(standard)[0] not in ("no model", "a"):
             free = self.free_in(standard)
             warm = 1.0 if free is None else self.sq(free)
-        if not self.has_place(standard):
-            ends = (call["end"] - self.now for call in self.calls.values() if call["pool"] == standard["pool"])
-            room = self.sq(min(ends))
+        if lacking := self.lacking(standard):
+            room = self.sq(max(self.next_place(p) for p in lacking))
         return warm, room
 
     def global_features(self, slots: list[list[int]], tail: list[int]) -> list[float]:
@@ -164,7 +179,7 @@ class TwinObservation(TwinSlots):
         most = max((t["attempts"] for t in self.tasks if t["state"] not in OVER), default=0)
         reached = sum(self.tasks[i]["state"] == L.DONE for i in self.sinks)
         left = e + max(cp, self.work_left / places)
-        expected, full = self.expected_next(), sum(pool["busy"] >= pool["places"] for pool in self.pools)
+        expected, full = self.expected_next(), sum(self.free_places(p) == 0 for p in range(len(self.pools)))
         tail_work = 0.0
         for i in tail:
             tail_work += self.tasks[i]["work"]
@@ -176,7 +191,7 @@ class TwinObservation(TwinSlots):
             ready / (ready + 8), flying / (flying + 8), late / (late + 2), self.money_left(), self.tokens_left(),
             max(0.0, 1.0 - most / limit) if limit else 1.0, self.actions_here / (self.actions_here + 8),
             *(float(self.outcome == o) for o in range(len(L.OUTCOMES))),
-            self.hint_cold, self.hint_queued, self.hint_throttled, 0.0,
+            self.hint_cold, self.hint_queued, self.hint_throttled, self.hint_stale,
             self.quality_done / len(self.sinks) if self.sinks else 0.0,
             clip(1.0 - self.spent / self.upper_cost, 0.0, 1.0) if self.upper_cost > 0 else 1.0,
             max(0.0, 1.0 - self.system["warning_weight"] * self.warnings), min(1.0, lb / left) if left > 0 else 1.0,

@@ -2,8 +2,8 @@
 
 It shares nothing with the kernels but the numbers of `pit/layout.py`, so the two can only agree by following the same
 rules. It is slow and made for reading; it must never import a kernel. Sections 2 and 3 stand in `estimates.py`, slots
-and legality (5) in `slots.py`, a call's life (6) in `life.py`, the observation (7) in `observation.py`; here are events,
-timers (4) and actions (5).
+and legality (5) in `slots.py`, a call's life (6) in `life.py`, `tracking.py` and `between.py`, the observation (7) in
+`observation.py`; here are events, timers (4) and actions (5).
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import pit.layout as L
-from tests.twin.life import TwinLife
+from tests.twin.between import TwinBetween
 
-HOLD_ENDS, TOKEN, POOL_OPENS, KEEP_ALIVE, OVERRUN, TIME_OUT, HORIZON = range(7)  # timers in their order at one time
+TIMERS = ("hold ends", "claim ends", "token", "pool opens", "keep-alive", "grows stale", "overrun", "time-out", "horizon")
+HOLD_ENDS, CLAIM_ENDS, TOKEN, POOL_OPENS, KEEP_ALIVE, GROWS_STALE, OVERRUN, TIME_OUT, HORIZON = range(
+    9
+)  # in their order at one time
 
 
-class TwinPit(TwinLife):
+class TwinPit(TwinBetween):
     """One run of one workflow, by the rule book; see `TwinEstimates` for what it is made from."""
 
     # ------------------------------------------------------------------ section 4: events, timers
@@ -34,6 +37,7 @@ class TwinPit(TwinLife):
             L.UNLOADED: copy["state"] == L.COOLDOWN,
             L.FINISHED: call is not None and call["start"] is not None,
             L.REJECTED: call is not None and call["start"] is not None,
+            L.TENANT_LOAD: 0 <= subject < len(self.pools) and size >= 0,
         }
         if self.status != L.ON or (not self.arrived and kind != L.ARRIVE) or not fits.get(kind, False):
             self.ignored += 1
@@ -51,6 +55,8 @@ class TwinPit(TwinLife):
             copy["state"] = L.IDLE
         elif kind == L.FINISHED:
             self.after_call(subject, error, elapsed, quality, size, price)
+        elif kind == L.TENANT_LOAD:
+            self.tenant_load(subject, size)
         else:
             self.after_call(subject, error if error != L.OK else L.ERR_THROTTLED, 0, -1.0, 0, 0)
         if self.status == L.ON:
@@ -80,6 +86,13 @@ class TwinPit(TwinLife):
             if not task["inputs"]:
                 task["state"], task["ready"] = L.READY, self.now
         self.cp_start = self.cp_left()
+
+    def tenant_load(self, p: int, size: int) -> None:
+        pool = self.pools[p]
+        self.reached["tenants: leave"] += size == 0 < pool["tenants"]
+        self.reached["tenants: want more than all"] += size > pool["places"]
+        self.reached["tenants: crowd calls in flight"] += pool["busy"] > 0 and pool["busy"] + size > pool["places"]
+        pool.update(use=self.utilisation(p), settled=self.now, tenants=min(size, pool["places"]))
 
     def waiting_calls(self, c: int) -> list[int]:
         return [k for k in sorted(self.calls) if self.calls[k]["copy"] == c and self.calls[k]["start"] is None]
@@ -120,6 +133,10 @@ class TwinPit(TwinLife):
         if not self.arrived or self.status != L.ON:
             return []
         timers = [(task["hold"], HOLD_ENDS, i) for i, task in enumerate(self.tasks) if task["hold"] is not None]
+        for i, task in enumerate(self.tasks):
+            gang, reserve = len(self.variant(i, L.STANDARD)["taken"]) > 1, self.system["reserve"]
+            if gang and reserve and task["queued"] is not None and task["queued"] + reserve > self.now:
+                timers.append((task["queued"] + reserve, CLAIM_ENDS, i))
         for p, pool in enumerate(self.pools):
             if self.short_of_tokens(p):
                 timers.append((self.now + pool["period"] - self.credit(p) % pool["period"], TOKEN, p))
@@ -128,6 +145,10 @@ class TwinPit(TwinLife):
         for c, copy in enumerate(self.copies):
             if copy["state"] == L.WARM and (keep_alive := self.models[copy["model"]]["keep_alive"]):
                 timers.append((copy["last_used"] + keep_alive, KEEP_ALIVE, c))
+        if "refresh" in self.system["verbs"]:
+            for i, task in enumerate(self.tasks):
+                if task["state"] == L.DONE and self.fresh(i) and task["created"] + self.fresh(i) > self.now:
+                    timers.append((task["created"] + self.fresh(i), GROWS_STALE, i))
         for k, call in self.calls.items():
             if call["start"] is None:
                 continue
@@ -141,7 +162,7 @@ class TwinPit(TwinLife):
 
     def fire(self, kind: int, subject: int) -> None:
         self.waiting = False
-        self.reached[f"timer {kind}"] += 1
+        self.reached[f"timer: {TIMERS[kind]}"] += 1
         if kind == HOLD_ENDS:
             self.tasks[subject]["hold"] = None
         elif kind == POOL_OPENS:
@@ -187,6 +208,8 @@ class TwinPit(TwinLife):
             i, running = members[0], self.tasks[members[0]]["state"] == L.RUNNING
             if any(self.verb_legal(i, verb) for verb in useful) or (running and self.verb_legal(i, L.CANCEL)):
                 return True
+        if "refresh" in self.system["verbs"] and self.refreshable():
+            return True
         alarmed = any(kind != HORIZON for _, kind, _ in self.timers())
         return not self.something_under_way() and not alarmed and any(self.mask())
 
@@ -231,6 +254,10 @@ class TwinPit(TwinLife):
             self.reached["skip: " + L.TASK_STATES[self.tasks[i]["state"]]] += 1
             self.outcome = L.OUT_NONE
             self.give_up(i)
+        elif action == L.REFRESH:
+            self.reached["refresh"] += 1
+            self.outcome = L.OUT_NONE
+            self.run_again(self.refreshable()[0])
         else:
             pool = self.pools[self.failing_pools()[0]]
             self.reached[L.GLOBAL_ACTIONS[action - L.WAIT]] += 1

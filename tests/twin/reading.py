@@ -24,14 +24,17 @@ def read_pit(engine: Engine, i: int) -> TwinPit:
     n, n_functions, n_models = (int(hot[name]) for name in ("n_tasks", "n_functions", "n_models"))
     tasks = block.rows(memory, "task_at", state.TASK, n)
     links = block.rows(memory, "pred_at", state.LINK, block.edges)
+    artifacts = block.rows(memory, "artifact_at", state.ARTIFACT, n)
     rows = block.rows(memory, "variant_at", state.VARIANT, L.N_VARIANTS * n_functions)
     models = block.rows(memory, "model_at", state.MODEL, n_models)
 
     def variant(row: np.void) -> Table | None:
         if row["pool"] < 0:
             return None
+        also = {int(row["also"]): int(row["also_units"])} if row["also"] >= 0 else {}
         return {
-            "pool": int(row["pool"]), "model": None if row["model"] < 0 else int(row["model"]), "units": int(row["units"]),
+            "pool": int(row["pool"]), "model": None if row["model"] < 0 else int(row["model"]), 
+            "taken": {int(row["pool"]): int(row["units"])} | also,
             "tokens": int(row["tokens"]), "nominal": float(row["nominal"]), "quality": float(row["quality"]),
             "price": int(row["price"]),
         }  # fmt: skip
@@ -64,6 +67,7 @@ def read_pit(engine: Engine, i: int) -> TwinPit:
         "functions": [
             {
                 "code": float(rows[3 * f + L.STANDARD]["code"]),
+                "fresh": int(rows[3 * f + L.STANDARD]["fresh"]),
                 "variants": [variant(rows[3 * f + v]) for v in range(3)],
                 "forbidden": bool(rows[3 * f + L.STANDARD]["forbidden"]),
                 "denied": {v for v in range(3) if not rows[3 * f + v]["usable"]},
@@ -73,13 +77,14 @@ def read_pit(engine: Engine, i: int) -> TwinPit:
         "verbs": bit_names(int(hot["verbs"]), L.ENABLED),
         "deadline": after_arrival("deadline"),
         "horizon": after_arrival("horizon"),
-    } | {key: hot[key].item() for key in (*PLAIN_KEYS, "money", "back_off", "ageing", "time_out")}
+    } | {key: hot[key].item() for key in (*PLAIN_KEYS, "money", "back_off", "ageing", "reserve", "time_out")}
     workflow = []
-    for t in tasks:
+    for t, artifact in zip(tasks, artifacts, strict=True):
         own = links[int(t["pred_from"]) : int(t["pred_to"])]
         workflow.append(
             {"function": int(t["function"]), "hint": float(t["hint"]), "optional": not t["required"],
-             "priority": int(t["priority"]), "any": bool(t["join_any"]), "inputs": own["task"].tolist(),
+             "priority": int(t["priority"]), "any": bool(t["join_any"]), "content": int(artifact["content"]),
+             "inputs": own["task"].tolist(),
              "soft": set(own["task"][own["soft"] != 0].tolist())}
         )  # fmt: skip
     seen = {(f, v): rows[3 * f + v][["n", "s", "ss"]].item() for f in range(n_functions) for v in range(3)}

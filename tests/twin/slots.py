@@ -38,10 +38,12 @@ class TwinSlots(TwinEstimates):
             groups: dict[tuple, list[int]] = {}
             for i in members:
                 t = self.tasks[i]
-                key = (t["function"], t["priority"], t["bucket"] // width, t["attempts"] > 0, self.task_class(i))
+                echo = t["state"] == L.READY and self.twin_runs(i)
+                key = (t["function"], t["priority"], t["bucket"] // width, t["attempts"] > 0, self.task_class(i), echo)
                 groups.setdefault(key, []).append(i)
             if len(groups) <= L.N_SLOTS:
                 break
+        self.reached["slots: an echo has its own"] += any(key[-1] and (*key[:-1], False) in groups for key in groups)
         slots = list(groups.values())
         return slots[: L.N_SLOTS], sorted(i for group in slots[L.N_SLOTS :] for i in group)
 
@@ -113,17 +115,45 @@ class TwinSlots(TwinEstimates):
         row, evicted = self.idle_row(), self.evicted_for(p, m, self.warm_copies(self.pools[p]["budget"]))
         return ("none", -1, []) if row is None or evicted is None else ("c", row, evicted)
 
-    def has_place(self, variant: Table) -> bool:
-        pool = self.pools[variant["pool"]]
-        return bool(pool["places"] - pool["busy"] >= variant["units"])
+    def free_places(self, p: int) -> int:
+        pool = self.pools[p]
+        return int(max(0, pool["places"] - pool["busy"] - pool["tenants"]))
+
+    def lacking(self, variant: Table) -> list[int]:
+        """Pools that have fewer free places than the variant takes of them."""
+        lacking = [p for p, units in variant["taken"].items() if self.free_places(p) < units]
+        for pool, units in ((self.pools[p], variant["taken"][p]) for p in lacking):
+            tenants = units <= pool["places"] - pool["busy"]
+            self.reached["refused: for tenants alone"] += tenants
+            self.reached["refused: for tenants alone, no call in flight"] += tenants and pool["busy"] == 0
+        self.reached["gang: refused by its second pool alone"] += bool(lacking) and variant["pool"] not in lacking
+        return lacking
+
+    def claimants(self, p: int) -> list[int]:
+        """Queued gangs that claim the pool, the one that counts first."""
+        reserve, found = self.system["reserve"], list[int]()
+        for i, task in enumerate(self.tasks):
+            taken = self.variant(i, L.STANDARD)["taken"]
+            if task["queued"] is not None and len(taken) > 1 and p in taken and self.now < task["queued"] + reserve:
+                found.append(i)
+        return sorted(found, key=lambda i: (-self.tasks[i]["rank"], i))
+
+    def claimed(self, i: int, variant: Table) -> bool:
+        """Some pool of the variant is claimed by a task that goes before task i."""
+        first = [own[0] for p in variant["taken"] if (own := self.claimants(p))]
+        order = (-self.tasks[i]["rank"], i)
+        return any((-self.tasks[j]["rank"], j) < order for j in first)
 
     def can_begin(self, i: int, v: int) -> bool:
         """A call of task i with variant v can begin."""
         if v not in self.usable(i):
             return False
         variant = self.variant(i, v)
-        case, p = self.copy_for(variant)[0], variant["pool"]
-        if self.is_closed(p) or not self.has_place(variant) or case == "none":
+        case = self.copy_for(variant)[0]
+        if any(self.is_closed(p) for p in variant["taken"]) or self.lacking(variant) or case == "none":
+            return False
+        if self.claimed(i, variant):
+            self.reached["gang: a claim keeps others out"] += 1
             return False
         if self.missing_credit(variant) > 0:
             self.reached["refused: no token"] += 1
@@ -138,19 +168,22 @@ class TwinSlots(TwinEstimates):
         return [i for i in marked if self.variant(i, L.STANDARD)["pool"] == p]
 
     def delay(self, variant: Table) -> float:
-        p, pool = variant["pool"], self.pools[variant["pool"]]
         case, c, _ = self.copy_for(variant)
-        copy = place = closed = 0.0
+        copy = 0.0
         if case == "b":
             copy = max(0.0, self.copies[c]["expected"] - self.now)
         elif case in ("c", "none"):
             copy = self.load_est(variant["model"])
-        if not self.has_place(variant):
-            first = min(call["end"] for call in self.calls.values() if call["pool"] == p)
-            place = max(0.0, first - self.now) + len(self.queued_in(p)) * self.unit / pool["places"]
-        if self.is_closed(p):
-            closed = float(max(0, pool["closed"] - self.now))
-        return max(copy, place, float(self.missing_credit(variant)), closed)
+        places = [
+            self.next_place(p) + len(self.queued_in(p)) * self.unit / self.pools[p]["places"] for p in self.lacking(variant)
+        ]
+        closed = [float(max(0, self.pools[p]["closed"] - self.now)) for p in variant["taken"] if self.is_closed(p)]
+        return max([copy, float(self.missing_credit(variant)), *places, *closed])
+
+    def next_place(self, p: int) -> float:
+        """Time until a call that takes places of the pool is expected to end; without one the mean call."""
+        ends = [call["end"] - self.now for call in self.calls.values() if p in call["taken"]]
+        return max(0.0, min(ends)) if ends else self.unit
 
     def free_in(self, variant: Table) -> float | None:
         """Time until a busy copy of the variant's pool and model is expected to have room."""
@@ -175,7 +208,11 @@ class TwinSlots(TwinEstimates):
         if L.VERBS[verb] not in self.system["verbs"]:
             return False
         if verb == L.QUEUE:
-            return kind == L.PLAIN and L.STANDARD in self.usable(i) and not self.has_place(standard)
+            return (
+                kind == L.PLAIN
+                and L.STANDARD in self.usable(i)
+                and (bool(self.lacking(standard)) or self.claimed(i, standard))
+            )
         if verb == L.HOLD:
             if kind != L.PLAIN or not self.can_begin(i, L.STANDARD):
                 return False
@@ -197,9 +234,19 @@ class TwinSlots(TwinEstimates):
         ready = [i for i in self.ready_in_order() if self.tasks[i]["optional"]]
         return ready + [i for i, task in enumerate(self.tasks) if task["optional"] and task["state"] == L.BLOCKED]
 
+    def refreshable(self) -> list[int]:
+        """Stale tasks that somebody still waits for, the one that would be refreshed first."""
+        waits = (L.READY, L.BLOCKED)
+        tasks = [
+            i for i, task in enumerate(self.tasks)
+            if self.is_stale(i) and any(self.tasks[j]["state"] in waits for j in task["successors"])
+        ]  # fmt: skip
+        return sorted(tasks, key=lambda i: (-((self.now - self.tasks[i]["created"]) / self.fresh(i)), i))
+
     def something_under_way(self) -> bool:
-        """A call in flight, or a copy that loads or cools down."""
-        return bool(self.calls) or any(copy["state"] in (L.LOADING, L.COOLDOWN) for copy in self.copies)
+        """A call in flight, a copy that loads or cools down, or places held by tenants."""
+        moving = any(copy["state"] in (L.LOADING, L.COOLDOWN) for copy in self.copies)
+        return bool(self.calls) or moving or any(pool["tenants"] for pool in self.pools)
 
     def wait_legal(self) -> bool:
         if self.something_under_way() or any(task["hold"] is not None for task in self.tasks):
@@ -219,4 +266,5 @@ class TwinSlots(TwinEstimates):
         mask[L.BACK_OFF] = back_off and "back_off" in verbs
         mask[L.BACK_OFF_LONG] = back_off and "back_off_long" in verbs
         mask[L.SKIP] = "skip" in verbs and bool(self.skippable())
+        mask[L.REFRESH] = "refresh" in verbs and bool(self.refreshable())
         return mask
