@@ -12,7 +12,16 @@ from numba import uint64
 from fq_env.families import draw_graph
 from fq_env.generation import draw_drift, draw_order, draw_physics
 from fq_env.randomness import DURATIONS, FAILURES, LOADS, OUTAGES, PLAYER, STRAGGLERS, TENANTS, WORKFLOW, mix, uniform
-from fq_env.scoring import artifact_lost, base_in_time, bounds, deliverable_at_first, no_plan_left, potential, score, without_output
+from fq_env.scoring import (
+    artifact_lost,
+    base_in_time,
+    bounds,
+    deliverable_at_first,
+    no_plan_left,
+    potential,
+    score,
+    without_output,
+)
 from fq_env.state import (
     EPISODE,
     LEVEL,
@@ -268,7 +277,7 @@ def reset_one(e, i):
 
 @kernel
 def show(e, i, s, whole):
-    """Observation and mask of environment i into the engine's buffers; `whole` = 0: over the one before of the same episode."""
+    """Observation and mask of environment i into the buffers; `whole` = 0: over the ones before, of the same episode."""
     encode(s, e.obs + i * _OBS_BYTES, e.masks + i * N_ACTIONS, whole)
 
 

@@ -65,7 +65,7 @@ class TwinScore:
             own = 0.0 if pit.twins(i) else self.least[i]
             self.rank[i] = own + max((self.rank[j] for j in after), default=0.0)
         for i in range(n):
-            if any(j < i for j in pit.twins(i)):
+            if any(j > i and j in self.needed for j in pit.twins(i)):
                 self.least[i] = self.least_cost[i] = 0.0
         self.places = sum(pool["places"] for pool in pit.pools)
         loads, prices = (self.least_of(lambda i, v, k=k: self.load_of(i, v)[k]) for k in (0, 1))  # type: ignore[misc]
