@@ -205,9 +205,9 @@ def names_of(value: Any) -> tuple[str, ...]:
 
 
 def title_of(value: Any) -> str:
-    """What a training's `level=` is called in names of folders: `11`, `all`, `1-5,11`, the stem of a file."""
+    """What a training's `level=` is called in names of folders: `11`, `all`, `1-5+11`, the stem of a file."""
     words = [f"{value:02d}"] if isinstance(value, int) else value if isinstance(value, list) else [value]
-    return ",".join(Path(str(word)).stem for word in words)
+    return "+".join(Path(str(word)).stem.replace(",", "+") for word in words)
 
 
 def shown(cfg: TrainConfig) -> str:
