@@ -236,7 +236,7 @@ class Overseer(BaseCallback):
         if look is self.examiner.best:
             checkpoints.write_bytes(self.folder / BEST, checkpoints.model_bytes(self.model))
         if self._bar is not None:
-            self.progress.update(self._bar, validation=look.words().removeprefix("validation "))
+            self.progress.update(self._bar, validation=look.brief())
         if self.progress.disable:
             rate = (look.frames - self._done) / (time.perf_counter() - self._lap)
             print(f"{look.frames:>10,} frames  {rate:>8,.0f}/s  {look.words()}", flush=True)

@@ -35,6 +35,10 @@ class Look:
     total: float
     perf: float
 
+    def brief(self) -> str:
+        """The look in a word, for the progress bar."""
+        return f"{self.total:.3f}"
+
     def words(self) -> str:
         """The look in a line."""
         return f"validation {self.total:.4f}  perf {self.perf:.3f}"

@@ -34,6 +34,10 @@ class MixedLook(Look):
 
     levels: dict[str, Standing] = field(default_factory=dict)
 
+    def brief(self) -> str:
+        """Mean perf, and of how many levels."""
+        return f"perf {self.perf:.3f}, {len(self.levels)} levels"
+
     def words(self) -> str:
         """Mean perf, and each level's."""
         each = " ".join(f"{number}:{now.perf:.2f}" for number, now in self.levels.items())

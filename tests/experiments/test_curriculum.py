@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import checkpoints, evaluate, mixture
+from experiments import checkpoints, evaluate, export, mixture
 from experiments import train as command
+from experiments.algorithms import _live
 from experiments.config import CHOICES, TrainConfig, exposure_after, shown, title_of, trained_levels
 from experiments.curriculum import Curriculum, Replay, Staged, Standing, curriculum_of, given_out, standing
 from experiments.errors import ExperimentError
 from experiments.interrupts import Interrupted
 from experiments.train import resume, train
 from fq_env.level import load_level
+from fq_env.live import live_actions, live_columns
 from tests.experiments.training import assert_same, config
 
 # Three stages of two rollouts of 512 frames, then two more rollouts; a look after every second rollout.
@@ -201,6 +203,14 @@ def test_several_levels_have_settings_of_their_own() -> None:
     assert several.gae_lambda == several.mixture.training["gae_lambda"]
 
 
+def test_what_is_alive_in_one_level_is_alive_in_the_mixture() -> None:
+    alive = _live(config("level=[1,6,11]"))
+    for name, of in (("live_columns", lambda level: live_columns(level, "full")), ("live_actions", live_actions)):
+        each = [of(load_level(number)) for number in (1, 6, 11)]
+        np.testing.assert_array_equal(alive[name], each[0] | each[1] | each[2])
+        assert all((alive[name] != one).any() for one in each)
+
+
 # --------------------------------------------------------------------------- whole trainings
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -229,6 +239,10 @@ def test_a_run_leaves_everything(whole: Path, capsys: pytest.CaptureFixture[str]
     evaluate.main()
     trained = next(row for row in found["test"] if (row["level"], row["player"]) == ("3", "trained"))
     assert f"{trained['mean']:.4f}" in capsys.readouterr().out, "the bundle plays the test instances as the run did"
+    again = whole.parent / "again"
+    monkeypatch.setattr(sys, "argv", ["export", f"run={whole}", f"out={again}"])
+    export.main()
+    assert load_bundle(again).manifest.levels == ["1", "2", "3"]
     with pytest.raises(ExperimentError, match="trained on levels 1, 2, 3; say which to play"):
         evaluate.level_for(None, evaluate.open_policies("bundle", str(whole / "bundle")))
 
