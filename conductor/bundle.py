@@ -124,7 +124,7 @@ def write_bundle(
             `slot.weight` (widths[0], 25), ..., `globals.bias` (16,); `conductor.policy.Slots` has its formulas.
         golden: `obs` float32 (k, 512), `mask` uint8 or bool (k, 128), `action` int64 (k,), k >= 1: what the trained network
             did (masked argmax). Choose observations whose best legal logit is ahead of the next by at least `MIN_MARGIN`.
-        system_yaml: the functions and pools it was trained for, as YAML text of a `SystemSpec`.
+        system_yaml: the functions and pools it was trained for, as YAML text of a `SystemSpec`; of several, one document each.
         card: the model card, Markdown.
         levels: the levels it was trained on. seeds: of the training. training_hash: sha256 of its resolved configuration.
         git_commit: commit of the training code. versions: package -> version.

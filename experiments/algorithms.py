@@ -12,7 +12,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
 
-from experiments.config import TrainConfig, level_of
+from experiments.config import TrainConfig, shown, trained_levels
 from experiments.errors import ExperimentError
 from experiments.networks import policy_of
 from fq_env.live import live_actions, live_columns
@@ -71,11 +71,14 @@ def make_model(cfg: TrainConfig, env: VecEnv) -> OnPolicyAlgorithm:
 
 
 def _live(cfg: TrainConfig) -> dict[str, np.ndarray]:
-    """What the level declares that its observations and masks can hold; only our own learner makes use of it."""
+    """What the levels declare that their observations and masks can hold; only our own learner makes use of it."""
     if cfg.algo != "fast_ppo":
         return {}
-    level = level_of(cfg.level)
-    return {"live_columns": live_columns(level, cfg.exposure), "live_actions": live_actions(level)}
+    levels, exposure = trained_levels(cfg.level), shown(cfg)
+    return {
+        "live_columns": np.any([live_columns(level, exposure) for level in levels], axis=0),
+        "live_actions": np.any([live_actions(level) for level in levels], axis=0),
+    }
 
 
 def load_model(folder: Path, algo: str) -> OnPolicyAlgorithm:

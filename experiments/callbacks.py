@@ -10,105 +10,30 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from rich.progress import Progress, TaskID
 from stable_baselines3.common.callbacks import BaseCallback
 
-from experiments import checkpoints, statistics
-from experiments.algorithms import BEST, CHECKPOINT, torch_logits
-from experiments.config import TrainConfig
+from experiments import checkpoints
+from experiments.algorithms import BEST, CHECKPOINT
+from experiments.config import TrainConfig, exposure_after
 from experiments.errors import ExperimentError
-from experiments.evaluate import Referee, play_policy
+from experiments.examiner import Look, Looker, means
 from experiments.interrupts import Interrupted, Interrupts
 from experiments.records import Rows
 from fq_env.state import EPISODE
 from pit import layout
 
+if TYPE_CHECKING:
+    from experiments.curriculum import Curriculum
+
 RECENT = 1000  # episodes in the progress bar's score
-PARTS = ("total", "base", "efficiency", "stability", "optimization", "makespan")
-COUNTS = ("steps", "wrong_calls", "warnings", "waits", "holds")
 # The observation's column that is 0 where the clock has moved since the last action (or an episode has just begun).
 ACTIONS_SINCE_CLOCK = layout.GLOBAL_OFFSET + [f.name for f in layout.GLOBAL_FEATURES].index("actions_since_clock")
-
-
-def means(episodes: np.ndarray) -> dict[str, float]:
-    """Mean score parts and counts of episode records (n,), n > 0; among them what a level names as its probe."""
-    found = {name: float(episodes[name].mean()) for name in (*PARTS, *COUNTS)}
-    calls = max(1, int(episodes["calls"].sum()))
-    found |= {f"{name}_per_call": float(episodes[name].sum() / calls) for name in ("cold_starts", "loads")}
-    return found | {"solved": float((episodes["status"] == layout.SOLVED).mean())}
-
-
-@dataclass
-class Look:
-    """One look at the validation score: after how many frames, the mean score, and `statistics.perf` of it."""
-
-    frames: int
-    total: float
-    perf: float
-
-
-@dataclass
-class Examiner:
-    """Looks at the greedy policy on the validation instances and says when the level is solved."""
-
-    cfg: TrainConfig
-    referee: Referee
-    exposure: str
-    looks: list[Look] = field(default_factory=list)
-    proven: bool = False
-    _players: dict[str, float] = field(default_factory=dict)
-
-    def prepare(self) -> dict[str, float]:
-        """Plays the players once; their mean scores on the validation instances."""
-        episodes = self.referee.players("validation", self.cfg.evaluation.validation)
-        self._players = {name: float(rows["total"].mean()) for name, rows in episodes.items()}
-        self.proven = statistics.EXACT in episodes
-        return self._players
-
-    def look(self, model: Any) -> tuple[Look, dict[str, float]]:
-        """Plays the validation instances with the model as it is now; the look, and `means` of the episodes."""
-        episodes = play_policy(
-            torch_logits(model),
-            self.referee.level,
-            split="validation",
-            n=self.cfg.evaluation.validation,
-            exposure=self.exposure,
-        )
-        found = means(episodes)
-        best = self._players.get(statistics.EXACT, max(self._players.values()))
-        perf = statistics.perf(found["total"], self._players["random"], best)
-        self.looks.append(Look(int(model.num_timesteps), found["total"], perf))
-        return self.looks[-1], found | {"perf": perf}
-
-    @property
-    def best(self) -> Look:
-        """The look with the highest score, the first of equals."""
-        return max(self.looks, key=lambda look: look.total)
-
-    def verdict(self) -> str | None:
-        """Why the training may stop now, or None."""
-        stop, last = self.cfg.stop, self.looks[-1]
-        if not stop.when_solved or last.perf < self.referee.level.pass_mark:
-            return None
-        if self.proven and last.perf >= stop.mastery:
-            return f"mastered: validation perf {last.perf:.3f} of the proven optimum"
-        if self._without_progress() >= stop.patience:
-            return f"solved: validation perf {last.perf:.3f}, no progress in {stop.patience} looks"
-        return None
-
-    def _without_progress(self) -> int:
-        best, since = -np.inf, 0
-        for look in self.looks:
-            since += 1
-            if look.total > best + self.cfg.stop.progress:
-                best, since = look.total, 0
-        return since
 
 
 class Ended(Exception):
@@ -121,6 +46,7 @@ class Overseer(BaseCallback):
     Args:
         memory: what `memory()` gave to the checkpoint from which this training goes on; None at its beginning.
         on_look: called after each look, when all is logged and saved; what it raises ends the training.
+        curriculum: says what each environment plays; None: all play one level.
 
     Raises:
         FloatingPointError: a reward, a loss or a weight is not finite; the checkpoint before it is whole.
@@ -135,21 +61,22 @@ class Overseer(BaseCallback):
         cfg: TrainConfig,
         folder: Path,
         rows: Rows,
-        examiner: Examiner,
+        examiner: Looker,
         progress: Progress,
         interrupts: Interrupts,
         memory: dict[str, Any] | None = None,
         on_look: Callable[[Look], None] | None = None,
+        curriculum: Curriculum | None = None,
     ) -> None:
         super().__init__()
         self.cfg, self.folder, self.rows, self.examiner, self.progress = cfg, folder, rows, examiner, progress
-        self.interrupts, self.on_look = interrupts, on_look
+        self.interrupts, self.on_look, self.curriculum = interrupts, on_look, curriculum
         self.stopped: str | None = None
         self.resumed: list[str] = []
         self.seconds = self.cpu_seconds = 0.0  # of training, wall and CPU, over all parts of it
         self._recent: deque[float] = deque(maxlen=RECENT)
         if memory is not None:
-            examiner.looks = [Look(**look) for look in memory["looks"]]
+            examiner.recall(memory["looks"])
             self.stopped, self.resumed = memory["stopped"], memory["resumed"]
             self.seconds, self.cpu_seconds = memory["seconds"], memory["cpu_seconds"]
             self._recent.extend(memory["recent"])
@@ -161,12 +88,13 @@ class Overseer(BaseCallback):
     def memory(self) -> dict[str, Any]:
         """What a training that goes on from here must know, as JSON."""
         return {
-            "looks": [asdict(look) for look in self.examiner.looks],
+            "looks": self.examiner.memory(),
             "stopped": self.stopped,
             "resumed": self.resumed,
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
             "recent": list(self._recent),
+            "curriculum": None if self.curriculum is None else self.curriculum.memory(),
         }
 
     def _gather(self) -> None:
@@ -186,6 +114,10 @@ class Overseer(BaseCallback):
         if self.num_timesteps > self._done:
             self._between(last=False)
         self._gather()
+        env: Any = self.training_env
+        env.expose(exposure_after(self.cfg, self.num_timesteps))
+        if self.curriculum is not None:
+            self.curriculum.begin_rollout(env)
         self._learning = time.perf_counter()
 
     def _on_step(self) -> bool:
@@ -195,6 +127,8 @@ class Overseer(BaseCallback):
         if not np.isfinite(self.locals["rewards"]).all():
             raise self._not_finite("a reward", "the level or the environment is at fault")
         self._check_masks(masks)
+        if self.curriculum is not None:
+            self.curriculum.step(self.training_env)  # type: ignore[arg-type]
         self._legal += int(np.count_nonzero(masks))
         self._zero_time += int(np.count_nonzero(obs[:, ACTIONS_SINCE_CLOCK]))
         self._decisions += len(dones)
@@ -219,6 +153,9 @@ class Overseer(BaseCallback):
                 self.logger.record(f"episode/{name}", value)
             self.logger.record("episode/finished", len(episodes))
             self._recent.extend(episodes["total"].tolist())
+        if self.curriculum is not None:
+            for name, value in self.curriculum.end_rollout(self.model.rollout_buffer.advantages).items():  # type: ignore[attr-defined]
+                self.logger.record(f"curriculum/{name}", value)
         self.logger.record("decisions/legal_actions", self._legal / self._decisions)
         self.logger.record("decisions/legal_share", self._legal / self._decisions / layout.N_ACTIONS)
         jumps = self._decisions - self._zero_time
@@ -241,6 +178,9 @@ class Overseer(BaseCallback):
         look = self.look() if last or (every and rollout % every == 0) else None
         if look is not None and not last:
             self.stopped = self.examiner.verdict()
+        if self.curriculum is not None:
+            for name, value in self.curriculum.go_on(self.training_env, self.num_timesteps).items():  # type: ignore[arg-type]
+                self.logger.record(f"curriculum/{name}", value)
         looked = time.perf_counter() if look else updated
         self._log_times(update=updated - self._learning, look=looked - updated)
         self.logger.dump(self.num_timesteps)
@@ -296,10 +236,10 @@ class Overseer(BaseCallback):
         if look is self.examiner.best:
             checkpoints.write_bytes(self.folder / BEST, checkpoints.model_bytes(self.model))
         if self._bar is not None:
-            self.progress.update(self._bar, validation=f"{look.total:.3f}")
+            self.progress.update(self._bar, validation=look.brief())
         if self.progress.disable:
             rate = (look.frames - self._done) / (time.perf_counter() - self._lap)
-            print(f"{look.frames:>10,} frames  {rate:>8,.0f}/s  validation {look.total:.4f}  perf {look.perf:.3f}", flush=True)
+            print(f"{look.frames:>10,} frames  {rate:>8,.0f}/s  {look.words()}", flush=True)
         return look
 
     def save(self) -> None:

@@ -56,7 +56,7 @@ def side(key: str, value: Any) -> tuple[str, list[Policy]]:
     policies = open_policies(key, value)
     if not policies:
         raise ExperimentError(f"{key}={value}: the list is empty; name at least one run folder or bundle")
-    if len({(p.configuration, p.level, p.exposure) for p in policies}) > 1:
+    if len({(p.configuration, p.levels, p.exposure) for p in policies}) > 1:
         raise ExperimentError(f"{key}={value}: these were trained with different configurations; name seeds of one of them")
     if len({p.seed for p in policies}) < len(policies):
         raise ExperimentError(f"{key}={value}: a seed is there twice; name different training seeds, or one policy")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -29,6 +31,18 @@ class EvaluationConfig:
     validation: int = MISSING
     test: int = MISSING
     fit: int = MISSING
+
+
+@dataclass
+class MixtureConfig:
+    """How a training of several levels divides its environments and its budget among them."""
+
+    rehearsal: float = MISSING
+    patience: float = MISSING
+    floor: float = MISSING
+    temperature: float = MISSING
+    staleness: float = MISSING
+    training: dict[str, Any] = MISSING
 
 
 @dataclass
@@ -63,6 +77,9 @@ class TrainConfig:
     level: Any = MISSING
     seed: int = MISSING
     exposure: str | None = MISSING
+    phases: list[float] = MISSING
+    curriculum: str = MISSING
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     reward: str = MISSING
     total_timesteps: int = MISSING
     n_envs: int = MISSING
@@ -95,10 +112,13 @@ class TrainConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
+SCHEDULE = "schedule"  # the exposure that grows while the training goes on
+
 CHOICES = {
     "algo": ("fast_ppo", "maskable_ppo", "ppo"),
     "matmul_precision": ("highest", "high", "medium"),
-    "exposure": (*EXPOSURES, None),
+    "exposure": (*EXPOSURES, SCHEDULE, None),
+    "curriculum": ("staged", "uniform", "plr"),
     "reward": REWARDS,
     "network": ("mlp", "symphony", "slots"),
     "activation": ("relu", "tanh"),
@@ -106,6 +126,11 @@ CHOICES = {
 }
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
+    "mixture.rehearsal": (0.0, 1.0),
+    "mixture.patience": (0.0, 1.0),
+    "mixture.floor": (1e-6, 1.0),
+    "mixture.temperature": (0.05, 100.0),
+    "mixture.staleness": (0.0, 1.0),
     "total_timesteps": (1, 1e12),
     "n_envs": (1, 65_536),
     "n_steps": (2, 65_536),
@@ -131,7 +156,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def level_of(level: int | str) -> Level:
     """The level that a command's `level=` names. Raises ExperimentError for one that does not exist or is not sound."""
     try:
@@ -159,18 +184,69 @@ def levels_of(value: Any) -> list[Level]:
     return [level_of(word) for word in level_words(value)]
 
 
+def trained_levels(value: Any) -> list[Level]:
+    """The levels of a training: one (a number or a file), or several (`all`, `1-5,11`, a list) in the order of their numbers.
+
+    Raises:
+        ExperimentError: one does not exist or is not sound, or a range holds none.
+    """
+    if isinstance(value, str) and not re.fullmatch(r"all|[\d, -]*[,-][\d, -]*", value):
+        return [level_of(value)]
+    levels = levels_of(list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value)
+    if not levels:
+        raise ExperimentError(f"level={value}: names no level; there are {', '.join(map(str, LEVELS))}")
+    return sorted(levels, key=lambda level: level.number)
+
+
+def names_of(value: Any) -> tuple[str, ...]:
+    """A training's levels as a bundle names them: their numbers, or the path that was given for one."""
+    levels = trained_levels(value)
+    return tuple(str(level.number) for level in levels) if len(levels) > 1 else (str(value),)
+
+
+def title_of(value: Any) -> str:
+    """What a training's `level=` is called in names of folders: `11`, `all`, `1-5+11`, the stem of a file."""
+    words = [f"{value:02d}"] if isinstance(value, int) else value if isinstance(value, list) else [value]
+    return "+".join(Path(str(word)).stem.replace(",", "+") for word in words)
+
+
+def shown(cfg: TrainConfig) -> str:
+    """The exposure under which a training's policy is judged and used: the one given, the last of a schedule, or the level's
+    own, of several levels the one that shows most."""
+    if cfg.exposure == SCHEDULE:
+        return EXPOSURES[-1]
+    return cfg.exposure or max((level.exposure for level in trained_levels(cfg.level)), key=EXPOSURES.index)
+
+
+def exposure_after(cfg: TrainConfig, frames: int) -> str:
+    """The exposure of episodes that begin after so many frames of the budget."""
+    if cfg.exposure != SCHEDULE:
+        return shown(cfg)
+    return EXPOSURES[sum(frames >= phase * cfg.total_timesteps for phase in cfg.phases)]
+
+
 def _training(key: str, default: Any, *, _root_: DictConfig) -> Any:
     """The resolver `${training:KEY,DEFAULT}`. A level that cannot be read gives the default here, its error in `finished`."""
     try:
-        return level_of(_root_.level).training.get(key, default)
+        levels = trained_levels(_root_.level)
     except ExperimentError:
         return default
+    return (levels[0].training if len(levels) == 1 else _root_.mixture.training).get(key, default)
+
+
+def _several(then: Any, otherwise: Any, *, _root_: DictConfig) -> Any:
+    """The resolver `${several:A,B}`: A where several levels are trained together, else B."""
+    try:
+        return then if len(trained_levels(_root_.level)) > 1 else otherwise
+    except ExperimentError:
+        return otherwise
 
 
 def register() -> None:
-    """Makes the resolver known to OmegaConf and the schema to Hydra."""
+    """Makes the resolvers known to OmegaConf and the schema to Hydra."""
     from hydra.core.config_store import ConfigStore
 
+    OmegaConf.register_new_resolver("several", _several, replace=True)
     OmegaConf.register_new_resolver("training", _training, replace=True)
     ConfigStore.instance().store("train_schema", TrainConfig)
 
@@ -185,13 +261,17 @@ def finished(config: DictConfig) -> TrainConfig:
     for key in config:
         if key not in known:
             raise unknown_key(str(key), TrainConfig)
-    level = level_of(config.level)
-    for key in level.training:
-        if key not in known:
-            raise ExperimentError(f"level={config.level}: its `training` section: {unknown_key(key, TrainConfig)}")
+    levels = trained_levels(config.level)
+    sections = [(f"level={config.level}: its `training` section", levels[0].training)] if len(levels) == 1 else []
+    for where, section in [*sections, ("mixture.training", config.mixture.training)]:
+        for key in section:
+            if key not in known:
+                raise ExperimentError(f"{where}: {unknown_key(key, TrainConfig)}")
     cfg = OmegaConf.to_object(config)
     assert isinstance(cfg, TrainConfig)
     check(cfg, config)
+    if cfg.n_envs < len(levels):
+        raise ExperimentError(f"n_envs={cfg.n_envs}: {len(levels)} levels need at least as many environments")
     return cfg
 
 
@@ -208,6 +288,8 @@ def check(cfg: TrainConfig, config: DictConfig) -> None:
             raise ExperimentError(f"{key}={value}: must lie between {low:g} and {high:g}")
     if cfg.target_kl is not None and not 0.0 < cfg.target_kl <= 10.0:
         raise ExperimentError(f"target_kl={cfg.target_kl}: must be null or lie between 0 and 10, such as 0.03")
+    if len(cfg.phases) != len(EXPOSURES) - 1 or not 0.0 <= cfg.phases[0] <= cfg.phases[1] <= 1.0:
+        raise ExperimentError(f"phases={cfg.phases}: must be two ascending shares of the budget, such as [0.2,0.5]")
     if cfg.net_arch is not None:
         _check_widths(cfg.network, cfg.net_arch)
     if cfg.evaluation.test == 1:

@@ -200,7 +200,7 @@ class Policy:
 
     path: Path
     logits: Logits
-    level: str
+    levels: tuple[str, ...]
     exposure: str
     seed: int
     configuration: str
@@ -214,7 +214,7 @@ def open_bundle(path: Path) -> Policy:
     bundle = load_bundle(path)
     about = bundle.manifest
     logits = bundle.policy.logits_many
-    return Policy(path, logits, about.levels[0], about.exposure, about.seeds[0], about.training, about.git_commit)
+    return Policy(path, logits, tuple(about.levels), about.exposure, about.seeds[0], about.training, about.git_commit)
 
 
 def open_run(path: Path) -> Policy:
@@ -222,12 +222,13 @@ def open_run(path: Path) -> Policy:
     if (path / "bundle" / "manifest.json").is_file():
         return replace(open_bundle(path / "bundle"), path=path)
     from experiments.algorithms import load_model, torch_logits
+    from experiments.config import names_of
     from experiments.run_folder import read_run
 
     run = read_run(path)
     logits = torch_logits(load_model(run.folder, run.config["algo"]))
-    about, level, seed = run.versions, str(run.config["level"]), int(run.config["seed"])
-    return Policy(path, logits, level, run.exposure, seed, about["configuration"], about["git_commit"])
+    about, levels, seed = run.versions, names_of(run.config["level"]), int(run.config["seed"])
+    return Policy(path, logits, levels, run.exposure, seed, about["configuration"], about["git_commit"])
 
 
 def paths_of(key: str, value: Any) -> list[Path]:
@@ -270,7 +271,7 @@ def methods(policies: Sequence[Policy]) -> dict[str, list[Policy]]:
     """Name -> policies that differ in their training seed only, in the given order."""
     groups: dict[tuple[str, ...], list[Policy]] = {}
     for policy in policies:
-        key: tuple[str, ...] = (policy.configuration, policy.commit, policy.level, policy.exposure)
+        key = (policy.configuration, policy.commit, *policy.levels, policy.exposure)
         if any(policy.seed == other.seed for other in groups.get(key, [])):
             key = (*key, str(policy.path))  # the same training twice says nothing of seeds
         groups.setdefault(key, []).append(policy)
@@ -288,7 +289,7 @@ def level_for(level: Any, policies: Sequence[Policy]) -> Level:
 
     if level is not None:
         return level_of(level)
-    trained_on = sorted({policy.level for policy in policies})
+    trained_on = sorted({level for policy in policies for level in policy.levels}, key=lambda level: (len(level), level))
     if len(trained_on) != 1:
         what = f"the policies were trained on levels {', '.join(trained_on)}" if trained_on else "no policy names one"
         raise ExperimentError(f"level=null: {what}; say which to play, for example level={(trained_on or ['11'])[0]}")
@@ -349,7 +350,9 @@ def evaluate(cfg: EvaluateConfig) -> list[dict[str, Any]]:
     print(text)
     if cfg.out is not None:
         policies = {
-            name: [{"path": str(p.path), "seed": p.seed, "trained_on": p.level, "exposure": p.exposure} for p in group]
+            name: [
+                {"path": str(p.path), "seed": p.seed, "trained_on": ",".join(p.levels), "exposure": p.exposure} for p in group
+            ]
             for name, group in found.items()
         }
         title = f"level {level.number}, {level.name}: {cfg.n:,} {cfg.split} instances"

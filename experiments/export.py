@@ -112,9 +112,22 @@ def fallback(level: Level, warm_wait: dict[str, Any]) -> dict[str, Any]:
 
 
 def export_model(
-    model: Any, run: Run, level: Level, out: Path, *, golden: int, table: list[dict[str, Any]], rule: dict[str, Any]
+    model: Any,
+    run: Run,
+    levels: list[Level],
+    out: Path,
+    *,
+    golden: int,
+    table: list[dict[str, Any]],
+    rule: dict[str, Any] | None = None,
 ) -> Bundle:
     """Writes the bundle, loads it back and compares its decisions with torch's.
+
+    Args:
+        levels: those that were trained. With several, a row of `table` names its level, the bundle's system is a YAML document
+            for each level, and the rule to fall back on is one that needs no fit: `critical_path`.
+        table: rows of `statistics.compare`.
+        rule: fitted parameters of `critical_path_warm_wait`; not needed with several levels.
 
     Raises:
         ConductorError: the folder exists or cannot be written.
@@ -124,9 +137,11 @@ def export_model(
 
     from conductor.bundle import MIN_MARGIN, load_bundle, write_bundle
     from experiments.algorithms import torch_logits
+    from experiments.config import names_of
 
+    names = names_of(run.config["level"])
     logits, network = torch_logits(model), network_of(model)
-    obs, masks = record(logits, level, run.exposure)
+    obs, masks = (np.concatenate(part) for part in zip(*(record(logits, x, run.exposure) for x in levels), strict=True))
     values = logits(obs)
     actions = greedy(values, masks)
     chosen = choose_golden(values, masks, golden)
@@ -135,16 +150,18 @@ def export_model(
         tensors=tensors_of(model),
         network=network,
         golden={"obs": obs[chosen], "mask": masks[chosen].astype(np.uint8), "action": actions[chosen]},
-        system_yaml=yaml.safe_dump(level.system.model_dump(mode="json", exclude_none=True), sort_keys=False),
-        card=card(run, level, table, int(model.num_timesteps), network),
-        levels=[str(run.config["level"])],
+        system_yaml=yaml.safe_dump_all(
+            (level.system.model_dump(mode="json", exclude_none=True) for level in levels), sort_keys=False
+        ),
+        card=card(run, levels, table, int(model.num_timesteps), network),
+        levels=names,
         seeds=[int(run.config["seed"])],
         training_hash=run.versions["configuration"],
         git_commit=run.versions["git_commit"],
         versions={"python": run.versions["python"], **run.versions["packages"]},
-        evaluation=[{"level": str(run.config["level"]), "split": "test", **row} for row in table],
+        evaluation=[{"level": names[0], "split": "test", **row} for row in table],
         exposure=run.exposure,
-        rule=fallback(level, rule),
+        rule=fallback(levels[0], rule or {}) if len(levels) == 1 else {"name": "critical_path", "params": {}},
     )
     bundle = load_bundle(out)
     clear = np.flatnonzero(margins(values, masks) >= MIN_MARGIN)
@@ -156,14 +173,23 @@ def export_model(
     return bundle
 
 
-def card(run: Run, level: Level, table: list[dict[str, Any]], frames: int, network: Mapping[str, Any]) -> str:
+def card(run: Run, levels: list[Level], table: list[dict[str, Any]], frames: int, network: Mapping[str, Any]) -> str:
     """The model card: what it is, what it scored, where its limits are."""
+    from experiments.mixture import markdown
+
     about, config = run.versions, run.config
     sizes = ", ".join(str(value) for value in network.values())
-    scores = statistics.markdown(table, level.probe) if table else "Not evaluated: the training was interrupted."
-    return f"""# Conductor for level {level.number}, {level.name}
+    scores = "Not evaluated: the training was interrupted."
+    if len(levels) == 1:
+        subject, teaching = f"level {levels[0].number}, {levels[0].name}", levels[0].teaching
+        scores = statistics.markdown(table, levels[0].probe) if table else scores
+    else:
+        subject = f"{len(levels)} levels"
+        teaching = "\n".join(f"* level {level.number}, {level.name}: {level.teaching}" for level in levels)
+        scores = markdown(table, levels) if table else scores
+    return f"""# Conductor for {subject}
 
-{level.teaching}
+{teaching}
 
 A policy network ({sizes}) from 512 features of the Pit to 128 actions, trained
 with {config["algo"]} for {frames:,} frames (seed {config["seed"]}, exposure {run.exposure}, commit {about["git_commit"]}).
@@ -174,7 +200,7 @@ with {config["algo"]} for {frames:,} frames (seed {config["seed"]}, exposure {ru
 
 ## Limits
 
-* Trained in simulation on one level: its range of workflows, pools, models and loads. Outside of it expect less.
+* Trained in simulation on {subject}: the range of workflows, pools, models and loads there. Outside of it expect less.
 * It reads the exposure `{run.exposure}`; the runtime blanks the columns that it never saw.
 * The score is the game's. Where a rule is as good, prefer the rule: it can be explained.
 * It must choose among legal actions only; the mask is part of its input.
@@ -188,7 +214,7 @@ with {config["algo"]} for {frames:,} frames (seed {config["seed"]}, exposure {ru
 def export(cfg: ExportConfig) -> Bundle:
     """The command: from a run folder's checkpoint and results to a bundle."""
     from experiments.algorithms import load_model, prepare_torch
-    from experiments.config import level_of
+    from experiments.config import trained_levels
     from experiments.run_folder import read_run
 
     if cfg.golden < 1:
@@ -197,13 +223,15 @@ def export(cfg: ExportConfig) -> Bundle:
     out = Path(cfg.out) if cfg.out is not None else run.folder / "bundle"
     if out.exists():
         raise ExperimentError(f"out={out}: exists already and is not overwritten; name another folder")
-    level = level_of(run.config["level"])
+    levels = trained_levels(run.config["level"])
     prepare_torch(1)
     model = load_model(run.folder, run.config["algo"])
     finished = run.folder / "results.json"
     facts = json.loads(finished.read_text(encoding="utf-8")) if finished.is_file() else {"test": [], "rule": None}
-    rule = facts["rule"] or Referee(level, int(run.config["evaluation"]["fit"])).fitted
-    bundle = export_model(model, run, level, out, golden=cfg.golden, table=facts["test"], rule=rule)
+    rule = facts["rule"]
+    if rule is None and len(levels) == 1:
+        rule = Referee(levels[0], int(run.config["evaluation"]["fit"])).fitted
+    bundle = export_model(model, run, levels, out, golden=cfg.golden, table=facts["test"], rule=rule)
     print(f"bundle: {out} (sha256 of its manifest {bundle.digest[:16]})")
     return bundle
 

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import sources, statistics
-from experiments.config import TrainConfig, finished, level_of
+from experiments.config import TrainConfig, finished, title_of, trained_levels
 from experiments.errors import ExperimentError
 from experiments.files import new_folder, write_json, write_text, write_with
 
@@ -49,9 +49,8 @@ def make(cfg: TrainConfig) -> Path:
     """The new folder of a run. A named one must not exist; a default one gets a number if its second is taken."""
     if cfg.folder is not None:
         return new_folder(Path(cfg.folder), "folder")
-    level = f"{cfg.level:02d}" if isinstance(cfg.level, int) else Path(str(cfg.level)).stem
     name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-seed{cfg.seed}"
-    parent = Path(cfg.runs) / f"level-{level}"
+    parent = Path(cfg.runs) / f"level-{title_of(cfg.level)}"
     names = [name, *(f"{name}-{i}" for i in range(2, 100))]
     return new_folder(next((parent / n for n in names if not (parent / n).exists()), parent / name), "runs")
 
@@ -75,7 +74,7 @@ def versions(cfg: TrainConfig, exposure: str, command: str) -> dict[str, Any]:
         "exposure": exposure,
         "configuration": configuration_hash(asdict(cfg)),
         "code": code_hashes(),
-        "level": _sha256(level_of(cfg.level).model_dump_json(exclude={"training"})),
+        "level": _sha256("".join(level.model_dump_json(exclude={"training"}) for level in trained_levels(cfg.level))),
         "wandb_id": secrets.token_hex(4),
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

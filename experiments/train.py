@@ -1,4 +1,4 @@
-"""Trains a conductor: `python -m experiments.train level=11`.
+"""Trains a conductor: `python -m experiments.train level=11`; `level=all` trains one for several levels, by `curriculum=`.
 
 Checks the configuration, trains with progress and looks at the validation score, plays the held-out test instances against all
 players, and leaves a run folder with checkpoint, metrics, curve, report and bundle. `-m level=1,11 seed=0,1` trains several;
@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -20,14 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import cli
-from experiments.config import TrainConfig, derived, finished, level_of, register
+from experiments.config import TrainConfig, derived, exposure_after, finished, register, shown, title_of, trained_levels
 from experiments.errors import ExperimentError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from experiments.callbacks import Examiner, Look, Overseer
+    from experiments.callbacks import Overseer
     from experiments.checkpoints import Checkpoint
+    from experiments.examiner import Look, Looker
     from experiments.interrupts import Interrupts
     from experiments.run_folder import Run
 
@@ -47,7 +49,7 @@ def train(cfg: TrainConfig, command: str = "", on_look: OnLook | None = None) ->
 
     Returns:
         The mean test score of the policy that is kept, the one of the best look; with `evaluation.test=0` its validation
-        score. Finite.
+        score. Of several levels the mean perf over them. Finite.
 
     Raises:
         ExperimentError: the run folder exists or cannot be made or written, or something is not finite.
@@ -57,12 +59,13 @@ def train(cfg: TrainConfig, command: str = "", on_look: OnLook | None = None) ->
         return resume(Path(cfg.resume), on_look)
     from experiments import run_folder
 
-    level = level_of(cfg.level)
-    exposure = cfg.exposure or level.exposure
+    levels, exposure = trained_levels(cfg.level), shown(cfg)
     folder = run_folder.make(cfg)
     about = run_folder.versions(cfg, exposure, command or f"python -m experiments.train level={cfg.level} seed={cfg.seed}")
     run_folder.begin(folder, cfg, about)
-    print(f"level {cfg.level} ({level.title}), seed {cfg.seed}, {cfg.algo}, exposure {exposure}: {derived(cfg)}", flush=True)
+    title = levels[0].title if len(levels) == 1 else f"{len(levels)} levels, {cfg.curriculum}"
+    seen = cfg.exposure or exposure
+    print(f"level {title_of(cfg.level)} ({title}), seed {cfg.seed}, {cfg.algo}, exposure {seen}: {derived(cfg)}", flush=True)
     with run_folder.locked(folder):
         return _train_in(run_folder.read_run(folder), cfg, on_look)
 
@@ -141,13 +144,16 @@ def _play_out(
     same_world: bool = True,
 ) -> float:
     from experiments.algorithms import make_model, prepare_torch
-    from experiments.callbacks import Ended, Examiner, Overseer
+    from experiments.callbacks import Ended, Overseer
+    from experiments.curriculum import curriculum_of
     from experiments.evaluate import Referee
+    from experiments.examiner import Examiner
+    from experiments.mixture import MixedExaminer
     from experiments.records import METRICS, Rows, make_logger, make_progress, start_wandb
     from fq_env.sb3 import make_sb3_env
 
     prepare_torch(cfg.torch_threads, cfg.matmul_precision)
-    level, folder = level_of(cfg.level), run.folder
+    levels, folder = trained_levels(cfg.level), run.folder
     frames = checkpoint.frames if checkpoint else 0
     with contextlib.ExitStack() as stack:
         wandb_run = start_wandb(cfg, folder, run.config, run.versions["wandb_id"])
@@ -156,10 +162,18 @@ def _play_out(
         rows = Rows(folder / METRICS, wandb_run, frames)
         logger = make_logger(cfg, folder, rows, None if resumed is None else frames)
         stack.callback(logger.close)
+        of_each, exposure = [levels[i % len(levels)] for i in range(cfg.n_envs)], exposure_after(cfg, frames)
         env = stack.enter_context(
-            contextlib.closing(make_sb3_env(level, cfg.n_envs, cfg.seed, exposure=run.exposure, reward=cfg.reward))
+            contextlib.closing(make_sb3_env(of_each, cfg.n_envs, cfg.seed, exposure=exposure, reward=cfg.reward))
         )
-        examiner = Examiner(cfg, Referee(level, cfg.evaluation.fit), run.exposure)
+        curriculum = curriculum_of(cfg, levels) if len(levels) > 1 else None
+        referees = [Referee(level, cfg.evaluation.fit) for level in levels]
+        examiner: Looker = Examiner(cfg, referees[0], run.exposure)
+        if curriculum is not None:
+            if checkpoint is not None:
+                curriculum.recall(checkpoint.memory["curriculum"])
+            curriculum.hand_out(env)
+            examiner = MixedExaminer(cfg, referees, run.exposure, curriculum)
         players = examiner.prepare()
         print("validation: " + ", ".join(f"{name} {score:.4f}" for name, score in players.items()), flush=True)
         model = make_model(cfg, env)
@@ -168,7 +182,7 @@ def _play_out(
             checkpoint.restore(model, env, same_world)
         with make_progress(cfg.progress_bar) as progress:
             memory = checkpoint.memory if checkpoint else None
-            overseer = Overseer(cfg, folder, rows, examiner, progress, interrupts, memory, on_look)
+            overseer = Overseer(cfg, folder, rows, examiner, progress, interrupts, memory, on_look, curriculum)
             if resumed is not None:
                 overseer.resumed.append(resumed)
             if overseer.stopped is None:
@@ -181,20 +195,16 @@ def _play_out(
         return _conclude(run, cfg, examiner, overseer, players)
 
 
-def _conclude(run: Run, cfg: TrainConfig, examiner: Examiner, overseer: Overseer, players: dict[str, float]) -> float:
+def _conclude(run: Run, cfg: TrainConfig, examiner: Looker, overseer: Overseer, players: dict[str, float]) -> float:
     """From a trained learner to the complete folder; every step may have been done before. The score."""
-    from experiments import run_folder, statistics
+    from experiments import run_folder
     from experiments.algorithms import load_model, torch_logits
-    from experiments.evaluate import table
     from experiments.export import export_model
     from experiments.files import write_json
 
-    level, folder, referee = level_of(cfg.level), run.folder, examiner.referee
-    best = load_model(folder, cfg.algo)
-    test: list[dict[str, Any]] = []
-    if cfg.evaluation.test:
-        test = table(torch_logits(best), referee, split="test", n=cfg.evaluation.test, exposure=run.exposure)
-    score = next((row["mean"] for row in test if row["player"] == statistics.TRAINED), examiner.best.total)
+    folder, best = run.folder, load_model(run.folder, cfg.algo)
+    test = examiner.test(torch_logits(best)) if cfg.evaluation.test else []
+    score = examiner.score(test)
     facts = {
         "frames": overseer.rows.rows[-1]["frames"],
         "seconds": overseer.seconds,
@@ -204,23 +214,19 @@ def _conclude(run: Run, cfg: TrainConfig, examiner: Examiner, overseer: Overseer
         "resumed": overseer.resumed,
         "best": asdict(examiner.best),
     }
-    run_folder.save_curve(
-        folder / "curve.png", overseer.rows.rows, players, f"level {level.number}, {level.name}, seed {cfg.seed}"
-    )
-    run_folder.report(folder, cfg, run.versions, test, {**facts, "level": level})
+    examiner.publish(folder, run.versions, overseer.rows.rows, test, facts)
     if test:
         shutil.rmtree(folder / "bundle", ignore_errors=True)  # of an earlier attempt, or exported meanwhile
-        export_model(best, run, level, folder / "bundle", golden=64, table=test, rule=referee.fitted)
+        export_model(best, run, trained_levels(cfg.level), folder / "bundle", golden=64, table=test, rule=examiner.rule)
     if not math.isfinite(score):
         raise FloatingPointError(f"the score of {folder} is {score}")
-    looks = [asdict(look) for look in examiner.looks]
-    rest = {"score": score, "test": test, "validation": looks, "players": players, "rule": referee.fitted}
+    rest = {"score": score, "test": test, "validation": examiner.memory(), "players": players, "rule": examiner.rule}
     write_json(folder / "results.json", facts | rest)
     run_folder.point_latest(folder)
     print(f"{facts['ended']} after {facts['frames']:,} frames in {facts['seconds']:.1f} s")
-    print(f"best at {examiner.best.frames:,} frames: validation {examiner.best.total:.4f}\n")
+    print(f"best at {examiner.best.frames:,} frames: {examiner.best.words()}\n")
     if test:
-        print(f"{statistics.markdown(test, level.probe)}\n")
+        print(f"{examiner.markdown(test)}\n")
     print(f"run folder: {folder}\nreport:     {folder / 'report.md'}")
     if test:
         print(f"bundle:     {folder / 'bundle'}", flush=True)
@@ -248,6 +254,8 @@ def main() -> None:
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
         cli.show_help("train", __doc__ or "")
     cli.one_thread_per_process()
+    if not {"-m", "--multirun"} & set(sys.argv):  # Hydra would take a comma for a sweep
+        sys.argv[1:] = [re.sub(r"^level=([^\[\]'\"]*,[^\[\]'\"]*)$", r"level=[\1]", word) for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach `guarded` instead of ending in Hydra's own report
     import hydra
 

@@ -248,7 +248,7 @@ class Engine:
         if max_episode_steps is not None and max_episode_steps < 1:
             raise FQError(f"max_episode_steps is {max_episode_steps}; it must be at least 1")
         unique = list({id(level): level for level in chosen}.values())
-        self.n, self.threads, self.levels = n, threads, chosen if several else chosen * n
+        self.n, self.threads, self.unique = n, threads, unique
         self.block = Block(unique)
         self._templates = [self.block.template(level) for level in unique]
         self._levels = np.concatenate([level_record(v, *t) for v, t in zip(unique, self._templates, strict=True)])
@@ -285,13 +285,13 @@ class Engine:
         self._obs_address = e["obs"]
         self._worlds = self._views(self.block.pit_size, WORLD)
         self._hots = self._views(0, state.PIT)
-        for i, level in enumerate(self.levels):
+        for i, level in enumerate(chosen if several else chosen * n):
             row = self.memory[i]
             self.block.hot(row)["size"] = self.block.pit_size
             world = self.block.hidden(row)
             for name, offset in self.block.world.items():
                 world[name] = offset
-            world["level"] = next(k for k, u in enumerate(unique) if u is level)
+            world["level"] = world["next_level"] = next(k for k, u in enumerate(unique) if u is level)
         kernel = kernels()[0]
         self._all: Any = kernel.engine
         if threads > 1:
@@ -327,6 +327,31 @@ class Engine:
         """One record per environment, (n,) strided over the block."""
         flat = self.memory.reshape(-1)
         return np.ndarray((self.n,), dtype, buffer=flat.data, offset=start, strides=(self.block.stride,))
+
+    @property
+    def playing(self) -> np.ndarray:
+        """The level that each environment plays, (n,) int64: its number in `unique`, the engine's levels in order."""
+        return self._worlds["level"].copy()
+
+    @property
+    def levels(self) -> list[Level]:
+        """The level that each environment plays."""
+        return [self.unique[k] for k in self._worlds["level"]]
+
+    def assign(self, levels: np.ndarray) -> None:
+        """From its next reset on environment i plays `unique[levels[i]]`; `levels` is (n,) integers.
+
+        Raises:
+            FQError: there is no such level, or the wrong number of them.
+        """
+        levels = np.asarray(levels)
+        if levels.shape != (self.n,) or levels.dtype.kind not in "iu" or not np.isin(levels, range(len(self.unique))).all():
+            raise FQError(f"levels is {levels!r}; it must be {self.n} whole numbers between 0 and {len(self.unique) - 1}")
+        self._worlds["next_level"] = levels
+
+    def expose(self, exposure: str) -> None:
+        """From its next reset on each environment shows this exposure. Raises FQError for an unknown one."""
+        self._engine["exposure"] = _choice("exposure", exposure, EXPOSURES)
 
     @property
     def phi0(self) -> np.ndarray:

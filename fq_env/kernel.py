@@ -162,6 +162,13 @@ def clean(s, i):
 
 
 @kernel
+def level_next(e, w):
+    """The level of the next episode, which becomes the environment's."""
+    w.level = w.next_level
+    return level_at(e.levels + w.level * _LEVEL_BYTES)
+
+
+@kernel
 def name_next(w, L, split, n):
     """The next instance of this environment: a train stream of its own, or every n-th named instance of a split."""
     if split == 0:
@@ -260,7 +267,7 @@ def reset_one(e, i):
     base = e.memory + i * e.stride
     s = pit_at(base)
     w = world_at(base + s.size)
-    L = level_at(e.levels + w.level * _LEVEL_BYTES)
+    L = level_next(e, w)
     w.split = integer_at(e.split + 8 * i).x
     asked = integer_at(e.instance + 8 * i).x
     if asked < 0:
@@ -293,6 +300,7 @@ def step_one(e, i):
     truncated = 0
     if w.pending == 1:
         if e.autoreset == NEXT_STEP:
+            L = level_next(e, w)
             name_next(w, L, w.split, e.n)
             begin(s, w, L, e.exposure)
             show(e, i, s, 1)
@@ -310,6 +318,7 @@ def step_one(e, i):
             if e.autoreset == SAME_STEP:
                 if e.final == 1 or truncated == 1:
                     encode(s, e.final_obs + i * _OBS_BYTES, e.final_masks + i * N_ACTIONS, 1)
+                L = level_next(e, w)
                 name_next(w, L, w.split, e.n)
                 begin(s, w, L, e.exposure)
                 whole = 1

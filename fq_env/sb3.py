@@ -114,6 +114,19 @@ class FunctionQuestVecEnv(VecEnv):
         """The legal actions now: a new bool array (n, 128), no row all False."""
         return self._engine.masks.copy()
 
+    @property
+    def playing(self) -> np.ndarray:
+        """The level of each environment now, (n,) int64, as its number among the different levels given."""
+        return self._engine.playing
+
+    def assign(self, levels: np.ndarray) -> None:
+        """What each environment plays from its next reset on, (n,) integers as in `playing`. Raises FQError."""
+        self._engine.assign(levels)
+
+    def expose(self, exposure: str) -> None:
+        """The exposure that each environment shows from its next reset on; not part of `state`. Raises FQError."""
+        self._engine.expose(exposure)
+
     def state(self) -> dict[str, np.ndarray]:
         """Copies of all that the next step depends on: `memory` (n, bytes) uint8, `masks` (n, 128) bool."""
         return {"memory": self._engine.memory.copy(), "masks": self.action_masks()}

@@ -104,6 +104,7 @@ WORLD = _record(
         ("instance", "i8"),
         ("split", "i8"),
         ("level", "i8"),  # index into the engine's levels
+        ("next_level", "i8"),  # the same, of the next episode
         ("have", "u8"),  # hidden order: functions whose outcome is held
         ("useful", "u8"),  # functions that help to reach the goal
         ("goal_index", "i8"),

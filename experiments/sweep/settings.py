@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from experiments import cli
-from experiments.config import TrainConfig, finished, register
+from experiments.config import TrainConfig, finished, register, trained_levels
 from experiments.errors import ExperimentError
 from experiments.files import write_text
 
@@ -155,6 +155,8 @@ def define(arguments: Arguments) -> Definition:
         OmegaConf.update(config, "tensorboard", False)
     finished(config)
     base: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    if len(trained_levels(base["level"])) > 1:
+        raise ExperimentError(f"level={base['level']}: a sweep compares scores of one level; name one, such as level=11")
     space = {**settings.space, **arguments.space}
     held = arguments.training.keys() - arguments.space.keys()
     space = {key: spec for key, spec in space.items() if spec is not None and key not in held}

@@ -27,7 +27,7 @@ from experiments.sweep.space import values
 from experiments.sweep.study import Study
 
 if TYPE_CHECKING:
-    from experiments.callbacks import Look
+    from experiments.examiner import Look
 
 
 NEVER = 10**9

@@ -139,7 +139,7 @@ def test_runs_without_a_bundle_play_their_checkpoint(tmp_path: Path) -> None:
     assert not (tmp_path / "run-0" / "bundle").exists()
     ((name, group),) = evaluate.methods(policies).items()
     assert name == f"{tmp_path / 'run-0'} (2 seeds)"
-    assert [(policy.level, policy.seed) for policy in group] == [("1", 0), ("1", 1)]
+    assert [(policy.levels, policy.seed) for policy in group] == [(("1",), 0), (("1",), 1)]
     records = evaluate.play_method(group, load_level(1), split="validation", n=8)
     assert records.shape == (2, 8)
     best = [json.loads((tmp_path / f"run-{seed}" / "results.json").read_text())["best"]["total"] for seed in (0, 1)]

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.callbacks import ACTIONS_SINCE_CLOCK, Look
+from experiments.callbacks import ACTIONS_SINCE_CLOCK
 from experiments.config import CHOICES
+from experiments.examiner import Look
 from experiments.interrupts import Interrupted
 from experiments.records import Rows
 from experiments.train import resume, train

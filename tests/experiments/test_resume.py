@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import algorithms, callbacks, checkpoints, run_folder
+from experiments import algorithms, checkpoints, run_folder
 from experiments.config import CHOICES
 from experiments.errors import ExperimentError
+from experiments.examiner import Examiner, Look
 from experiments.interrupts import Interrupted
 from experiments.train import main, resume, train
 from fq_env.sb3 import FunctionQuestVecEnv
@@ -119,7 +120,7 @@ def test_a_signal_finishes_the_rollout_and_saves(tmp_path: Path, whole: WholeRun
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path, whole: WholeRun) -> None:
-    def twice(look: callbacks.Look) -> None:
+    def twice(look: Look) -> None:
         if look.frames == 4 * ROLLOUT:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
@@ -137,7 +138,7 @@ def test_what_on_look_raises_is_passed_on_and_the_folder_is_sound(tmp_path: Path
 
     looks: list[int] = []
 
-    def prune(look: callbacks.Look) -> None:
+    def prune(look: Look) -> None:
         looks.append(look.frames)
         if len(looks) == 3:
             raise Pruned
@@ -152,7 +153,7 @@ def test_what_on_look_raises_is_passed_on_and_the_folder_is_sound(tmp_path: Path
 
 
 def test_solved_stops_between_two_rollouts_and_stays_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callbacks.Examiner, "verdict", lambda self: "solved" if len(self.looks) == 2 else None)
+    monkeypatch.setattr(Examiner, "verdict", lambda self: "solved" if len(self.looks) == 2 else None)
     folder = tmp_path / "run"
     train(config("algo=maskable_ppo", f"folder={folder}"))
     assert frames_in(folder) == 4 * ROLLOUT

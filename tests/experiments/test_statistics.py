@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from experiments import statistics
-from experiments.callbacks import Examiner, Look
+from experiments.examiner import Examiner, Look
 from experiments.export import choose_golden, margins
 
 FIELDS = [

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import callbacks, export, train
+from experiments import export, train
+from experiments.examiner import Look
 from tests.experiments import training
 
 TINY = (
@@ -139,7 +140,7 @@ def test_without_a_test_the_test_instances_are_never_played(tmp_path: Path, monk
         reset(self, indices, split=split, instances=instances)
 
     monkeypatch.setattr(Engine, "reset", noted)
-    looks: list[callbacks.Look] = []
+    looks: list[Look] = []
     score = train.train(training.config(f"folder={tmp_path / 'run'}"), on_look=looks.append)
     assert splits == {None, "train", "validation"}
     assert score == max(look.total for look in looks)
