@@ -56,7 +56,9 @@ PROBES: dict[str, Probe] = {
     ),
     "outage_calls": Probe("calls begun in an outage, of all", -1, ("outage_calls", "calls"), _ratio("outage_calls", "calls")),
     "stale_calls": Probe("calls with stale inputs, of all", -1, ("stale_calls", "calls"), _ratio("stale_calls", "calls")),
-    "reused": Probe("outputs reused per call", 1, ("reused", "calls"), _ratio("reused", "calls")),
+    "echo_calls": Probe(
+        "calls for what is being made already, of all", -1, ("echo_calls", "calls"), _ratio("echo_calls", "calls")
+    ),
     "decayed_calls": Probe(
         "calls begun in a decayed pool, of all", -1, ("decayed_calls", "calls"), _ratio("decayed_calls", "calls")
     ),

@@ -141,6 +141,7 @@ WORLD = _record(
         ("stale_calls", "i8"),
         ("refreshes", "i8"),
         ("decayed_calls", "i8"),
+        ("echo_calls", "i8"),
         ("busy", "f8"),  # us of calls under way, all together
         ("critical_wait", "f8"),  # us that tasks on the critical path were ready before they began
         ("critical_quality", "f8"),  # sum over calls on the critical path
@@ -184,7 +185,7 @@ EPISODE = _record(
     + [(name, "f8") for name in ("cost_low", "busy", "critical_wait", "critical_quality", "critical_cost")]
     + [(name, "i8") for name in ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds")]
     + [(name, "i8") for name in ("poor_calls", "hedges", "cancels", "queued", "skips", "short", "stragglers")]
-    + [(name, "i8") for name in ("outage_calls", "stale_calls", "refreshes", "reused", "late", "decayed_calls")]
+    + [(name, "i8") for name in ("outage_calls", "stale_calls", "refreshes", "reused", "late", "decayed_calls", "echo_calls")]
     + [("instance_seed", "u8"), ("split", "i8"), ("instance", "i8"), ("level", "i8"), ("status", "i8")]
 )
 ADDRESSES = (

@@ -13,7 +13,7 @@ from fq_env.scoring import artifact_lost, task_done
 from fq_env.state import due, goal, load_truth, truth
 from pit.automation import find_call
 from pit.compiled import copy_record, kernel
-from pit.dag_tracker import oldest_input
+from pit.dag_tracker import has_echo, oldest_input
 from pit.interface import advance, apply, decision_due, pass_time
 from pit.layout import (
     CMD_CANCEL,
@@ -201,6 +201,8 @@ def note_call(s, w, c, t, elapsed, price):
     w.queued += c.queued
     w.hedges += c.hedge
     w.stale_calls += c.stale > 0
+    if s.any_twins == 1:
+        w.echo_calls += has_echo(s, np.int64(c.task))
     if goal(w, c.task).rank >= NEARLY * w.left and t.required == 1:
         w.critical_wait += s.now - t.ready_time
         w.critical_quality += variant(s, 3 * c.function + c.variant).quality

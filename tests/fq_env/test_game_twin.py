@@ -32,7 +32,7 @@ COUNTS = (
     "steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds", "instance_seed", "status",
     "poor_calls", "hedges", "cancels", "queued", "stragglers",
 )  # fmt: skip
-RARE_COUNTS = ("outage_calls", "decayed_calls", "stale_calls", "refreshes", "reused", "late")
+RARE_COUNTS = ("outage_calls", "decayed_calls", "stale_calls", "refreshes", "reused", "late", "echo_calls")
 FIGURES = (
     "total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum", "makespan", "lb", "cost",
     "cost_low",

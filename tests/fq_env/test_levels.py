@@ -13,7 +13,7 @@ from fq_env.engine import Engine
 from fq_env.level import load_level
 from fq_env.level_files import LEVELS
 from fq_env.oracle import Search, carry_out
-from fq_env.players import calibrated, play
+from fq_env.players import calibrated, lookahead, play
 from pit.layout import ON, SOLVED
 from pit.rules import weights_of
 from tests.fq_env.golden import FILE, trace
@@ -116,7 +116,9 @@ def skilled(level: int) -> np.ndarray:
     if chosen.order is None:
         table = fitted_weights(chosen)
         assert table is not None, "results/rules is out of date: python -m experiments.calibrate"
-        return play(level, calibrated(weights_of(table)), split="validation", n=128)
+        rule = calibrated(weights_of(table))
+        tried = [play(level, player, split="validation", n=128) for player in (rule, lookahead(rule))]
+        return max(tried, key=lambda episodes: float(episodes["total"].mean()))
     engine, found = Engine(level, 1, autoreset="disabled"), []
     for instance in range(64):
         engine.reset(split="validation", instances=[instance])

@@ -58,7 +58,8 @@ class TwinGame(TwinScore):
         self.queue: list[tuple[int, int, int, tuple[Any, ...]]] = []  # (time, kind, subject, event)
         self.load_paid, self.wrong, self.poor_calls, self.late_calls = False, 0, 0, 0
         self.steps = self.cold_starts = self.waits = self.holds = self.hedges = self.queued = 0
-        self.cancels = self.refreshes = self.reused = self.outage_calls = self.stale_calls = self.credited = 0
+        self.cancels = self.refreshes = self.reused = self.outage_calls = self.stale_calls = self.echo_calls = 0
+        self.credited = 0
         self.decayed_calls = 0
         self.started = list[int]()
         self.set_bounds()
@@ -173,6 +174,7 @@ class TwinGame(TwinScore):
         self.hedges += self.pit.calls[k]["hedge"]
         self.queued += self.pit.calls[k]["queued"]
         self.stale_calls += self.pit.calls[k]["stale"] > 0
+        self.echo_calls += self.pit.twin_runs(i)
         task, p, error, quality = self.pit.tasks[i], self.pit.calls[k]["pool"], L.OK, -1.0
         key = (i * 1024 + min(task["attempts"], 1023)) * 8 + 4 * self.pit.calls[k]["hedge"] + v
         mean = self.truth[3 * f + v] * self.factor[i] * noise(mix(self.durations, key), self.sigma)
@@ -263,6 +265,7 @@ class TwinGame(TwinScore):
             "holds": self.holds, "instance_seed": self.instance_seed, "status": self.pit.status,
             "poor_calls": self.poor_calls, "hedges": self.hedges, "cancels": self.cancels,
             "queued": self.queued, "stragglers": self.late_calls, "cost_low": self.cost_low / 1e6,
-            "outage_calls": self.outage_calls, "stale_calls": self.stale_calls, "refreshes": self.refreshes,
+            "outage_calls": self.outage_calls, "stale_calls": self.stale_calls,
+            "echo_calls": self.echo_calls, "refreshes": self.refreshes,
             "reused": self.reused, "late": self.late_sinks(), "decayed_calls": self.decayed_calls,
         }  # fmt: skip
