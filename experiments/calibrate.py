@@ -1,8 +1,9 @@
 """Fits the rule to beat, per level: `calibrated`, a linear form of the policy's own features for every verb.
 
 As a command: `python -m experiments.calibrate levels=6,7,11`. From every corner (each variant, warm or not, each special verb
-favoured or shunned) a random search and then CMA-ES (Hansen, arXiv 1604.00772) run on training instances; the best corners
-are refined, and the winner is chosen on other training instances. Results: `results/rules/level-NN.json`, named weights.
+favoured or shunned) and from the rule that was fitted before, a random search and then separable CMA-ES (Ros and Hansen,
+PPSN 2008) run on training instances; the best corners are refined, and the winner is chosen on other training instances.
+Results: `results/rules/level-NN.json`, named weights.
 """
 
 from __future__ import annotations
@@ -81,6 +82,18 @@ def corners(level: Level) -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
+def starts(level: Level) -> dict[str, dict[str, dict[str, float]]]:
+    """`corners`, and the rule that was fitted before, if there is one, for a level or features that may have changed since."""
+    from pit.rules import weight_names
+
+    found = corners(level)
+    if rule_path(level).is_file():
+        known = set(weight_names())
+        table = read_json(rule_path(level))["weights"]
+        found["as before"] = {a: {f: w for f, w in row.items() if (a, f) in known} for a, row in table.items()}
+    return found
+
+
 def live_weights(level: Level) -> np.ndarray:
     """Which numbers of the rule can matter, bool (N_WEIGHTS,): enabled verbs, on features that can be other than zero."""
     from fq_env.live import live_columns
@@ -116,8 +129,11 @@ class Objective:
 
 
 def search(level: Level, start: np.ndarray, live: np.ndarray, evaluations: int, n: int, seed: int, sigma: float) -> Fit:
-    """Random search around `start`, then CMA-ES from the best found, over the live numbers."""
-    from cmaes import CMA
+    """Random search around `start`, then CMA-ES from the best found, over the live numbers.
+
+    They are several hundred, too many for a full covariance: the separable form comes further with as many evaluations.
+    """
+    from cmaes import SepCMA
 
     score, rng = Objective(level, n), np.random.default_rng(seed)
     best, top = start.copy(), score(start)
@@ -126,7 +142,7 @@ def search(level: Level, start: np.ndarray, live: np.ndarray, evaluations: int, 
         tried[live] += rng.normal(0.0, 1.0, live.sum()) * (rng.random(live.sum()) < 0.3)
         if (value := score(tried)) > top:
             best, top = tried, value
-    optimizer = CMA(mean=best[live], sigma=sigma, seed=seed)
+    optimizer = SepCMA(mean=best[live], sigma=sigma, seed=seed)
     while score.evaluations < evaluations and not optimizer.should_stop():
         told = []
         for _ in range(optimizer.population_size):
@@ -211,12 +227,12 @@ def calibrate(cfg: CalibrateConfig) -> dict[int, dict[str, Any]]:
     with ProcessPoolExecutor(cfg.jobs) as pool:
         waiting: dict[Future[Fit], tuple[Level, int]] = {}
         for level in todo:
-            begun = corners(level)
+            begun = starts(level)
             for (name, table), seed in zip(begun.items(), seeds(cfg.seed, len(begun)), strict=True):
                 task = (level, name, weights_of(table), cfg.evaluations, cfg.n, seed, SIGMA)
                 waiting[pool.submit(_search, task)] = (level, 0)
         found: dict[int, list[Fit]] = {level.number: [] for level in todo}
-        rounds = {level.number: [0, len(corners(level))] for level in todo}  # round, searches under way
+        rounds = {level.number: [0, len(starts(level))] for level in todo}  # round, searches under way
         clock = time.perf_counter()
         while waiting:
             future = next(as_completed(waiting))
