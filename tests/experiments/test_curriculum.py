@@ -87,7 +87,7 @@ def test_the_lower_bound_holds_at_its_rate() -> None:
 
 def test_the_gate_opens_on_evidence_only() -> None:
     """Level 1 asks for perf 0.98: a mean over it is no proof, a lower bound is."""
-    staged, env = made("staged"), Env(20)
+    staged, env = made("staged", "mixture.patience=1"), Env(20)
     assert isinstance(staged, Staged)
     assert (counts(staged), list(staged.in_play())) == ([20, 0, 0], [0])
     staged.looked(100, {0: Standing(0.9, 0.999, 0.97)})
@@ -199,7 +199,8 @@ def test_what_cannot_be_trained_is_refused(overrides: tuple[str, ...], said: str
 def test_several_levels_have_settings_of_their_own() -> None:
     one, several = config("level=1"), config("level=[1,2]")
     assert one.n_epochs == 2, "the command line wins"
-    assert one.learning_rate == float(load_level(1).training["learning_rate"]) != several.ent_coef
+    assert one.learning_rate == float(load_level(1).training["learning_rate"])
+    assert several.learning_rate == several.mixture.training["learning_rate"] != one.learning_rate
     assert several.gae_lambda == several.mixture.training["gae_lambda"]
 
 
