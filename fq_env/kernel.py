@@ -35,7 +35,7 @@ from fq_env.state import (
     world_at,
 )
 from fq_env.world import another_future, first_tenants, run
-from pit.compiled import address_of, copy_bytes, entry, fetch_line, kernel, parallel_entry
+from pit.compiled import address_of, copy_bytes, entry, fetcher, kernel, parallel_entry
 from pit.dag_tracker import stalest
 from pit.interface import act, apply
 from pit.layout import (
@@ -63,8 +63,7 @@ DISABLED, NEXT_STEP, SAME_STEP = range(3)
 RANDOM = -1
 _OBS_BYTES = 4 * N_OBSERVATION
 _LEVEL_BYTES, _EPISODE_BYTES = LEVEL.itemsize, EPISODE.itemsize
-_PIT_BYTES, _WORLD_BYTES = PIT.itemsize, WORLD.itemsize
-LINE = 64  # bytes of a cache line
+fetch_pit, fetch_world = fetcher(PIT.itemsize), fetcher(WORLD.itemsize)
 
 
 @kernel
@@ -459,11 +458,8 @@ def serve(e, operation, i):
 def fetch_ahead(e, i):
     """Fetches the two records of environment i, so that they are at hand when its turn comes."""
     base = e.memory + i * e.stride
-    for k in range(0, _PIT_BYTES, LINE):
-        fetch_line(base + k)
-    world = base + pit_at(e.memory).size
-    for k in range(0, _WORLD_BYTES, LINE):
-        fetch_line(world + k)
+    fetch_pit(base)
+    fetch_world(base + pit_at(e.memory).size)
 
 
 @entry

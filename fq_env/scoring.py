@@ -32,8 +32,7 @@ def bounds(s, w, L):
         light, light_cost, usual = least(s, w, t, g)
         if s.order_hidden == 1:  # every function once, and what is needed once more
             w.cost_high += usual
-        if t.required == 1:
-            w.cost_high += usual
+        w.cost_high += usual if t.required == 1 else 0.0
         twin = s.any_twins == 1 and artifact(s, i).next_twin != i
         own = 0.0 if twin else g.least
         if twin and has_later(s, w, i):

@@ -242,7 +242,9 @@ def carry_out(s, w, L):
         o = command(s, k)
         k += 1
         if o.kind == CMD_START:
-            row = find_call(s, o.call)
+            row = s.n_calls - 1
+            if row < 0 or call(s, row).id != o.call:  # most often it is the newest one
+                row = find_call(s, o.call)
             if row >= 0:  # else it was cancelled right away
                 begin_call(s, w, L, row)
         elif o.kind == CMD_LOAD:

@@ -35,6 +35,7 @@ from numba.extending import intrinsic
 if platform.machine() in ("x86_64", "AMD64"):
     # What a kernel selects from stays a selection: as a branch, random events would mislead the processor half of the time.
     set_option("", "--x86-cmov-converter=false")
+LINE = 64  # bytes of a cache line
 _HOUSE = Path(__file__).resolve().parent.parent
 
 
@@ -340,19 +341,24 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
     return types.void(target, source, size), codegen
 
 
-@intrinsic
-def fetch_line(typingctx: Any, address: Any) -> Any:
-    """Asks the processor for the cache line at an address, which need not exist; nothing waits for it."""
+def fetcher(size: int) -> Any:
+    """A kernel function `address` that asks the processor for the `size` bytes there, which need not exist; nothing waits."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(context.cast(builder, args[0], signature.args[0], types.int64), cgutils.voidptr_t)
-        i32 = context.get_value_type(types.int32)
-        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(prefetch, [pointer, i32(0), i32(3), i32(1)])  # to read it, soon and often, as data
-        return context.get_dummy_value()
+    @intrinsic
+    def fetch(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            start = context.cast(builder, args[0], signature.args[0], types.int64)
+            i32 = context.get_value_type(types.int32)
+            kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
+            prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+            for offset in range(0, size, LINE):
+                pointer = builder.inttoptr(builder.add(start, start.type(offset)), cgutils.voidptr_t)
+                builder.call(prefetch, [pointer, i32(0), i32(3), i32(1)])  # to read it, soon and often, as data
+            return context.get_dummy_value()
 
-    return types.void(address), codegen
+        return types.void(address), codegen
+
+    return fetch
 
 
 @intrinsic

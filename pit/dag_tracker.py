@@ -62,10 +62,8 @@ def arrive(s):
             t.base[k] = nominal if t.hint <= 0.0 else t.hint * nominal / standard
         t.state = BLOCKED
         t.open_inputs = 1 if t.join_any == 1 else t.pred_to - t.pred_from
-        if t.required == 1:
-            s.n_required += 1
-            if t.succ_to == t.succ_from:
-                s.n_sinks += 1
+        s.n_required += t.required
+        s.n_sinks += t.required & (t.succ_to == t.succ_from)
     s.required_left = s.n_required
     s.lb = bound(s)
     rank_all(s)
@@ -147,11 +145,10 @@ def leave_ready(s, i):
     """Task i is not among the ready tasks any more; its marks are gone."""
     t = task(s, i)
     s.n_ready -= 1
-    where = np.int64(s.n_ready)
-    for k in range(s.n_ready):
-        where = k if ready(s, k).task == i else where
+    passed = False
     for k in range(s.n_ready):  # everything behind task i moves up by one
-        ready(s, k).task = ready(s, k + (k >= where)).task
+        passed |= ready(s, k).task == i
+        ready(s, k).task = ready(s, k + passed).task
     t.echo = 0
     v = variant(s, 3 * t.function + STANDARD)
     if v.model >= 0:
@@ -185,13 +182,11 @@ def set_near(s, i):
         near(s, k).task = i
         s.n_near += 1
     else:
-        k = 0
-        while near(s, k).task != i:
-            k += 1
         s.n_near -= 1
-        while k < s.n_near:
-            near(s, k).task = near(s, k + 1).task
-            k += 1
+        passed = False
+        for k in range(s.n_near):  # everything behind task i moves up by one
+            passed |= near(s, k).task == i
+            near(s, k).task = near(s, k + passed).task
 
 
 @kernel

@@ -122,8 +122,7 @@ def longest_path(s):
                 if before < 0.0 or (x < before if t.join_any == 1 else x > before):
                     before = x
         t.rank = max(before, 0.0) + least_of(s, t)
-        if t.required == 1:
-            path = max(path, t.rank)
+        path = max(path, t.rank if t.required == 1 else 0.0)
     return path
 
 

@@ -56,6 +56,8 @@ _GLOBAL_CLASS = np.array([f.exposure for f in GLOBAL_FEATURES])
 _NAMES = {f.name: i for i, f in enumerate(GLOBAL_FEATURES)}
 _LAST = _NAMES["last_none"]
 _SLOT_BYTES = 4 * N_SLOT_FEATURES
+# Feature `status` of a slot: by the class of its head; then plain and optional, and the one of these that `skip` takes.
+_STATUS = np.array([0.0, 1.0, 1.0, 0.5, -0.5, -1.0])
 _NONE = float(NEVER)  # us: no such call
 
 
@@ -196,15 +198,11 @@ def encode_slot(s, g, at, path, skipped):
     if v.kinds & (1 << PREMIUM):
         encode_contrast(s, at + 4, t, v, est, PREMIUM)
     put(at, 20, count2(t.attempts))
-    status = 0.0
     if t.mark == OVERDUE:
-        status = 0.5
         put(at, 21, overrun_of(s, np.int64(slot.head)))
-    elif t.mark != PLAIN:
-        status = 1.0
-    elif t.required == 0:
-        status = -1.0 if skipped == -2 or skipped == slot.head else -0.5
-    put(at, 23, status)
+    is_skipped = (skipped == -2) | (skipped == slot.head)
+    optional = (t.mark == PLAIN) & (t.required == 0)
+    put(at, 23, _STATUS[4 + is_skipped if optional else t.mark])
     if s.any_fresh == 1:
         put(at, 22, freshness(s, t))
     if s.order_hidden == 1:

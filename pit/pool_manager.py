@@ -54,18 +54,17 @@ def plan(s, v):
     if v.model < 0:
         return HERE
     m = model(s, v.model)
-    if m.here >= 0:
-        return (m.here + 1) * 4 + HERE
-    if m.join >= 0:
-        return (m.join + 1) * 4 + JOIN
-    if s.n_idle > 0:
-        budget = s.pools[v.pool].budget
-        if budget < 0:
-            return LOAD
-        b = s.budgets[budget]
-        if b.capacity - b.used + b.evictable >= m.size:
-            return LOAD
-    return NO
+    here = m.here
+    join = m.join
+    budget = s.pools[v.pool].budget
+    b = s.budgets[max(budget, 0)]
+    fits = (s.n_idle > 0) & ((budget < 0) | (b.capacity - b.used + b.evictable >= m.size))
+    # Selected, not branched: which of these it is, is anybody's guess.
+    planned = LOAD if fits else NO
+    joining = join * 4 + (4 + JOIN)
+    planned = joining if join >= 0 else planned
+    using = here * 4 + (4 + HERE)
+    return using if here >= 0 else planned
 
 
 @kernel

@@ -66,6 +66,23 @@ def test_an_instance_does_not_depend_on_what_was_played_before(level: int) -> No
         assert used.episodes.tobytes() == fresh.episodes.tobytes()
 
 
+@pytest.mark.parametrize("exposure", ("hidden", "partial", "full"))
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_observation_keeps_nothing_of_what_was_in_its_buffer(level: int, exposure: str) -> None:
+    """Written over the one before it or into a buffer full of rubbish: the same bits."""
+    kept, renewed = (Engine(level, 8, seed=level, exposure=exposure) for _ in range(2))
+    rng = np.random.default_rng(level)
+    for engine in (kept, renewed):
+        engine.reset()
+    for _ in range(150):
+        renewed.renew_obs()
+        renewed.obs.fill(np.nan)
+        actions = np.where(kept.masks, rng.random(kept.masks.shape), -1).argmax(axis=1)
+        for engine in (kept, renewed):
+            engine.step(actions)
+        assert kept.obs.tobytes() == renewed.obs.tobytes() and kept.masks.tobytes() == renewed.masks.tobytes()
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_score_stays_within_its_bounds(level: int) -> None:
     """No run is quicker than the lower bound or cheaper than the least cost; at the end the potential is the score."""
