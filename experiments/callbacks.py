@@ -24,6 +24,7 @@ from experiments.algorithms import BEST, CHECKPOINT, torch_logits
 from experiments.config import TrainConfig
 from experiments.errors import ExperimentError
 from experiments.evaluate import Referee, play_policy
+from experiments.fast_ppo import FastPPO
 from experiments.interrupts import Interrupted, Interrupts
 from experiments.records import Rows
 from fq_env.state import EPISODE
@@ -145,6 +146,7 @@ class Overseer(BaseCallback):
         self.cfg, self.folder, self.rows, self.examiner, self.progress = cfg, folder, rows, examiner, progress
         self.interrupts, self.on_look = interrupts, on_look
         self.stopped: str | None = None
+        self.ended = "the whole budget was spent"  # how, if not `stopped`
         self.resumed: list[str] = []
         self.seconds = self.cpu_seconds = 0.0  # of training, wall and CPU, over all parts of it
         self._recent: deque[float] = deque(maxlen=RECENT)
@@ -167,6 +169,7 @@ class Overseer(BaseCallback):
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
             "recent": list(self._recent),
+            "learner": self.model.memory() if isinstance(self.model, FastPPO) else {},
         }
 
     def _gather(self) -> None:

@@ -111,10 +111,12 @@ def _train_in(run: Run, cfg: TrainConfig, on_look: OnLook | None, **going_on: An
     from experiments import checkpoints
     from experiments.algorithms import CHECKPOINT
     from experiments.interrupts import Interrupted, Interrupts
+    from experiments.recipes.told import told
 
     def kept() -> str:
-        frames = checkpoints.frames_of(run.folder / CHECKPOINT)
-        after = f"after {frames:,} of {cfg.total_timesteps:,} frames" if frames else "at the beginning"
+        frames, phases = checkpoints.frames_of(run.folder / CHECKPOINT), told(run.folder)
+        after = f"after `{phases[-1]['name']}`" if phases else "at the beginning"
+        after = f"after {frames:,} of {cfg.total_timesteps:,} frames" if frames else after
         return f"`python -m experiments.train resume={shlex.quote(str(run.folder))}` goes on {after}"
 
     try:
@@ -171,7 +173,13 @@ def _play_out(
             overseer = Overseer(cfg, folder, rows, examiner, progress, interrupts, memory, on_look)
             if resumed is not None:
                 overseer.resumed.append(resumed)
-            if overseer.stopped is None:
+            goes_on = True
+            if cfg.recipe != "plain":
+                from experiments.recipes.phases import Recipe
+
+                recipe = Recipe(cfg, folder, run.exposure, model, overseer)  # type: ignore[arg-type]
+                goes_on = recipe.prepare() if checkpoint is None else recipe.go_on(checkpoint.memory["learner"])
+            if overseer.stopped is None and goes_on:
                 interrupts.waiting = True
                 with contextlib.suppress(Ended):
                     model.learn(
@@ -188,6 +196,7 @@ def _conclude(run: Run, cfg: TrainConfig, examiner: Examiner, overseer: Overseer
     from experiments.evaluate import table
     from experiments.export import export_model
     from experiments.files import write_json
+    from experiments.recipes.told import told
 
     level, folder, referee = level_of(cfg.level), run.folder, examiner.referee
     best = load_model(folder, cfg.algo)
@@ -199,10 +208,11 @@ def _conclude(run: Run, cfg: TrainConfig, examiner: Examiner, overseer: Overseer
         "frames": overseer.rows.rows[-1]["frames"],
         "seconds": overseer.seconds,
         "cpu_seconds": overseer.cpu_seconds,
-        "ended": f"stopped early, {overseer.stopped}" if overseer.stopped else "the whole budget was spent",
+        "ended": f"stopped early, {overseer.stopped}" if overseer.stopped else overseer.ended,
         "stopped": bool(overseer.stopped),
         "resumed": overseer.resumed,
         "best": asdict(examiner.best),
+        "recipe": told(folder),
     }
     run_folder.save_curve(
         folder / "curve.png", overseer.rows.rows, players, f"level {level.number}, {level.name}, seed {cfg.seed}"
