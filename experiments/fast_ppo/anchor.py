@@ -24,7 +24,7 @@ class Anchor:
 
     def __init__(self, net: Any, frames: int, coefficient: float, target: float | None, rate: float) -> None:
         self.net, self.coefficient, self.target, self.rate = net, coefficient, target, rate
-        self.logits = np.zeros((frames, len(net.ladder.actions)), np.float32)  # of each frame of the rollout
+        self.logits = np.zeros((frames, net.logits.shape[1]), np.float32)  # of each frame of the rollout
         net.read()
 
     def look(self, frames: Frames) -> None:

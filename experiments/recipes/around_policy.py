@@ -67,7 +67,8 @@ class Around:
             p = np.exp(logits - logits.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
         order = np.argsort(-p, axis=1, kind="stable")[:, : cfg.candidates]
-        tried = np.take_along_axis(p, order, axis=1) >= cfg.least
+        likely = np.take_along_axis(p, order, axis=1)
+        tried = (likely >= cfg.least) & (likely > 0.0)
         tried[:, 0] = True
         open_ = np.flatnonzero(tried[:, 1:].any(axis=1))
         advantages = np.full(len(live), np.nan)

@@ -164,7 +164,7 @@ class Recipe:
             if self.model.reward_scale is not None:
                 examples.returns /= self.model.reward_scale.deviation
             rng = np.random.default_rng([self.cfg.seed, LEARNING, number])
-            found = supervised.learn(self.model, examples, self.options.supervised, rng, _tell)
+            found = supervised.learn(self.model, examples, self.options.supervised, self.cfg.seed, rng, _tell)
             arrays = {key: value.numpy() for key, value in self.model.policy.state_dict().items()}
             write_with(path, lambda temporary: np.savez(temporary, **arrays))
             look, scores = examiner.look(self.model)
@@ -227,8 +227,4 @@ def _account(name: str, replay: Replay, played: Trajectories) -> Facts:
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
     """The policy that a supervised phase left. Raises ExperimentError if the file is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: torch.from_numpy(stored[name]) for name in stored.files}
-    except (OSError, ValueError) as error:
-        raise ExperimentError(f"{path}: holds no weights ({error}); train the run anew") from None
+    return {name: torch.from_numpy(values) for name, values in trajectories.arrays_in(path).items()}

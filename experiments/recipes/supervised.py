@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from experiments.recipes.settings import SupervisedConfig
     from experiments.recipes.verifier import Replay
 
+HELD_OUT = 0x4E1D  # tells the random stream of this choice from others of the same seed
 LIGHTEST, HEAVIEST = 0.1, 4.0  # weights of steps, in units of the mean advantage
 
 
@@ -56,13 +57,15 @@ def learn(
     model: FastPPO,
     examples: Examples,
     cfg: SupervisedConfig,
+    seed: int,
     rng: np.random.Generator,
     report: Callable[[int, dict[str, float]], None],
 ) -> dict[str, Any]:
     """Epochs until the held-out episodes say that it is enough; the model keeps its best weights and a fresh Adam.
 
     Args:
-        rng: of the choice of those episodes, and of the order of frames.
+        seed: decides which episodes are held out; one that is held out stays so when others are added behind it.
+        rng: of the order of frames.
         report: called after each epoch with its number and what was measured on the held-out episodes; may raise.
 
     Returns:
@@ -71,7 +74,7 @@ def learn(
     Raises:
         FloatingPointError: a gradient is not finite.
     """
-    held_out = _held_out(examples.episodes, cfg.held_out, rng)
+    held_out = _held_out(examples.episodes, cfg.held_out, seed)
     chosen, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     imitation, state = Imitation(model, examples, cfg.vf_coef), model.policy.optimizer.state
     best, lowest, kept, measured = 0, np.inf, copy.deepcopy(model.policy.state_dict()), {}
@@ -91,8 +94,10 @@ def learn(
     return {"frames": len(chosen), "epochs": epoch, "best": best, **measured}
 
 
-def _held_out(episodes: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def _held_out(episodes: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Which frames are of the episodes that are held out, bool; at least one episode is, and one is not."""
-    numbers = rng.permutation(np.unique(episodes))
-    count = min(max(1, round(share * len(numbers))), len(numbers) - 1)
-    return np.isin(episodes, numbers[:count])
+    numbers, where = np.unique(episodes, return_inverse=True)
+    chances = np.random.default_rng([seed, HELD_OUT]).random(int(numbers[-1]) + 1)[numbers]
+    low, high = np.sort(chances)[[0, -1]]
+    chosen: np.ndarray = (chances < high) & ((chances < share) | (chances == low))
+    return chosen[where]

@@ -5,6 +5,7 @@ Observations are not stored: whoever needs them replays the actions, and so find
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -57,13 +58,19 @@ class Trajectories:
         write_with(path, lambda temporary: np.savez(temporary, **{f.name: getattr(self, f.name) for f in fields(self)}))
 
 
+def arrays_in(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file. Raises ExperimentError if it is damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ExperimentError(f"{path}: cannot be read ({error}); remove it with the .json beside it to repeat it") from None
+
+
 def load(path: Path) -> Trajectories:
     """Reads what `save` wrote. Raises ExperimentError if it is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return Trajectories(**{f.name: stored[f.name] for f in fields(Trajectories)})
-    except (OSError, ValueError, KeyError) as error:
-        raise ExperimentError(f"{path}: holds no trajectories ({error}); remove it, and its phase is repeated") from None
+    found = arrays_in(path)
+    return Trajectories(**{f.name: found[f.name] for f in fields(Trajectories)})
 
 
 def joined(parts: Sequence[Trajectories]) -> Trajectories:
