@@ -48,16 +48,18 @@ def prepare_torch(threads: int, precision: str = "highest") -> None:
 def make_model(cfg: TrainConfig, env: VecEnv) -> OnPolicyAlgorithm:
     """An untrained learner over `env`, with its random state and the environments' seeded by `cfg.seed`."""
     policy, policy_kwargs = policy_of(cfg)
+    own = cfg.recipe_options.ppo if cfg.recipe == "srl_rlvr" else None
+    rate = cfg.learning_rate if own is None or own.learning_rate is None else own.learning_rate
     model: OnPolicyAlgorithm = algorithm(cfg.algo)(
         policy,
         env,
-        learning_rate=LinearSchedule(cfg.learning_rate, cfg.learning_rate_end, 1.0),
+        learning_rate=LinearSchedule(rate, cfg.learning_rate_end, 1.0),
         n_steps=cfg.n_steps,
         batch_size=cfg.batch_size,
         n_epochs=cfg.n_epochs,
         gamma=cfg.gamma,
         gae_lambda=cfg.gae_lambda,
-        ent_coef=cfg.ent_coef,
+        ent_coef=cfg.ent_coef if own is None or own.ent_coef is None else own.ent_coef,
         vf_coef=cfg.vf_coef,
         clip_range=cfg.clip_range,
         max_grad_norm=cfg.max_grad_norm,

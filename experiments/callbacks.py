@@ -23,6 +23,7 @@ from experiments.algorithms import BEST, CHECKPOINT
 from experiments.config import TrainConfig, exposure_after
 from experiments.errors import ExperimentError
 from experiments.examiner import Look, Looker, means
+from experiments.fast_ppo import FastPPO
 from experiments.interrupts import Interrupted, Interrupts
 from experiments.records import Rows
 from fq_env.state import EPISODE
@@ -72,6 +73,7 @@ class Overseer(BaseCallback):
         self.cfg, self.folder, self.rows, self.examiner, self.progress = cfg, folder, rows, examiner, progress
         self.interrupts, self.on_look, self.curriculum = interrupts, on_look, curriculum
         self.stopped: str | None = None
+        self.ended = "the whole budget was spent"  # how, if not `stopped`
         self.resumed: list[str] = []
         self.seconds = self.cpu_seconds = 0.0  # of training, wall and CPU, over all parts of it
         self._recent: deque[float] = deque(maxlen=RECENT)
@@ -95,6 +97,7 @@ class Overseer(BaseCallback):
             "cpu_seconds": self.cpu_seconds,
             "recent": list(self._recent),
             "curriculum": None if self.curriculum is None else self.curriculum.memory(),
+            "learner": self.model.memory() if isinstance(self.model, FastPPO) else {},
         }
 
     def _gather(self) -> None:

@@ -16,6 +16,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiments.cli import unknown_key
 from experiments.errors import ExperimentError
+from experiments.recipes.settings import RANGES as RECIPE_RANGES
+from experiments.recipes.settings import RECIPES, RecipeConfig, fault
 from fq_env.errors import FQError
 from fq_env.level import Level, load_level
 from fq_env.level_files import LEVELS
@@ -101,6 +103,8 @@ class TrainConfig:
     activation: str = MISSING
     torch_threads: int = MISSING
     matmul_precision: str = MISSING
+    recipe: str = MISSING
+    recipe_options: RecipeConfig = field(default_factory=RecipeConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -122,6 +126,7 @@ CHOICES = {
     "reward": REWARDS,
     "network": ("mlp", "symphony", "slots"),
     "activation": ("relu", "tanh"),
+    "recipe": RECIPES,
     "wandb.mode": ("disabled", "offline", "online"),
 }
 RANGES: dict[str, tuple[float, float]] = {
@@ -153,6 +158,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "stop.patience": (1, 1e9),
     "stop.progress": (0.0, 1.0),
     "stop.mastery": (0.0, 10.0),
+    **{f"recipe_options.{key}": limits for key, limits in RECIPE_RANGES.items()},
 }
 
 
@@ -272,6 +278,8 @@ def finished(config: DictConfig) -> TrainConfig:
     check(cfg, config)
     if cfg.n_envs < len(levels):
         raise ExperimentError(f"n_envs={cfg.n_envs}: {len(levels)} levels need at least as many environments")
+    if cfg.recipe != "plain" and len(levels) > 1:
+        raise ExperimentError(f"recipe={cfg.recipe}: trains one level at a time; take recipe=plain, or one level")
     return cfg
 
 
@@ -294,6 +302,9 @@ def check(cfg: TrainConfig, config: DictConfig) -> None:
         _check_widths(cfg.network, cfg.net_arch)
     if cfg.evaluation.test == 1:
         raise ExperimentError("evaluation.test=1: must be 0 (no test, no bundle) or at least 2")
+    wrong = fault(cfg.recipe, cfg.algo, cfg.batch_size, cfg.recipe_options)
+    if wrong is not None:
+        raise ExperimentError(wrong)
     rollout = cfg.n_envs * cfg.n_steps
     if rollout % cfg.batch_size:
         raise ExperimentError(

@@ -28,6 +28,7 @@ from experiments import sources, statistics
 from experiments.config import TrainConfig, finished, title_of, trained_levels
 from experiments.errors import ExperimentError
 from experiments.files import new_folder, write_json, write_text, write_with
+from experiments.recipes.told import lines
 
 PACKAGES = (
     *("function-quest", "numpy", "numba", "gymnasium", "torch", "stable-baselines3", "sb3-contrib"),
@@ -98,7 +99,9 @@ def git_commit() -> str:
 def configuration_hash(config: dict[str, Any]) -> str:
     """sha256 of a configuration without its seed, so that runs which differ in it alone are one method, and without the keys
     that only say where records go."""
-    left_out = ("seed", "runs", "folder", "progress_bar", "tensorboard", "wandb", "checkpoint", "resume")
+    left_out: tuple[str, ...] = ("seed", "runs", "folder", "progress_bar", "tensorboard", "wandb", "checkpoint", "resume")
+    if config.get("recipe", "plain") == "plain":
+        left_out = (*left_out, "recipe", "recipe_options")  # nothing of it is used
     kept = {key: value for key, value in sorted(config.items()) if key not in left_out}
     return _sha256(OmegaConf.to_yaml(OmegaConf.create(kept), sort_keys=True))
 
@@ -225,6 +228,7 @@ def report(folder: Path, cfg: TrainConfig, about: dict[str, Any], table: list[di
     scores = statistics.markdown(table, level.probe) if table else "Not played (`evaluation.test=0`)."
     again = "The same command on the same machine and versions gives the same weights. " if not facts["resumed"] else ""
     resumed = "".join(f"\n* resumed {how}" for how in facts["resumed"])
+    phases = lines(facts["recipe"])
     widths = f" {cfg.net_arch}" if cfg.net_arch else ""
     bundle = " The bundle for the conductor is in `bundle/`." if table else ""
     rate = facts["frames"] / max(facts["seconds"], 1e-9)
@@ -234,7 +238,7 @@ def report(folder: Path, cfg: TrainConfig, about: dict[str, Any], table: list[di
 {level.teaching}
 
 * {facts["frames"]:,} frames in {facts["seconds"]:.1f} s ({rate:,.0f} frames/s); {facts["ended"]}
-* the policy that is kept: after {best["frames"]:,} frames, at the best look (validation {best["total"]:.4f}){resumed}
+* the policy that is kept: after {best["frames"]:,} frames, at the best look (validation {best["total"]:.4f}){resumed}{phases}
 * exposure {about["exposure"]}, reward {cfg.reward}, network {cfg.network}{widths} {cfg.activation}
 * pass mark: perf {level.pass_mark}
 * commit {about["git_commit"]}, Python {about["python"]}, {packages}

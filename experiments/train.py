@@ -114,10 +114,12 @@ def _train_in(run: Run, cfg: TrainConfig, on_look: OnLook | None, **going_on: An
     from experiments import checkpoints
     from experiments.algorithms import CHECKPOINT
     from experiments.interrupts import Interrupted, Interrupts
+    from experiments.recipes.told import told
 
     def kept() -> str:
-        frames = checkpoints.frames_of(run.folder / CHECKPOINT)
-        after = f"after {frames:,} of {cfg.total_timesteps:,} frames" if frames else "at the beginning"
+        frames, phases = checkpoints.frames_of(run.folder / CHECKPOINT), told(run.folder)
+        after = f"after `{phases[-1]['name']}`" if phases else "at the beginning"
+        after = f"after {frames:,} of {cfg.total_timesteps:,} frames" if frames else after
         return f"`python -m experiments.train resume={shlex.quote(str(run.folder))}` goes on {after}"
 
     try:
@@ -185,7 +187,13 @@ def _play_out(
             overseer = Overseer(cfg, folder, rows, examiner, progress, interrupts, memory, on_look, curriculum)
             if resumed is not None:
                 overseer.resumed.append(resumed)
-            if overseer.stopped is None:
+            goes_on = True
+            if cfg.recipe != "plain":
+                from experiments.recipes.phases import Recipe
+
+                recipe = Recipe(cfg, folder, run.exposure, model, overseer)  # type: ignore[arg-type]
+                goes_on = recipe.prepare() if checkpoint is None else recipe.go_on(checkpoint.memory["learner"])
+            if overseer.stopped is None and goes_on:
                 interrupts.waiting = True
                 with contextlib.suppress(Ended):
                     model.learn(
@@ -201,6 +209,7 @@ def _conclude(run: Run, cfg: TrainConfig, examiner: Looker, overseer: Overseer, 
     from experiments.algorithms import load_model, torch_logits
     from experiments.export import export_model
     from experiments.files import write_json
+    from experiments.recipes.told import told
 
     folder, best = run.folder, load_model(run.folder, cfg.algo)
     test = examiner.test(torch_logits(best)) if cfg.evaluation.test else []
@@ -209,10 +218,11 @@ def _conclude(run: Run, cfg: TrainConfig, examiner: Looker, overseer: Overseer, 
         "frames": overseer.rows.rows[-1]["frames"],
         "seconds": overseer.seconds,
         "cpu_seconds": overseer.cpu_seconds,
-        "ended": f"stopped early, {overseer.stopped}" if overseer.stopped else "the whole budget was spent",
+        "ended": f"stopped early, {overseer.stopped}" if overseer.stopped else overseer.ended,
         "stopped": bool(overseer.stopped),
         "resumed": overseer.resumed,
         "best": asdict(examiner.best),
+        "recipe": told(folder),
     }
     examiner.publish(folder, run.versions, overseer.rows.rows, test, facts)
     if test:

@@ -30,7 +30,7 @@ from pit import compiled, state
 from pit.build import copy_rows, fill_system
 from pit.layout import EXPOSURES, N_ACTIONS, N_OBSERVATION, N_WEIGHTS
 
-RESET, STEP, PLAY, ADVISE = range(4)
+RESET, STEP, PLAY, ADVISE, FORK = range(5)
 
 
 def _choice(name: str, value: str, options: tuple[str, ...]) -> int:
@@ -281,6 +281,7 @@ class Engine:
         e["exposure"] = _choice("exposure", exposure, EXPOSURES)
         _choice("split", split, SPLITS)
         self._scratch: np.ndarray | None = None  # one clone and one mask for each environment
+        self.means = np.zeros((0, N_ACTIONS))
         self._address = e.ctypes.data
         self._obs_address = e["obs"]
         self._worlds = self._views(self.block.pit_size, WORLD)
@@ -421,10 +422,26 @@ class Engine:
         self._run(PLAY)
 
     def advise(self, player: Player, indices: Any = None) -> np.ndarray:
-        """What the player would do now, (n,) int64; only the rows of `indices` are new."""
+        """What the player would do now, (n,) int64; only the rows of `indices` are new.
+
+        A player that looks ahead leaves the mean total of each legal action in `means` (n, 128) float64, unless only one is
+        legal; the other entries mean nothing. The rows of `obs` and `masks` may be overwritten.
+        """
         self._seat(player, indices)
         self._run(ADVISE)
         return self._actions.copy()
+
+    def fork(self, source: Engine, rows: np.ndarray, futures: np.ndarray) -> None:
+        """The first len(rows) environments become those at `rows` of `source` (an engine of the same levels), from now on
+        in other futures: equal numbers in `futures` (k,) int64 mean the same one for copies of the same environment."""
+        k = len(rows)
+        self.memory[:k] = source.memory[rows]
+        self.terminated[:k] = self.truncated[:k] = False
+        self._instance[:k] = futures
+        self._worlds["pending"][k:] = 1  # the others have ended: a step leaves them as they are
+        self._reset[:] = False
+        self._reset[:k] = True
+        self._run(FORK)
 
     def _seat(self, player: Player, indices: Any) -> None:
         e = self._engine
@@ -435,7 +452,8 @@ class Engine:
         e["weights"] = self._weights.ctypes.data
         if player.rollouts > 0 and self._scratch is None:
             self._scratch = aligned(self.n * (self.block.stride + N_ACTIONS))
-            e["scratch"] = self._scratch.ctypes.data
+            self.means = np.zeros((self.n, N_ACTIONS))
+            e["scratch"], e["means"] = self._scratch.ctypes.data, self.means.ctypes.data
         self._reset[:] = indices is None
         if indices is not None:
             self._reset[indices] = True

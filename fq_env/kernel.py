@@ -57,7 +57,7 @@ from pit.rules import choose
 from pit.slots import globals_legal, refresh_legal, refresh_slots
 from pit.state import PIT, pit_at, task
 
-RESET, STEP, PLAY, ADVISE = range(4)
+RESET, STEP, PLAY, ADVISE, FORK = range(5)
 POTENTIAL, SPARSE, MAKESPAN, CONDUCTOR = range(4)
 DISABLED, NEXT_STEP, SAME_STEP = range(3)
 RANDOM = -1
@@ -365,7 +365,7 @@ def by_rule(e, i, s):
 @kernel
 def look_ahead(e, i, s, w, L):
     """The action with which the engine's rule does best from here, on average over futures that are drawn afresh, the same
-    ones for every action; the first of equals."""
+    ones for every action; the first of equals. The averages are left in the engine's `means`."""
     mask = e.masks + i * N_ACTIONS
     encode(s, e.obs + i * _OBS_BYTES, mask, 1)
     spare = e.scratch + i * (e.stride + N_ACTIONS)
@@ -387,6 +387,7 @@ def look_ahead(e, i, s, w, L):
         total = 0.0
         for k in range(e.rollouts):
             total += roll_out(e, i, s, w, L, action, mix(w.player, k), spare)
+        float_at(e.means + 8 * (i * N_ACTIONS + action)).x = total / e.rollouts
         if best < 0 or total > most:
             best = action
             most = total
@@ -427,6 +428,17 @@ def advise_one(e, i):
 
 
 @kernel
+def fork_one(e, i):
+    """Environment i, into which another's memory was copied, goes on in the future that its instance number names."""
+    base = e.memory + i * e.stride
+    s = pit_at(base)
+    w = world_at(base + s.size)
+    L = level_at(e.levels + w.level * _LEVEL_BYTES)
+    another_future(s, w, L, mix(w.player, integer_at(e.instance + 8 * i).x))
+    show(e, i, s, 1)
+
+
+@kernel
 def play_one(e, i):
     """Environment i plays its episode to the end under the engine's rule."""
     base = e.memory + i * e.stride
@@ -450,6 +462,8 @@ def serve(e, operation, i):
             reset_one(e, i)
         elif operation == PLAY:
             play_one(e, i)
+        elif operation == FORK:
+            fork_one(e, i)
         else:
             advise_one(e, i)
 

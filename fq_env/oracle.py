@@ -225,11 +225,14 @@ def exact_on(engine: Engine, level: Level, split: str, instance: int) -> float:
 
 def carry_out(engine: Engine, path: tuple[int, ...]) -> None:
     """Plays the actions of a plan in the engine."""
-    block = engine.block
     for step in path:
-        action = WAIT if step == -1 else SKIP
-        if step >= 0:
-            hot = block.hot(engine.memory[0])[0]
-            heads = hot["slots"]["head"][: int(hot["n_slots"])].tolist()
-            action = heads.index(step) * N_VERBS + STANDARD
-        engine.step(np.array([action]))
+        engine.step(np.array([action_of(engine, step)]))
+
+
+def action_of(engine: Engine, step: int) -> int:
+    """The action of a plan's next step in the engine as it is now: -1 waits, -2 skips, a task is started."""
+    if step < 0:
+        return WAIT if step == -1 else SKIP
+    hot = engine.block.hot(engine.memory[0])[0]
+    heads: list[int] = hot["slots"]["head"][: int(hot["n_slots"])].tolist()
+    return heads.index(step) * N_VERBS + STANDARD

@@ -198,7 +198,7 @@ ENGINE = _record(
         (name, "i8")
         for name in ("n", "stride", "autoreset", "reward", "max_steps", "rule", "preferred", "exposure", "final", "fresh")
     ]
-    + [("theta", "f8"), ("weights", "i8"), ("scratch", "i8"), ("rollouts", "i8")]
+    + [("theta", "f8"), ("weights", "i8"), ("scratch", "i8"), ("rollouts", "i8"), ("means", "i8")]
 )
 
 engine_at = record_at(ENGINE)

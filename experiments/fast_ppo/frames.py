@@ -49,6 +49,17 @@ class Frames:
         self.size, self._position = new.stop, position
         return np.arange(new.start, new.stop)
 
+    def take(self, other: Frames, frames: np.ndarray) -> None:
+        """Adds copies of the stored `frames` (k,) of another store over the same ladder, in this order."""
+        new = slice(self.size, self.size + len(frames))
+        self.words[new], self.rungs[new] = other.words[frames], other.rungs[frames]
+        for at, frame in enumerate(frames.tolist(), self.size):
+            start, width = other._offsets[frame], int(self.ladder.widths[other.rungs[frame]])
+            self._flat[self._position : self._position + width] = other._flat[start : start + width]
+            self._offsets[at] = self._position
+            self._position += width
+        self.size = new.stop
+
     def batch(self, frames: np.ndarray, net: Any) -> tuple[np.ndarray, np.ndarray]:
         """Loads `frames` (b,) into a network, sorted by rung; (frames in that order, where each rung ends)."""
         order = self._order[: len(frames)]

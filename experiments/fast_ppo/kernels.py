@@ -15,7 +15,8 @@ from numba import types
 from numba.extending import intrinsic
 
 MAX_ACTIONS = 128  # two words of 64 bits
-SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clipped")  # what `losses` adds up
+SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clipped", "anchor_kl")  # what `losses` adds up
+IMITATION_SUMS = ("cross_entropy", "value_loss", "agreement", "weight")  # what `imitation` adds up
 DEAD_ACTION, NO_ACTION = -1, -2  # what `sample` returns if a legal action was declared dead, if a row has no legal action
 
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -156,14 +157,16 @@ def sample(logits, frames, words, places, first, uniform, actions, log_probs):
 @_compiled
 def losses(
     logits, values, frames, words, places, heights, ends, actions, old_log_probs, advantages, returns, old_values,
-    normalise, clip, clip_vf, ent_coef, vf_coef, d_logits, d_values, sums,
+    normalise, clip, clip_vf, ent_coef, vf_coef, anchor, anchor_coef, d_logits, d_values, sums,
 ):  # fmt: skip
     """PPO's losses of a batch and their gradients at logits and values, in one pass over the legal actions.
 
     Row k of `logits` (b, outputs) and `values` (b,) is frame `frames[k]`; what follows is by frame. `clip_vf` < 0: the value
     loss is not clipped. Gradients of mean(policy) + vf_coef mean(value) - ent_coef mean(entropy) into `d_logits` (of each row
-    as many outputs as its rung has: `heights`, `ends`) and `d_values`; sums of `SUMS` into `sums` (5,) float64.
+    as many outputs as its rung has: `heights`, `ends`) and `d_values`; sums of `SUMS` into `sums` (6,) float64.
     Formulas: Schulman et al. 2017, "Proximal Policy Optimization Algorithms", as stable-baselines3 applies them.
+    If `anchor_coef` > 0, anchor_coef mean(KL(p, q)) is added, q the masked softmax of `anchor` (frames, outputs) float32:
+    KL = sum p (log p - log q), its gradient at the logits p (log p - log q - KL).
     """
     b = frames.shape[0]
     mean, scale = 0.0, 1.0
@@ -175,7 +178,7 @@ def losses(
         for k in range(b):
             square += (advantages[frames[k]] - mean) ** 2
         scale = 1.0 / (math.sqrt(square / (b - 1)) + 1e-8)
-    policy_loss = value_loss = entropy_sum = kl = clipped = 0.0
+    policy_loss = value_loss = entropy_sum = kl = clipped = anchor_sum = 0.0
     log_p = np.empty(MAX_ACTIONS, np.float32)
     p = np.empty(MAX_ACTIONS, np.float32)
     at = np.empty(MAX_ACTIONS, np.int64)
@@ -222,6 +225,21 @@ def losses(
             for j in range(n):
                 d_logits[k, at[j]] = p[j] * (pull + spread * (log_p[j] + entropy))
             d_logits[k, chosen] -= pull
+            if anchor_coef > 0.0:
+                top = np.float32(-np.inf)
+                for j in range(n):
+                    top = max(top, anchor[f, at[j]])
+                total = np.float32(0.0)
+                for j in range(n):
+                    total += math.exp(anchor[f, at[j]] - top)
+                offset = top + np.float32(math.log(total))
+                far = np.float32(0.0)
+                for j in range(n):
+                    log_p[j] -= anchor[f, at[j]] - offset
+                    far += p[j] * log_p[j]
+                for j in range(n):
+                    d_logits[k, at[j]] += np.float32(anchor_coef / b) * p[j] * (log_p[j] - far)
+                anchor_sum += far
             value = np.float64(values[k])
             inside = 1.0
             if clip_vf >= 0.0:
@@ -232,7 +250,56 @@ def losses(
             value_loss += error * error
             d_values[k] = inside * vf_coef * 2.0 * error / b
         start = ends[r]
-    sums[0], sums[1], sums[2], sums[3], sums[4] = policy_loss, value_loss, entropy_sum, kl, clipped
+    sums[0], sums[1], sums[2], sums[3], sums[4], sums[5] = policy_loss, value_loss, entropy_sum, kl, clipped, anchor_sum
+
+
+@_compiled
+def imitation(
+    logits, values, frames, words, places, heights, ends, actions, weights, returns, vf_coef, d_logits, d_values, sums
+):
+    """Cross-entropy of masked logits with a teacher's `actions`, frame by frame times `weights`, the value's squared error,
+    and the gradients of mean(cross-entropy) + vf_coef mean(error).
+
+    Row k of `logits` (b, outputs) and `values` (b,) is frame `frames[k]`; what follows is by frame, see `losses`. Sums of
+    `IMITATION_SUMS` into `sums` (4,) float64; `agreement` counts the weight of frames whose largest logit is the teacher's.
+    """
+    b = frames.shape[0]
+    cross_entropy = value_loss = agreement = weight_sum = 0.0
+    start = 0
+    for r in range(ends.shape[0]):
+        for k in range(start, ends[r]):
+            f = frames[k]
+            for j in range(heights[r]):
+                d_logits[k, j] = 0.0
+            best = np.int64(-1)
+            for w in range(2):
+                word = words[f, w]
+                while word != 0:
+                    place = places[64 * w + _lowest_bit(word)]
+                    if best < 0 or logits[k, place] > logits[k, best]:
+                        best = place
+                    word &= word - np.uint64(1)
+            top, total = logits[k, best], np.float32(0.0)
+            for w in range(2):
+                word = words[f, w]
+                while word != 0:
+                    place = places[64 * w + _lowest_bit(word)]
+                    d_logits[k, place] = math.exp(logits[k, place] - top)
+                    total += d_logits[k, place]
+                    word &= word - np.uint64(1)
+            scale = np.float32(weights[f] / b)
+            for j in range(heights[r]):
+                d_logits[k, j] *= scale / total
+            chosen = places[actions[f]]
+            d_logits[k, chosen] -= scale
+            cross_entropy += weights[f] * (top + math.log(total) - logits[k, chosen])
+            agreement += weights[f] if best == chosen else 0.0
+            weight_sum += weights[f]
+            error = np.float64(values[k]) - returns[f]
+            value_loss += error * error
+            d_values[k] = vf_coef * 2.0 * error / b
+        start = ends[r]
+    sums[0], sums[1], sums[2], sums[3] = cross_entropy, value_loss, agreement, weight_sum
 
 
 @_compiled

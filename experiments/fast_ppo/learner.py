@@ -8,7 +8,9 @@ is allocated on the way.
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,9 +22,11 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from experiments.fast_ppo import kernels, slot_towers, towers
+from experiments.fast_ppo.anchor import Anchor
 from experiments.fast_ppo.autograd import Autograd
 from experiments.fast_ppo.frames import Frames
 from experiments.fast_ppo.ladder import Ladder, flat_ladder, member_ladder, slot_ladder
+from experiments.fast_ppo.reward_scale import RewardScale
 from experiments.fast_ppo.slot_towers import SlotTowers
 from experiments.fast_ppo.towers import Towers
 from pit.layout import N_ACTIONS, N_OBSERVATION
@@ -57,6 +61,8 @@ class FastPPO(MaskablePPO):
 
     policy_aliases: ClassVar[dict[str, Any]] = MaskablePPO.policy_aliases
     sampler: np.random.Generator
+    anchor: Anchor | None = None  # a policy that updates are pulled towards
+    reward_scale: RewardScale | None = None  # what rewards are divided by; None: 1
 
     def __init__(
         self,
@@ -74,7 +80,7 @@ class FastPPO(MaskablePPO):
             self._setup_model()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_net", "_rollout"]
+        return [*super()._excluded_save_params(), "_net", "_rollout", "anchor", "reward_scale"]
 
     def _setup_model(self) -> None:
         if not isinstance(self.action_space, spaces.Discrete) or self.action_space.n > kernels.MAX_ACTIONS:
@@ -84,19 +90,46 @@ class FastPPO(MaskablePPO):
         if self.device.type != "cpu":
             raise ValueError(f"FastPPO runs on the CPU; use device='cpu' or MaskablePPO (got {self.device})")
         super()._setup_model()
-        self._net = self._network(max(self.n_envs, self.batch_size or self.n_steps * self.n_envs))
+        self._net = self._network(self.policy, max(self.n_envs, self.batch_size or self.n_steps * self.n_envs))
         self._rollout = Rollout(self.n_steps, self.n_envs, self._net.ladder)
         self.rollout_buffer = self._rollout  # type: ignore[assignment]
 
-    def _network(self, rows: int) -> Towers | SlotTowers | Autograd:
-        """The policy's network by hand where we have one, else through autograd."""
+    def _network(self, policy: Any, rows: int) -> Towers | SlotTowers | Autograd:
+        """A policy's network by hand where we have one, else through autograd."""
         flat = flat_ladder(int(np.prod(self.observation_space.shape or ())), int(self.action_space.n))  # type: ignore[attr-defined]
         of_the_pit = (len(flat.columns), len(flat.actions)) == (N_OBSERVATION, N_ACTIONS)
-        if towers.fits(self.policy):
-            return Towers(self.policy, slot_ladder(self.live_columns, self.live_actions) if of_the_pit else flat, rows)
-        if of_the_pit and slot_towers.fits(self.policy):
-            return SlotTowers(self.policy, member_ladder(self.live_columns, self.live_actions), rows)
-        return Autograd(self.policy, flat, rows)
+        if towers.fits(policy):
+            return Towers(policy, slot_ladder(self.live_columns, self.live_actions) if of_the_pit else flat, rows)
+        if of_the_pit and slot_towers.fits(policy):
+            return SlotTowers(policy, member_ladder(self.live_columns, self.live_actions), rows)
+        return Autograd(policy, flat, rows)
+
+    @property
+    def ladder(self) -> Ladder:
+        """Which columns and actions the networks compute with."""
+        return self._net.ladder
+
+    def memory(self) -> dict[str, Any]:
+        """What rollouts and updates depend on beside weights, optimiser, environments and random states, as JSON."""
+        found: dict[str, Any] = {}
+        if self.anchor is not None:
+            found["anchor_coefficient"] = self.anchor.coefficient
+        if self.reward_scale is not None:
+            found["reward_scale"] = self.reward_scale.memory()
+        return found
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Puts a `memory` back, into a learner with the same anchor and scale."""
+        if self.anchor is not None:
+            self.anchor.coefficient = memory["anchor_coefficient"]
+        if self.reward_scale is not None:
+            self.reward_scale.remember(memory["reward_scale"])
+
+    def hold_to(self, weights: Mapping[str, Any], coefficient: float, target: float | None, rate: float) -> None:
+        """From now on updates are pulled towards a policy of these `weights` (a state dictionary); see `Anchor`."""
+        policy = copy.deepcopy(self.policy)
+        policy.load_state_dict(weights)
+        self.anchor = Anchor(self._network(policy, self._net.rows), self._rollout.rewards.size, coefficient, target, rate)
 
     # ------------------------------------------------------------------ rollout
     def _values(self, frames: Frames) -> np.ndarray:
@@ -113,6 +146,25 @@ class FastPPO(MaskablePPO):
         frames = Frames(len(observations), self._net.ladder)
         frames.add(observations)
         return self._values(frames)
+
+    def first_choice(self, observations: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Greedy actions (k,) int64 for observations (k, width) and masks (k, actions), and masked logits (k, actions)
+        float32, -inf where illegal; of equals the smallest action."""
+        net, frames = self._net, Frames(len(observations), self._net.ladder)
+        net.read()
+        numbers, places = frames.add(observations, masks), net.ladder.places[: masks.shape[1]].clip(0)
+        logits = np.empty(masks.shape, np.float32)
+        for start in range(0, len(numbers), net.rows):
+            order, _ = frames.batch(numbers[start : start + net.rows], net)
+            net.forward(value=False)
+            logits[order] = net.logits.numpy()[: len(order)][:, places]
+        logits = np.where(masks, logits, np.float32(-np.inf))
+        return logits.argmax(axis=1), logits
+
+    def value_of(self, observations: np.ndarray) -> np.ndarray:
+        """Values (k,) float32 of observations (k, width), in the units of the learner's rewards."""
+        self._net.read()
+        return self._values_of(observations)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int, use_masking: bool = True
@@ -148,7 +200,7 @@ class FastPPO(MaskablePPO):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            roll.rewards[t] = rewards
+            roll.rewards[t] = rewards if self.reward_scale is None else self.reward_scale(rewards, dones)
             roll.episode_starts[t] = self._last_episode_starts
             ended = np.flatnonzero(dones)
             if ended.size:
@@ -159,6 +211,8 @@ class FastPPO(MaskablePPO):
                         cut.append((t, int(i), last))
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
         roll.values[:] = self._values(roll.frames).reshape(roll.values.shape)
+        if self.anchor is not None:
+            self.anchor.look(roll.frames)
         if cut:
             steps, where, last_observations = zip(*cut, strict=True)
             roll.rewards[steps, where] += self.gamma * self._values_of(np.stack(last_observations))
@@ -212,7 +266,7 @@ class FastPPO(MaskablePPO):
             if not go_on:
                 break
         net.write()
-        policy_loss, value_loss, entropy, _, clipped = np.mean(rows, axis=0)
+        policy_loss, value_loss, entropy, _, clipped, anchor_kl = np.mean(rows, axis=0)
         last = rows[-1]
         record = self.logger.record
         record("train/entropy_loss", -entropy)
@@ -226,17 +280,24 @@ class FastPPO(MaskablePPO):
         record("train/clip_range", clip)
         if self.clip_range_vf is not None:
             record("train/clip_range_vf", clip_vf)
+        if self.anchor is not None:
+            record("train/anchor_kl", anchor_kl)
+            record("train/anchor_coefficient", self.anchor.coefficient)
+            self.anchor.adapt(float(anchor_kl))
+        if self.reward_scale is not None:
+            record("train/reward_scale", self.reward_scale.deviation)
         record("time/update_seconds", time.perf_counter() - began)
 
     def _gradient(self, batch: np.ndarray, clip: float, clip_vf: float, sums: np.ndarray) -> None:
         """Losses of the frames `batch` (b,) into `sums`, their gradient into the networks."""
-        net, roll = self._net, self._rollout
+        net, roll, anchor = self._net, self._rollout, self.anchor
         order, ends = roll.frames.batch(batch, net)
         net.forward()
         kernels.losses(
             net.logits.numpy(), net.values.numpy()[:, 0], order, roll.frames.words, net.ladder.places,
             net.ladder.heights, ends, roll.actions.ravel(), roll.log_probs.ravel(), roll.advantages.ravel(),
             roll.returns.ravel(), roll.values.ravel(), self.normalize_advantage and len(batch) > 1, clip, clip_vf,
-            self.ent_coef, self.vf_coef, net.d_logits.numpy(), net.d_values.numpy()[:, 0], sums,
+            self.ent_coef, self.vf_coef, net.d_logits.numpy() if anchor is None else anchor.logits,
+            0.0 if anchor is None else anchor.coefficient, net.d_logits.numpy(), net.d_values.numpy()[:, 0], sums,
         )  # fmt: skip
         net.backward()

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 from torch import nn
 
 from experiments.fast_ppo import FastPPO, kernels
+from experiments.fast_ppo.imitation import Examples, Imitation
 from experiments.networks import SlotsPolicy
 from fq_env.level import load_level
 from fq_env.live import live_actions, live_columns
@@ -92,16 +93,33 @@ def evaluate(model: Any, obs: np.ndarray, actions: np.ndarray, masks: np.ndarray
     return policy.value_net(vf).flatten(), log_p.gather(1, torch.from_numpy(actions)[:, None]).flatten(), entropy
 
 
+def divergence(model: Any, other: Any, obs: np.ndarray, masks: np.ndarray) -> torch.Tensor:
+    """KL(model, other) of each row (n,), by autograd in float64."""
+    log_p, log_q = (
+        m.policy.double()
+        .action_net(m.policy.mlp_extractor(torch.from_numpy(obs).double())[0])
+        .masked_fill(torch.from_numpy(~masks), -1e8)
+        .log_softmax(dim=1)
+        for m in (model, other)
+    )
+    return (log_p.exp() * (log_p - log_q.detach())).sum(dim=1)
+
+
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize(
     "level, widths, activation",
     [(1, (64, 64), nn.ReLU), (11, (32,), nn.Tanh), (11, (96, 64, 32), nn.ReLU), (1, "slots", nn.ReLU), (11, "slots", nn.ReLU)],
 )
 @pytest.mark.parametrize("clip_vf", [None, 0.05])
+@pytest.mark.parametrize("held", [False, True])
 def test_losses_and_gradients_are_those_of_autograd(
-    level: int, widths: Any, activation: Any, live: bool, clip_vf: float | None
+    level: int, widths: Any, activation: Any, live: bool, clip_vf: float | None, held: bool
 ) -> None:
     model, watched = learned(level=level, live=live, widths=widths, activation=activation, learning_rate=1e-2)
+    if held:  # to the policy as it began
+        began, _ = learned(rollouts=0, level=level, live=live, widths=widths, activation=activation)
+        model.hold_to(began.policy.state_dict(), coefficient=0.7, target=0.1, rate=0.5)
+        model.anchor.look(model.rollout_buffer.frames)
     roll, net, sums = model.rollout_buffer, model._net, np.zeros(len(kernels.SUMS))
     batch = np.random.default_rng(0).permutation(FRAMES)[:256]
     model._gradient(batch, 0.1, -1.0 if clip_vf is None else clip_vf, sums)
@@ -111,6 +129,7 @@ def test_losses_and_gradients_are_those_of_autograd(
 
     obs, masks = seen(watched, "obs")[batch], seen(watched, "masks")[batch]
     values, log_prob, entropy = evaluate(model, obs, roll.actions.ravel()[batch], masks)
+    far = divergence(model, began, obs, masks).mean() if held else torch.zeros(())
     advantages = (of(roll.advantages) - of(roll.advantages).mean()) / (of(roll.advantages).std() + 1e-8)
     ratio = torch.exp(log_prob - of(roll.log_probs))
     policy_loss = -torch.min(advantages * ratio, advantages * ratio.clamp(0.9, 1.1)).mean()
@@ -118,11 +137,13 @@ def test_losses_and_gradients_are_those_of_autograd(
     predicted = values if clip_vf is None else of(roll.values) + moved.clamp(-clip_vf, clip_vf)
     value_loss = ((of(roll.returns) - predicted) ** 2).mean()
     model.policy.optimizer.zero_grad()
-    (policy_loss + 0.5 * value_loss - 0.01 * entropy.mean()).backward()
+    (policy_loss + 0.5 * value_loss - 0.01 * entropy.mean() + 0.7 * far).backward()
 
     clipped = ((ratio - 1).abs() > 0.1).double().mean().item()
     assert clipped > 0.02  # there is something to clip
-    expected = [policy_loss.item(), value_loss.item(), entropy.mean().item(), (ratio - 1 - ratio.log()).mean().item(), clipped]
+    assert not held or far.item() > 1e-3
+    approximate = (ratio - 1 - ratio.log()).mean().item()
+    expected = [policy_loss.item(), value_loss.item(), entropy.mean().item(), approximate, clipped, far.item()]
     np.testing.assert_allclose(sums / 256, expected, rtol=1e-5, atol=1e-6)
     for link in net.links:
         expected = link.part(link.parameter.grad).numpy()
@@ -130,6 +151,36 @@ def test_losses_and_gradients_are_those_of_autograd(
     for link in net.links:
         link.put(link.parameter.grad, torch.zeros((), dtype=torch.float64))
     assert not any(parameter.grad.any() for parameter in model.policy.parameters())  # what is left out has no gradient
+
+
+@pytest.mark.parametrize("level, widths", [(1, (64, 64)), (11, "slots")])
+def test_gradients_of_imitation_are_those_of_autograd(level: int, widths: Any) -> None:
+    model, watched = learned(level=level, live=True, widths=widths, learning_rate=1e-2)
+    rng = np.random.default_rng(0)
+    obs, masks = seen(watched, "obs"), seen(watched, "masks")
+    actions = (rng.random(masks.shape) * masks).argmax(axis=1)
+    weights, returns = rng.random(FRAMES).astype(np.float32), rng.random(FRAMES).astype(np.float32)
+    examples = Examples(model.rollout_buffer.frames, actions, weights, returns, np.zeros(FRAMES, np.int64))
+    imitation = Imitation(model, examples, vf_coef=0.3)
+    batch = rng.permutation(FRAMES)[:256]
+    imitation._gradients(batch)
+    model._net.backward()
+    measured = imitation.measure(batch[:200])
+    values, log_prob, _ = evaluate(model, obs[batch], actions[batch], masks[batch])
+    w, target = (torch.from_numpy(x[batch]).double() for x in (weights, returns))
+    model.policy.optimizer.zero_grad()
+    (-(w * log_prob).mean() + 0.3 * ((values - target) ** 2).mean()).backward()
+    for link in model._net.links:
+        expected = link.part(link.parameter.grad).numpy()
+        np.testing.assert_allclose(model._net.same(link.view, model._net.gradient).numpy(), expected, rtol=0, atol=1e-6)
+    chosen = model.policy.float().predict(obs[batch], action_masks=masks[batch], deterministic=True)[0]
+    some = slice(0, 200)
+    assert measured["cross_entropy"] == pytest.approx((-(w * log_prob)[some].sum() / w[some].sum()).item(), rel=1e-5)
+    assert measured["value_loss"] == pytest.approx(((values - target)[some] ** 2).mean().item(), rel=1e-5)
+    agree = torch.from_numpy(chosen == actions[batch])[some].double()
+    assert measured["agreement"] == pytest.approx(((w[some] * agree).sum() / w[some].sum()).item(), rel=1e-5)
+    own, _ = model.first_choice(obs[batch], masks[batch])
+    np.testing.assert_array_equal(own, chosen)
 
 
 def test_one_step_is_stock_one() -> None:

@@ -64,3 +64,26 @@ def poison(engine: Engine) -> int:
         d["when"] += 7_000_000
         d["event"]["elapsed"] += 7_000_000
     return n
+
+
+@pytest.mark.parametrize("level", [11, 14])
+def test_forks_meet_the_same_future_if_it_has_the_same_number(level: int) -> None:
+    """Copies of a running environment go on in futures of their own; what they were copied from stays as it is."""
+    engine, copies = Engine(level, 2, autoreset="disabled"), Engine(level, 8, autoreset="disabled")
+    engine.reset(split="train", instances=[3, 4])
+    for _ in range(5):
+        engine.step(engine.masks.argmax(axis=1))
+    before = engine.memory.copy()
+    copies.fork(engine, np.array([0, 0, 0, 1, 1, 1]), np.array([7, 7, 8, 7, 8, 7]))
+    np.testing.assert_array_equal(copies.obs[:6], engine.obs[[0, 0, 0, 1, 1, 1]])
+    np.testing.assert_array_equal(copies.masks[:6], engine.masks[[0, 0, 0, 1, 1, 1]])
+    steps = 0
+    while (copies._hots["status"][:6] == ON).any():
+        copies.step(copies.masks.argmax(axis=1))
+        steps += 1
+    assert steps > 5
+    totals = copies.episodes["total"]
+    assert totals[0] == totals[1] != totals[2]
+    assert totals[3] == totals[5] != totals[4]
+    assert (copies.episodes["steps"][6:] == 0).all()  # those that were not forked have ended
+    np.testing.assert_array_equal(engine.memory, before)

@@ -1,0 +1,57 @@
+"""Which base player the teacher starts from in which instance, and what it then plays.
+
+With one base player there is nothing to choose. Of several all are tried, or, with the retriever, only the one that was best
+in similar instances, once a library of instances in which all were tried is there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from experiments.evaluate import Referee
+from experiments.recipes import teacher
+from experiments.recipes.retriever import Retriever, descriptions
+from experiments.recipes.settings import RecipeConfig
+from experiments.recipes.trajectories import Trajectories, joined
+from fq_env.engine import Player
+from fq_env.level import Level
+from fq_env.players import lookahead
+
+
+def demonstrate(level: Level, referee: Referee, options: RecipeConfig, instances: np.ndarray, exposure: str) -> Trajectories:
+    """The teacher's trajectories on train `instances` (k,), k > 0; an instance occurs once for each base player tried there.
+
+    Where the order of calls is hidden, the proven optimum's plan is played, and base players do not matter.
+    """
+    if level.order is not None:
+        return teacher.play_plans(level, instances, exposure, teacher.Progress("teacher", len(instances)))
+    bases = teacher.base_players(referee, options.teacher.bases)
+    players = [lookahead(player, options.teacher.rollouts) for player in bases.values()]
+    retrieves = options.retriever.use and len(players) > 1
+    library = instances[: options.retriever.library] if retrieves else instances
+    rest = instances[len(library) :]
+    progress = teacher.Progress("teacher", len(library) * len(players) + len(rest))
+    parts = [
+        teacher.play(level, player, base, library, exposure, progress.after(base * len(library)))
+        for base, player in enumerate(players)
+    ]
+    if len(rest):
+        parts += _retrieved(level, players, parts, library, rest, options, exposure, progress)
+    return joined(parts)
+
+
+def _retrieved(
+    level: Level, players: list[Player], parts: list[Trajectories], library: np.ndarray, rest: np.ndarray,
+    options: RecipeConfig, exposure: str, progress: teacher.Progress,
+) -> list[Trajectories]:  # fmt: skip
+    """The `rest` of the instances, each from the base player that was best in similar ones of the library."""
+    scores = np.stack([part.totals for part in parts], axis=1)
+    retriever = Retriever(descriptions(level, library, exposure), scores, options.retriever.neighbours)
+    chosen = retriever.best_bases(descriptions(level, rest, exposure))
+    found, done = [], len(library) * len(players)
+    for base, player in enumerate(players):
+        mine = rest[chosen == base]
+        if len(mine):
+            found.append(teacher.play(level, player, base, mine, exposure, progress.after(done)))
+            done += len(mine)
+    return found

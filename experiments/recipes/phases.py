@@ -1,0 +1,233 @@
+"""The phases of a recipe before PPO: who plays, what is verified, what is learned; each is written down when it is done.
+
+A phase leaves its files in RUN/recipe and, last of all, a JSON file with what there is to say of it. A training that goes on
+takes what is there and repeats the phase that was interrupted from its beginning, with random numbers of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments import checkpoints
+from experiments.algorithms import BEST
+from experiments.callbacks import Overseer
+from experiments.config import TrainConfig
+from experiments.errors import ExperimentError
+from experiments.examiner import Examiner, Look
+from experiments.fast_ppo import FastPPO
+from experiments.fast_ppo.reward_scale import RewardScale
+from experiments.files import read_json, write_json, write_with
+from experiments.recipes import supervised, teacher, trajectories, verifier
+from experiments.recipes.around_policy import Around
+from experiments.recipes.demonstrations import demonstrate
+from experiments.recipes.told import FOLDER, Facts
+from experiments.recipes.trajectories import Trajectories
+from experiments.recipes.verifier import Replay
+
+PLAYING, LEARNING = 0x7EAC, 0x1EA2  # tell the random streams of phases apart
+INSTANCES = 2**40  # train instances are drawn from so many
+
+
+class Recipe:
+    """The phases of one training. `exposure` is what the policy sees; `overseer` is told of every phase."""
+
+    def __init__(self, cfg: TrainConfig, run: Path, exposure: str, model: FastPPO, overseer: Overseer) -> None:
+        self.cfg, self.options, self.exposure = cfg, cfg.recipe_options, exposure
+        self.folder, self.model, self.overseer = run / FOLDER, model, overseer
+        assert isinstance(overseer.examiner, Examiner)  # `config.check` refuses a recipe for several levels
+        self.examiner = overseer.examiner
+        self.referee = self.examiner.referee
+        self.level = self.referee.level
+        self.rule = teacher.base_players(self.referee, ["calibrated"])["calibrated"]
+        self.replays: list[Replay] = []
+        self._count = self._decisions = 0
+
+    @property
+    def iterates(self) -> bool:
+        """Whether the policy improves in rounds of its own instead of by PPO."""
+        return self.cfg.recipe == "expert_iteration"
+
+    # ------------------------------------------------------------------ what a training calls
+    def prepare(self) -> bool:
+        """All phases, those that are done from their files; whether PPO follows, for which the model is then ready.
+
+        Raises:
+            ExperimentError: too little was kept to learn from, or a file is damaged.
+            FloatingPointError: a gradient is not finite.
+        """
+        self.folder.mkdir(exist_ok=True)
+        self.overseer.init_callback(self.model)
+        self.model.policy.set_training_mode(False)
+        if not self.options.supervised.use:
+            self._scale_rewards([])
+            return True
+        self._gather("teacher", lambda: demonstrate(self.level, self.referee, self.options, self._draw(0), self.exposure))
+        self._scale_rewards(self.replays)
+        self._learn(0)
+        for number in range(1, self.options.rounds.rounds + 1 if self.iterates else 1):
+            if self.overseer.stopped is None:
+                self._gather(f"round {number}", lambda number=number: self._around(number))  # type: ignore[misc]
+                self._learn(number)
+        if self.iterates or not self.options.ppo.use:
+            self.overseer.ended = f"the {self._count} phases of {self.cfg.recipe} are done"
+            return False
+        self._hold()
+        return True
+
+    def go_on(self, memory: dict[str, Any]) -> bool:
+        """Instead of `prepare`, after a checkpoint of PPO was restored; `memory` is what it remembers of the learner. True."""
+        self._scale_rewards([])
+        self._hold()
+        self.model.remember(memory)
+        return True
+
+    # ------------------------------------------------------------------ phases in general
+    def _phase(self, name: str, work: Callable[[Path], Facts]) -> Facts:
+        """What a phase's file says; if there is none, what `work` finds out. `work` is given a path for files of its own."""
+        path = self._path(self._count, name)
+        self._count += 1
+        if not path.with_suffix(".json").is_file():
+            seconds, cpu = time.perf_counter(), time.process_time()
+            found = work(path.with_suffix(".npz"))
+            found |= {"name": name, "seconds": time.perf_counter() - seconds, "cpu_seconds": time.process_time() - cpu}
+            write_json(path.with_suffix(".json"), found)
+            print(f"{name}: {found['line']}, {found['cpu_seconds']:.1f} CPU s", flush=True)
+        facts: Facts = read_json(path.with_suffix(".json"))
+        overseer, log = self.overseer, self.model.logger
+        overseer.seconds += facts["seconds"]
+        overseer.cpu_seconds += facts["cpu_seconds"]
+        for key, value in facts["values"].items():
+            log.record(key, value)
+        log.dump(self.model.num_timesteps)
+        overseer.rows.send()
+        overseer.rows.save()
+        return facts
+
+    def _path(self, count: int, name: str) -> Path:
+        return self.folder / f"{count:02d}-{name.replace(' ', '-')}"
+
+    def _draw(self, number: int) -> np.ndarray:
+        """The train instances of a phase, int64."""
+        episodes = self.options.rounds.episodes if number else self.options.teacher.episodes
+        return np.random.default_rng([self.cfg.seed, PLAYING, number]).integers(0, INSTANCES, episodes)
+
+    # ------------------------------------------------------------------ playing and verifying
+    def _gather(self, name: str, play: Callable[[], Trajectories]) -> None:
+        """Trajectories are played, stored and replayed; what is kept joins what is learned from."""
+        replays: list[Replay] = []
+
+        def work(path: Path) -> Facts:
+            played = play()
+            played.save(path)
+            replays.append(self._replay(played))
+            return _account(name, replays[-1], played)
+
+        facts = self._phase(name, work)
+        if not replays:
+            replays.append(self._replay(trajectories.load(self._path(self._count - 1, name).with_suffix(".npz"))))
+        self.replays.append(replays[0])
+        if self.iterates:
+            self._decisions += facts["decisions"]
+            self.model.num_timesteps = self._decisions
+        if sum(len(replay.kept) for replay in self.replays) < 2:
+            raise ExperimentError(
+                f"recipe_options.teacher.episodes={self.options.teacher.episodes}: {facts['line']}; too few to learn from, "
+                "more of them or recipe_options.verifier.at_least_rule=false may help"
+            )
+
+    def _replay(self, played: Trajectories) -> Replay:
+        of = self.options.verifier
+        return verifier.replay(
+            self.level, played, self.rule, self.model.ladder, exposure=self.exposure, reward=self.cfg.reward,
+            gamma=self.cfg.gamma, believe=not of.use, at_least_rule=of.use and of.at_least_rule,
+        )  # fmt: skip
+
+    def _around(self, number: int) -> Trajectories:
+        instances = self._draw(number)
+        scale = self.model.reward_scale.deviation if self.model.reward_scale else 1.0
+        around = Around(self.model, self.level, self.options.rounds, self.exposure, self.cfg.reward, scale)
+        return around.play(instances, teacher.Progress(f"round {number}", len(instances)))
+
+    # ------------------------------------------------------------------ learning
+    def _learn(self, number: int) -> None:
+        """The supervised phase on all that was kept, from the weights as they are; then a look."""
+        name = f"supervised {number}"
+        examiner, made = self.examiner, False
+
+        def work(path: Path) -> Facts:
+            nonlocal made
+            examples = supervised.gathered(self.replays, self.options.supervised.by_advantage)
+            if self.model.reward_scale is not None:
+                examples.returns /= self.model.reward_scale.deviation
+            rng = np.random.default_rng([self.cfg.seed, LEARNING, number])
+            found = supervised.learn(self.model, examples, self.options.supervised, self.cfg.seed, rng, _tell)
+            arrays = {key: value.numpy() for key, value in self.model.policy.state_dict().items()}
+            write_with(path, lambda temporary: np.savez(temporary, **arrays))
+            look, scores = examiner.look(self.model)
+            if look is examiner.best:
+                checkpoints.write_bytes(self.folder.parent / BEST, checkpoints.model_bytes(self.model))
+            made = True
+            values = {f"supervised/{key}": value for key, value in found.items()}
+            line = (
+                f"{found['frames']:,} decisions, {found['epochs']} epochs, the best after {found['best']}, agreement "
+                f"{found['agreement']:.3f}; validation {look.total:.4f}, perf {look.perf:.3f}"
+            )
+            return {
+                "line": line, "look": asdict(look), "values": values | {f"validation/{k}": v for k, v in scores.items()}
+            }  # fmt: skip
+
+        facts = self._phase(name, work)
+        if not made:
+            self.model.policy.load_state_dict(_weights(self._path(self._count - 1, name).with_suffix(".npz")))
+            self.model.policy.optimizer.state.clear()
+            examiner.looks.append(Look(**facts["look"]))
+        self.overseer.stopped = examiner.verdict()
+
+    def _hold(self) -> None:
+        """PPO is held to the supervised policy, if it is to be."""
+        kl = self.options.kl
+        if kl.use:
+            weights = _weights(self._path(1, "supervised 0").with_suffix(".npz"))
+            self.model.hold_to(weights, kl.coefficient, kl.target, kl.rate)
+
+    def _scale_rewards(self, replays: list[Replay]) -> None:
+        """Rewards are scaled, if they are to be; the spread of the teacher's returns comes first."""
+        if self.options.reward_normaliser:
+            self.model.reward_scale = RewardScale(self.cfg.n_envs, self.cfg.gamma)
+            for replay in replays:
+                self.model.reward_scale.take(replay.gathered())
+
+
+def _tell(epoch: int, found: dict[str, float]) -> None:
+    """A line per epoch for people, every fifth."""
+    if epoch % 5 == 0:
+        print(f"  epoch {epoch}: cross-entropy {found['cross_entropy']:.4f}, agreement {found['agreement']:.3f}", flush=True)
+
+
+def _account(name: str, replay: Replay, played: Trajectories) -> Facts:
+    """How many trajectories were tried and kept, why others were refused, and how good they are beside the rule."""
+    counts, kept = replay.counts(), replay.kept
+    word = name.split()[0]
+    means = {"score": played.totals.mean(), "rule": replay.rule.mean()}
+    means |= {"kept_score": played.totals[kept].mean(), "kept_rule": replay.rule[kept].mean()} if len(kept) else {}
+    values = {"tried": len(played), "kept": len(kept)} | {key: float(value) for key, value in means.items()}
+    refused = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count and verdict != verifier.KEPT)
+    line = (
+        f"{len(played):,} trajectories tried (mean score {means['score']:.4f}, the rule's {means['rule']:.4f}), "
+        f"{len(kept):,} kept; refused: {refused or 'none'}"
+    )
+    decisions = int(played.lengths[kept].sum())
+    whole = {f"{word}/{key}": value for key, value in values.items()}
+    return {"line": line, "values": whole, "tried": len(played), "verdicts": counts, "decisions": decisions}
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    """The policy that a supervised phase left. Raises ExperimentError if the file is damaged."""
+    return {name: torch.from_numpy(values) for name, values in trajectories.arrays_in(path).items()}

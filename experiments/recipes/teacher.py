@@ -1,0 +1,116 @@
+"""Who shows how it is done: `lookahead` over a base player, or, where the order of calls is hidden, the proven optimum's plan.
+
+It plays train instances and knows no other split.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from experiments.errors import ExperimentError
+from experiments.evaluate import CALIBRATED, Referee, linear_rule, seated
+from experiments.recipes.trajectories import Recorder, Trajectories, joined
+from fq_env.engine import Engine, Player
+from fq_env.level import Level
+from fq_env.oracle import Search, action_of
+
+SIDE_BY_SIDE = 64  # episodes that lookahead plays at a time
+SECONDS = 10.0  # between two lines of progress
+Report = Callable[[int], None]  # called with how many episodes are done
+
+
+def base_players(referee: Referee, names: list[str]) -> dict[str, Player]:
+    """The base players that `teacher.bases` names, fitted on train instances. Raises ExperimentError.
+
+    `calibrated` is the level's fitted rule; where there is none, `critical_path_warm_wait` takes its place. A word
+    NAME/THETA/VARIANT is a rule with its two parameters, such as `critical_path_warm_wait/0.5/2`.
+    """
+    found: dict[str, Player] = {}
+    for word in names:
+        name, *parameters = word.split("/")
+        if name == CALIBRATED and linear_rule(referee.level) is None:
+            name = "critical_path_warm_wait"
+        player = seated(name, referee)
+        if parameters:
+            try:
+                theta, variant = float(parameters[0]), int(parameters[1])
+            except (ValueError, IndexError):
+                raise ExperimentError(f"recipe_options.teacher.bases: {word} must be NAME or NAME/THETA/VARIANT") from None
+            player = player._replace(theta=theta, variant=variant)
+        found[word] = player
+    return found
+
+
+def advantages_of(means: np.ndarray, masks: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """Mean total of the chosen actions (k,) minus that of the other legal ones, float64; NaN where there is no other.
+
+    `means` (k, 128) float64 count where `masks` (k, 128) allow.
+    """
+    rows, others = np.arange(len(actions)), masks.sum(axis=1) - 1
+    known = np.where(masks, means, 0.0)
+    chosen = known[rows, actions]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(others > 0, chosen - (known.sum(axis=1) - chosen) / others, np.nan)
+
+
+def play(
+    level: Level, player: Player, base: int, instances: np.ndarray, exposure: str, report: Report | None = None
+) -> Trajectories:
+    """Train `instances` (k,), k > 0, played by a player; with `rollouts` it looks ahead, and advantages are known."""
+    engine = Engine(level, min(SIDE_BY_SIDE, len(instances)), exposure=exposure, autoreset="disabled")
+    parts = []
+    for first in range(0, len(instances), engine.n):
+        chunk = instances[first : first + engine.n]
+        live, recorder = np.arange(len(chunk)), Recorder(len(chunk))
+        engine.reset(live, split="train", instances=chunk.tolist())
+        while live.size:
+            masks = engine.masks[live]
+            actions = engine.advise(player, live)
+            unknown = np.full(len(live), np.nan)
+            known = advantages_of(engine.means[live], masks, actions[live]) if player.rollouts else unknown
+            recorder.note(live, actions[live], known)
+            engine.step(actions)
+            live = live[~(engine.terminated | engine.truncated)[live]]
+        parts.append(recorder.done(chunk, engine.episodes["total"][: len(chunk)], base))
+        if report is not None:
+            report(first + len(chunk))
+    return joined(parts)
+
+
+def play_plans(level: Level, instances: np.ndarray, exposure: str, report: Report | None = None) -> Trajectories:
+    """Train `instances` (k,), k > 0, of a level of hidden order, each played by the plan that is proven best for it."""
+    engine = Engine(level, 1, exposure=exposure, autoreset="disabled")
+    parts, row = [], np.zeros(1, np.int64)
+    for done, instance in enumerate(instances, 1):
+        recorder = Recorder(1)
+        engine.reset(row, split="train", instances=[instance])
+        for step in Search(engine, level).best()[1]:
+            action = np.array([action_of(engine, step)])
+            recorder.note(row, action, np.array([np.nan]))
+            engine.step(action)
+        parts.append(recorder.done(instances[done - 1 : done], engine.episodes["total"], -1))
+        if report is not None and (done % SIDE_BY_SIDE == 0 or done == len(instances)):
+            report(done)
+    return joined(parts)
+
+
+class Progress:
+    """One line for people every few seconds: how many of `total` episodes are played."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total = what, total
+        self.began = self.last = time.monotonic()
+
+    def after(self, before: int) -> Report:
+        """The same for a part that begins when `before` episodes are done."""
+        return lambda done: self(before + done)
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self.last >= SECONDS and done < self.total:
+            left = (now - self.began) / done * (self.total - done)
+            print(f"{self.what}: {done:,} of {self.total:,} episodes, about {left:.0f} s left", flush=True)
+            self.last = now

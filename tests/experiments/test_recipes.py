@@ -1,0 +1,371 @@
+"""Recipes: only what is true is learned from, what is learned is what was shown, and a recipe that was cut off goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.algorithms import make_model
+from experiments.errors import ExperimentError
+from experiments.evaluate import CALIBRATED, Referee
+from experiments.fast_ppo.anchor import Anchor
+from experiments.fast_ppo.reward_scale import RewardScale
+from experiments.interrupts import Interrupted
+from experiments.recipes import phases, retriever, supervised, teacher, trajectories, verifier
+from experiments.recipes.around_policy import Around
+from experiments.recipes.trajectories import Trajectories
+from experiments.recipes.verifier import BEATEN, BELOW, ILLEGAL, KEPT, UNCONFIRMED, UNENDED
+from experiments.train import resume, train
+from fq_env.engine import Engine
+from fq_env.level import load_level
+from fq_env.players import lookahead
+from fq_env.sb3 import make_sb3_env
+from tests.experiments.training import assert_same, config, rows
+
+SRL = ("recipe=srl_rlvr", "recipe_options.teacher.episodes=48", "recipe_options.supervised.batch_size=128")
+OF_11 = ("level=11", "recipe_options.teacher.rollouts=2", "total_timesteps=2048")
+INSTANCES = np.arange(6) + 10**6
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def learner(*overrides: str) -> Any:
+    cfg = config(*overrides)
+    return make_model(cfg, make_sb3_env(cfg.level, cfg.n_envs, cfg.seed))
+
+
+@pytest.fixture(scope="module")
+def played() -> Trajectories:
+    """Six episodes of level 11, played by a short lookahead."""
+    level = load_level(11)
+    rule = teacher.base_players(Referee(level, 4), [CALIBRATED])[CALIBRATED]
+    return teacher.play(level, lookahead(rule, 2), 0, INSTANCES, "full")
+
+
+def replayed(played: Trajectories, **options: Any) -> verifier.Replay:
+    level = load_level(11)
+    rule = teacher.base_players(Referee(level, 4), [CALIBRATED])[CALIBRATED]
+    options = {"exposure": "full", "reward": "potential", "gamma": 1.0, **options}
+    return verifier.replay(level, played, rule, learner("level=11").ladder, **options)
+
+
+# --------------------------------------------------------------------------- the verifier
+def test_what_is_true_is_kept_with_what_was_seen(played: Trajectories) -> None:
+    found = replayed(played, at_least_rule=False)
+    assert found.verdicts.tolist() == [KEPT] * 6
+    assert found.counts()[KEPT] == 6
+    of = found.examples
+    assert of.frames.size == len(of.actions) == played.lengths.sum()
+    for k in range(6):
+        mine = of.episodes == k
+        np.testing.assert_array_equal(of.actions[mine], played.chosen(np.array([k])).actions)
+        engine = Engine(11, 1, exposure="full")
+        engine.reset(split="train", instances=[int(INSTANCES[k])])
+        assert found.gathered()[k] == pytest.approx(played.totals[k] - engine.phi0[0], abs=1e-6)
+
+
+def test_what_is_false_is_refused(played: Trajectories) -> None:
+    """A score one bit too high, an illegal action, one that does not exist, an end too early and one too late."""
+    wrong = played.chosen(np.arange(6))
+    first = wrong.starts
+    wrong.totals[0] = np.nextafter(wrong.totals[0], 2.0)
+    engine = Engine(11, 6, exposure="full", autoreset="disabled")
+    engine.reset(split="train", instances=INSTANCES.tolist())
+    wrong.actions[first[1]] = np.flatnonzero(~engine.masks[1])[0]
+    wrong.actions[first[2]] = 5000
+    short = np.ones(len(wrong.actions), bool)
+    short[first[3] + wrong.lengths[3] - 1] = False
+    wrong.actions, wrong.advantages = wrong.actions[short], wrong.advantages[short]
+    wrong.lengths[3] -= 1
+    found = replayed(wrong, at_least_rule=False)
+    assert found.verdicts.tolist() == [UNCONFIRMED, ILLEGAL, ILLEGAL, UNENDED, KEPT, KEPT]
+    assert replayed(wrong, at_least_rule=False, believe=True).verdicts.tolist() == [
+        KEPT,
+        ILLEGAL,
+        ILLEGAL,
+        UNENDED,
+        KEPT,
+        KEPT,
+    ]
+
+
+def test_what_is_below_the_rule_on_the_same_instance_is_refused() -> None:
+    from fq_env.players import PLAYERS
+
+    level = load_level(11)
+    rule = teacher.base_players(Referee(level, 4), [CALIBRATED])[CALIBRATED]
+    of_rule = teacher.play(level, rule, 0, INSTANCES, "full")
+    of_chance = teacher.play(level, PLAYERS["random"], 1, INSTANCES, "full")
+    assert (of_chance.totals < of_rule.totals).all()
+    both = replayed(trajectories.joined([of_rule, of_chance]))
+    assert both.verdicts.tolist() == [KEPT] * 6 + [BELOW] * 6
+    np.testing.assert_array_equal(both.rule, np.tile(of_rule.totals, 2))
+    twice = replayed(trajectories.joined([of_rule, of_chance]), at_least_rule=False)
+    assert twice.verdicts.tolist() == [KEPT] * 6 + [BEATEN] * 6
+
+
+def test_a_file_of_trajectories_is_what_was_saved_or_refused(tmp_path: Path, played: Trajectories) -> None:
+    played.save(tmp_path / "a.npz")
+    again = trajectories.load(tmp_path / "a.npz")
+    np.testing.assert_array_equal(again.actions, played.actions)
+    np.testing.assert_array_equal(again.totals, played.totals)
+    (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:100])
+    with pytest.raises(ExperimentError, match=r"a\.npz"):
+        trajectories.load(tmp_path / "a.npz")
+
+
+# --------------------------------------------------------------------------- the teacher and the retriever
+def test_advantages_say_how_much_better_the_chosen_action_is() -> None:
+    means, masks = np.zeros((2, 128)), np.zeros((2, 128), bool)
+    means[0, :4], masks[0, :3], masks[1, 7] = [0.5, 0.2, 0.4, 9.0], True, True
+    np.testing.assert_allclose(teacher.advantages_of(means, masks, np.array([0, 7])), [0.2, np.nan])
+
+
+def test_lookahead_leaves_the_means_by_which_it_chose() -> None:
+    level = load_level(11)
+    player = lookahead(teacher.base_players(Referee(level, 4), [CALIBRATED])[CALIBRATED], 3)
+    engine = Engine(level, 8, autoreset="disabled")
+    engine.reset(split="train", instances=list(range(8)))
+    masks = engine.masks.copy()
+    several = masks.sum(axis=1) > 1
+    actions = engine.advise(player)
+    assert several.any()
+    best = np.where(masks, engine.means, -np.inf).argmax(axis=1)
+    np.testing.assert_array_equal(actions[several], best[several])
+
+
+def test_the_retriever_answers_what_was_best_in_similar_instances() -> None:
+    features = np.array([[0.0, 1.0], [0.1, 1.0], [0.2, 1.0], [5.0, 1.0], [5.1, 1.0], [5.2, 1.0]])
+    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.1, 0.2], [0.0, 0.3], [0.9, 0.1]])
+    found = retriever.Retriever(features, scores, 3).best_bases(np.array([[0.05, 1.0], [5.05, 1.0]]))
+    assert found.tolist() == [0, 1]
+    level = load_level(11)
+    described = retriever.descriptions(level, INSTANCES, "full")
+    np.testing.assert_array_equal(retriever.descriptions(level, INSTANCES[2:3], "full")[0], described[2])
+    assert np.unique(described, axis=0).shape[0] == 6
+
+
+def test_several_bases_are_all_tried_or_chosen_by_the_retriever() -> None:
+    from experiments.recipes.demonstrations import demonstrate
+
+    level, bases = load_level(11), "recipe_options.teacher.bases=[fifo,critical_path]"
+    common = ("level=11", bases, "recipe_options.teacher.rollouts=1", "recipe_options.retriever.library=4")
+    counts = []
+    for use in ("false", "true"):
+        options = config(*common, f"recipe_options.retriever.use={use}").recipe_options
+        found = demonstrate(level, Referee(level, 4), options, INSTANCES, "full")
+        counts.append(len(found))
+        assert set(found.bases.tolist()) == {0, 1}
+    assert counts == [12, 4 * 2 + 2]
+
+
+def test_the_plan_of_a_hidden_order_reaches_the_optimum() -> None:
+    from fq_env.oracle import exact_best
+
+    found = teacher.play_plans(load_level(2), INSTANCES[:3], "hidden")
+    assert found.totals.tolist() == [exact_best(2, "train", int(i)) for i in INSTANCES[:3]]
+
+
+# --------------------------------------------------------------------------- learning
+def test_weights_follow_advantages_and_are_one_elsewhere() -> None:
+    advantages = np.array([0.1, 0.3, np.nan, 0.0, 9.0], np.float32)
+    mean = np.nanmean(advantages)
+    expected = [max(0.1, 0.1 / mean), 0.3 / mean, 1.0, 0.1, 9.0 / mean]
+    np.testing.assert_allclose(supervised.weights_of(advantages, True), np.clip(expected, 0.1, 4.0), rtol=1e-6)
+    assert (supervised.weights_of(advantages, False) == 1.0).all()
+
+
+@pytest.mark.parametrize("network", ["mlp", "slots"])
+def test_the_supervised_phase_learns_level_1_to_its_optimum_from_the_teacher_alone(tmp_path: Path, network: str) -> None:
+    options = ("recipe_options.ppo.use=false", f"network={network}", "net_arch=null", "evaluation.validation=64")
+    taught = ("recipe_options.teacher.episodes=800", "recipe_options.supervised.batch_size=32")
+    score = train(config(*SRL, *options, *taught, f"folder={tmp_path / 'run'}"))
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert score == pytest.approx(found["players"]["exact_best"], abs=1e-9)
+    assert found["frames"] == 0
+    shown, learned = found["recipe"]
+    assert (shown["tried"], shown["verdicts"][KEPT]) == (800, 800)
+    assert learned["values"]["supervised/agreement"] == 1.0
+    assert "800 trajectories tried" in (tmp_path / "run" / "report.md").read_text()
+    row = rows(tmp_path / "run")[0]
+    assert float(row["teacher/kept"]) == 800 and float(row["supervised/agreement"]) == 1.0
+
+
+def test_the_controller_pulls_towards_its_target() -> None:
+    net = learner()._net
+
+    def after(kl: float, target: float | None = 0.1) -> float:
+        anchor = Anchor(net, 4, 1.0, target, 0.5)
+        anchor.adapt(kl)
+        return anchor.coefficient
+
+    assert after(0.2) == pytest.approx(1.1) and after(5.0) == pytest.approx(1.1)  # too far: more weight, within bounds
+    assert after(0.05) == pytest.approx(0.9) and after(0.11) == pytest.approx(1.05)
+    assert after(0.1) == after(5.0, None) == 1.0
+
+
+def test_rewards_are_scaled_by_the_spread_of_returns() -> None:
+    rng, scale = np.random.default_rng(0), RewardScale(8, 0.9)
+    returns, seen = np.zeros(8), []
+    for _ in range(50):
+        rewards, dones = rng.normal(1.0, 3.0, 8), rng.random(8) < 0.1
+        returns = returns * 0.9 + rewards
+        seen.append(returns.copy())
+        scaled = scale(rewards, dones)
+        np.testing.assert_allclose(scaled, rewards / np.concatenate(seen).std(), rtol=1e-6)
+        returns[dones] = 0.0
+    again = RewardScale(8, 0.9)
+    again.remember(json.loads(json.dumps(scale.memory())))
+    np.testing.assert_array_equal(again(rewards, dones), scale(rewards, dones))
+
+
+def test_lookahead_around_the_policy_keeps_its_choice_unless_it_is_sure() -> None:
+    options = config("level=11", "recipe_options.rounds.confidence=10").recipe_options.rounds
+    options.candidates, options.least = 3, 0.0
+    model, level = learner("level=11"), load_level(11)
+    around = Around(model, level, options, "full", "potential", 1.0)
+    around.engine.reset(split="train", instances=list(range(around.engine.n)))
+    live = np.arange(around.engine.n)
+    own, _ = model.first_choice(around.engine.obs, around.engine.masks)
+    memory = around.engine.memory.copy()
+    cautious, _ = around.decide(live, 0)
+    options.confidence = 0.0
+    bold, advantages = around.decide(live, 0)
+    np.testing.assert_array_equal(around.engine.memory, memory)
+    assert (cautious != own).sum() < (bold != own).sum()
+    assert (bold[cautious != own] != own[cautious != own]).all()
+    assert around.engine.masks[live, bold].all()
+    assert (advantages[np.isfinite(advantages) & (bold != own)] > 0.0).all()
+    found = around.play(INSTANCES)
+    assert replayed(found, at_least_rule=False).verdicts.tolist() == [KEPT] * 6
+
+
+def test_an_episode_that_is_held_out_stays_so() -> None:
+    few, many = np.repeat(np.arange(0, 40, 2), 3), np.repeat(np.arange(0, 80, 2), 3)
+    held = supervised._held_out(many, 0.2, 5)
+    np.testing.assert_array_equal(supervised._held_out(few, 0.2, 5), held[: len(few)])
+    assert 0.05 < held.mean() < 0.4
+    for share in (0.01, 0.9):
+        assert set(supervised._held_out(np.array([4, 4, 7]), share, 5).tolist()) == {False, True}
+
+
+# --------------------------------------------------------------------------- trainings
+def test_plain_is_what_it_was_whatever_the_options_of_recipes(tmp_path: Path) -> None:
+    train(config(f"folder={tmp_path / 'one'}"))
+    train(
+        config(f"folder={tmp_path / 'two'}", "recipe_options.reward_normaliser=true", "recipe_options.ppo.learning_rate=0.1")
+    )
+    assert_same(tmp_path / "one", tmp_path / "two")
+    assert not (tmp_path / "one" / "recipe").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("recipe_options.reward_normaliser=true",)])
+def test_a_killed_recipe_goes_on_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    """Cut off in either phase and in PPO."""
+    recipe = (*SRL, *OF_11, "checkpoint.every=1", *options)
+    train(config(*recipe, f"folder={tmp_path / 'whole'}"))
+
+    class Cut(Exception):
+        """What a power cut would be."""
+
+    for owner, name in ((verifier, "replay"), (supervised, "learn")):
+        original = getattr(owner, name)
+
+        def cut(*arguments: Any, **named: Any) -> Any:
+            raise Cut
+
+        folder = tmp_path / name
+        monkeypatch.setattr(owner, name, cut)
+        with pytest.raises(Cut):
+            train(config(*recipe, f"folder={folder}"))
+        monkeypatch.setattr(owner, name, original)
+        resume(folder)
+        assert_same(tmp_path / "whole", folder)
+    with pytest.raises(Interrupted):
+        train(config(*recipe, f"folder={tmp_path / 'ppo'}"), on_look=lambda look: os.kill(os.getpid(), signal.SIGTERM))
+    resume(tmp_path / "ppo")
+    assert_same(tmp_path / "whole", tmp_path / "ppo")
+
+
+def test_expert_iteration_learns_from_all_rounds_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = ("recipe_options.rounds.rounds=2", "recipe_options.rounds.episodes=12", "recipe_options.rounds.futures=2")
+    recipe = (*SRL, *OF_11, *rounds, "recipe=expert_iteration", "recipe_options.verifier.at_least_rule=false")
+    train(config(*recipe, f"folder={tmp_path / 'whole'}"))
+    found = json.loads((tmp_path / "whole" / "results.json").read_text())
+    names = [facts["name"] for facts in found["recipe"]]
+    assert names == ["teacher", "supervised 0", "round 1", "supervised 1", "round 2", "supervised 2"]
+    decisions = np.cumsum([facts["decisions"] for facts in found["recipe"] if "decisions" in facts]).tolist()
+    assert [look["frames"] for look in found["validation"]] == decisions
+    assert [facts["tried"] for facts in found["recipe"][::2]] == [48, 12, 12]
+
+    original, calls = phases.Recipe._around, []
+
+    def cut(self: phases.Recipe, number: int) -> Any:
+        calls.append(number)
+        if calls == [1, 2]:
+            raise KeyError("cut")
+        return original(self, number)
+
+    monkeypatch.setattr(phases.Recipe, "_around", cut)
+    with pytest.raises(KeyError):
+        train(config(*recipe, f"folder={tmp_path / 'cut'}"))
+    resume(tmp_path / "cut")
+    assert calls == [1, 2, 2]
+    one, two = (dict(np.load(tmp_path / name / "recipe" / "05-supervised-2.npz")) for name in ("whole", "cut"))
+    for key in one:
+        np.testing.assert_array_equal(one[key], two[key])
+    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+
+
+def test_recipes_play_train_instances_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits: set[str | None] = set()
+    reset = Engine.reset
+
+    def noted(self: Engine, indices: Any = None, *, split: str | None = None, instances: Any = None) -> None:
+        splits.add(split)
+        reset(self, indices, split=split, instances=instances)
+
+    cfg = config("level=11", "recipe_options.rounds.futures=2", "recipe_options.rounds.candidates=2")
+    level, model = load_level(11), learner("level=11")
+    monkeypatch.setattr(Engine, "reset", noted)
+    rule = teacher.base_players(Referee(level, 4), [CALIBRATED])[CALIBRATED]
+    shown = teacher.play(level, lookahead(rule, 1), 0, INSTANCES[:2], "full")
+    Around(model, level, cfg.recipe_options.rounds, "full", "potential", 1.0).play(INSTANCES[:2])
+    retriever.descriptions(level, INSTANCES, "full")
+    replayed(shown)
+    assert splits == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("algo=ppo", "algo=ppo"),
+        ("recipe_options.teacher.bases=[]", "teacher.bases"),
+        ("recipe_options.supervised.batch_size=4096", "supervised.batch_size=4096"),
+        ("recipe_options.supervised.use=false", "supervised.use=false"),
+        ("recipe_options.kl.target=0", "kl.target=0"),
+        ("recipe_options.ppo.learning_rate=2", "ppo.learning_rate=2"),
+        ("recipe_options.rounds.candidates=1", "rounds.candidates=1"),
+        ("recipe=magic", "recipe=magic"),
+    ],
+)
+def test_a_wrong_option_is_named(override: str, says: str) -> None:
+    with pytest.raises(ExperimentError, match=says.replace("[", r"\[")):
+        config(*SRL, override)
+
+
+def test_a_wrong_base_player_is_named() -> None:
+    with pytest.raises(ExperimentError, match="fifo/x"):
+        teacher.base_players(Referee(load_level(11), 4), ["fifo/x"])
