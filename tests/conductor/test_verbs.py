@@ -188,6 +188,17 @@ def test_an_input_that_is_gone_is_made_again(write_workflow: Write) -> None:
     assert [call.result for call in of(report, "b")] == ["ok", "ok"]
 
 
+def test_a_twin_takes_over_the_output(write_workflow: Write) -> None:
+    """One place, so that the second of two equal tasks is ready when the first is done: it is not called at all."""
+    workflow = small_workflow()
+    workflow["system"]["pools"]["cpu"]["places"] = 1
+    for task in workflow["tasks"][1:3]:
+        task |= {"content": 1, "args": {"number": 1}}
+    report = run(write_workflow(workflow))
+    assert report.status == "solved" and output_of(Path(report.folder), report.outputs["c"]) == 100 + 2 * (10 + 1)
+    assert len(of(report, "a1")) + len(of(report, "a2")) == 1
+
+
 @pytest.mark.parametrize("horizon", [None, 1000.0])
 def test_a_run_that_cannot_go_on_fails_at_once(
     write_workflow: Write, capsys: pytest.CaptureFixture[str], horizon: float | None
