@@ -189,12 +189,14 @@ def columns(level: Level) -> str:
 
 def score(level: Level) -> str:
     """The score's formula with the level's weights, and the pass mark."""
-    weights = level.score.model_dump()
+    weights = level.score.model_dump(exclude={"late"})
     bonus = " + ".join(f"{value:g}·{name}" for name, value in weights.items() if value)
     ignored = [name for name, value in weights.items() if not value]
     text = f"`total = base × (1 + {bonus}) / {1 + sum(weights.values()):g}`"
     if ignored:
         text += f"; {' and '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no weight here"
+    if level.score.late < 1.0:
+        text += f"; the quality of what comes after the deadline counts {level.score.late:g}"
     return (
         f"{text}. The parts are defined on [the rule page](../../fq_env/README.md), section 4. The level counts as solved "
         f"from perf **{level.pass_mark:g}** on (0 = random, 1 = the best known)."

@@ -182,7 +182,7 @@ def test_levels_and_exposures_of_a_training() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("level=15-19",), "names no level; there are 1,"),
+        (("level=19-20",), "names no level; there are 1,"),
         (("level=[1,77]",), "level 77 does not exist"),
         (("level=[1,2,3]", "n_envs=2", "batch_size=32"), "n_envs=2: 3 levels need at least as many environments"),
         (("level=[1,2]", "curriculum=best"), "curriculum=best: must be one of staged, uniform, plr"),

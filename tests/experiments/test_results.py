@@ -139,7 +139,7 @@ def test_the_code_of_a_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         (11, ["11"]),
         ([1, 11, 1], ["1", "11"]),
         ("1-3,11", ["1", "2", "3", "11"]),
-        ("7-11", ["7", "11"]),
+        ("7-11", ["7", "8", "9", "10", "11"]),
         ("all", [str(n) for n in LEVELS]),
         ("a/b.yaml,2", ["a/b.yaml", "2"]),
     ],
