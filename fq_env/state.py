@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fq_env.sizes import MAX_ALTERNATIVES, MAX_BLUEPRINTS, MAX_GOALS, MAX_PLANS
+from fq_env.sizes import MAX_ALTERNATIVES, MAX_BLUEPRINTS, MAX_GATES, MAX_GOALS, MAX_PLANS
 from pit.compiled import record_at, table
 from pit.layout import MAX_POOLS
 from pit.state import EVENT, INDEX
@@ -60,6 +60,9 @@ LEVEL = _record(
         ("crowded", "f8", (MAX_POOLS,)),  # share of windows in which other tenants take places of it
         ("domains", "i8", (MAX_POOLS,)),  # pools of one fault domain are out together
         ("drift", "f8", (MAX_POOLS,)),  # chance that a pool decays
+        ("gates", "i8", (MAX_GATES, 4)),  # variant, pool (-1 = none), places that must be free, model
+        ("gate_after", "f8", (MAX_GATES,)),  # of a call's duration, after which it fails at the closed gate
+        ("n_gates", "i8"),
         ("any_outage", "i8"),
         ("any_drift", "i8"),
         ("any_crowd", "i8"),
@@ -142,6 +145,7 @@ WORLD = _record(
         ("refreshes", "i8"),
         ("decayed_calls", "i8"),
         ("echo_calls", "i8"),
+        ("gated_calls", "i8"),
         ("busy", "f8"),  # us of calls under way, all together
         ("critical_wait", "f8"),  # us that tasks on the critical path were ready before they began
         ("critical_quality", "f8"),  # sum over calls on the critical path
@@ -172,7 +176,8 @@ GOAL = _record(
         ("needed", "i4"),  # no run succeeds without it
     ]
 )
-DUE = _record([("when", "i8"), ("event", EVENT), ("task", "i4")])  # what will happen at `when`, us; -1 = about no task
+# What will happen at `when`, us; task -1: about no task; gate: the number from 1 on of the closed one that the call met, 0 = none.
+DUE = _record([("when", "i8"), ("event", EVENT), ("task", "i4"), ("gate", "i4")])
 LOAD_TRUTH = _record([("mean", "f8"), ("count", "i8")])
 EDGE = _record([("source", "i2"), ("target", "i2"), ("soft", "i2")])  # soft as written
 GIVEN = _record(  # a task of a fixed workflow
@@ -186,6 +191,7 @@ EPISODE = _record(
     + [(name, "i8") for name in ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds")]
     + [(name, "i8") for name in ("poor_calls", "hedges", "cancels", "queued", "skips", "short", "stragglers")]
     + [(name, "i8") for name in ("outage_calls", "stale_calls", "refreshes", "reused", "late", "decayed_calls", "echo_calls")]
+    + [("gated_calls", "i8")]
     + [("instance_seed", "u8"), ("split", "i8"), ("instance", "i8"), ("level", "i8"), ("status", "i8")]
 )
 ADDRESSES = (
