@@ -89,8 +89,8 @@ def check_gates(level: Level) -> None:
             most = max(v.units if v.pool == gate.pool else v.also.get(gate.pool, 0) for v in calls)
             if gate.free > places - most:
                 raise ValueError(
-                    f"gates.{k}.free is {gate.free}, but of {places} places of {gate.pool!r} such a call leaves {places - most}: "
-                    "it would never open; ask for fewer"
+                    f"gates.{k}.free is {gate.free}, but of {places} places of {gate.pool!r} such a call leaves "
+                    f"{places - most}: it would never open; ask for fewer"
                 )
         elif gate.model not in (served := _served(level)):
             raise ValueError(f"gates.{k} names the model {gate.model!r}, which nothing loads; name one of {', '.join(served)}")
@@ -98,13 +98,13 @@ def check_gates(level: Level) -> None:
 
 def _served(level: Level) -> list[str]:
     """The models that some usable variant has in every instance."""
-    system, draw = level.system, level.draw
-    used = {v.model for name, f in system.functions.items() for k, v in f.variants() if k in system.usable(name)}
-    if draw.models is not None:  # standard variants are dealt these
-        dealt = list(system.models)[: draw.models[0]]
-        others = {v.model for name, f in system.functions.items() for k, v in f.variants() if k != "standard" and k in system.usable(name)}
-        used = {*dealt, *others}
-    return [name for name in system.models if name in used]
+    system, dealt = level.system, level.draw.models
+    usable = {name: system.usable(name) for name in system.functions}
+    used = [(k, v.model) for name, f in system.functions.items() for k, v in f.variants() if k in usable[name]]
+    found = {model for k, model in used if dealt is None or k != "standard"}
+    if dealt is not None:  # standard variants are dealt the first ones
+        found |= set(list(system.models)[: dealt[0]])
+    return [name for name in system.models if name in found]
 
 
 def _check_sizes(level: Level) -> None:

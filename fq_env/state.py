@@ -176,7 +176,7 @@ GOAL = _record(
         ("needed", "i4"),  # no run succeeds without it
     ]
 )
-# What will happen at `when`, us; task -1: about no task; gate: the number from 1 on of the closed one that the call met, 0 = none.
+# What will happen at `when`, us; task -1: about no task; gate: the closed one that the call met, counted from 1, 0 = none.
 DUE = _record([("when", "i8"), ("event", EVENT), ("task", "i4"), ("gate", "i4")])
 LOAD_TRUTH = _record([("mean", "f8"), ("count", "i8")])
 EDGE = _record([("source", "i2"), ("target", "i2"), ("soft", "i2")])  # soft as written
