@@ -77,9 +77,10 @@ def check_gates(level: Level) -> None:
         if (gate.pool is None) == (gate.model is None):
             raise ValueError(f"gates.{k} must name either a pool (with `free`) or a model")
         guarded = [f.variants() for name, f in system.functions.items() if gate.verb in system.usable(name)]
-        calls = [v for variants in guarded for name, v in variants if name == gate.verb]
+        calls = [v for variants in guarded for name, v in variants if name == gate.verb and gate.at in (None, v.pool)]
         if not calls:
-            raise ValueError(f"gates.{k}.verb is {gate.verb!r}, which no function can use; name another variant")
+            where = "" if gate.at is None else f" in pool {gate.at!r}"
+            raise ValueError(f"gates.{k}.verb is {gate.verb!r}, which no function can use{where}; name another variant")
         if gate.pool is not None:
             if gate.pool not in system.pools:
                 raise ValueError(f"gates.{k} names the pool {gate.pool!r}; known are {', '.join(system.pools)}")

@@ -130,9 +130,11 @@ class Draw(Strict):
 
 class Gate(Strict):
     """A door that opens only in a certain state of the infrastructure: without `free` places of the pool left, or without a
-    loaded copy of the model, calls of this variant fail after a share `after` of their duration. Nobody is told."""
+    loaded copy of the model, calls of this variant (`at`: in this pool alone) fail after a share `after` of their duration.
+    Nobody is told."""
 
     verb: Literal["lite", "standard", "premium"]
+    at: str | None = None
     pool: str | None = None
     free: int = Field(default=1, ge=1, le=MAX_PLACES)
     model: str | None = None

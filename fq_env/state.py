@@ -60,7 +60,7 @@ LEVEL = _record(
         ("crowded", "f8", (MAX_POOLS,)),  # share of windows in which other tenants take places of it
         ("domains", "i8", (MAX_POOLS,)),  # pools of one fault domain are out together
         ("drift", "f8", (MAX_POOLS,)),  # chance that a pool decays
-        ("gates", "i8", (MAX_GATES, 4)),  # variant, pool (-1 = none), places that must be free, model
+        ("gates", "i8", (MAX_GATES, 5)),  # variant, its pool (-1 = any), pool (-1 = none), places that must be free, model
         ("gate_after", "f8", (MAX_GATES,)),  # of a call's duration, after which it fails at the closed gate
         ("n_gates", "i8"),
         ("any_outage", "i8"),

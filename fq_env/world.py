@@ -91,7 +91,7 @@ def begin_call(s, w, L, k):
     quality = -1.0
     w.calls += 1
     w.cold_starts += c.cold
-    gate = closed_gate(s, L, np.int64(c.variant)) if L.n_gates > 0 else 0
+    gate = closed_gate(s, L, c) if L.n_gates > 0 else 0
     if gate > 0:
         error = ERR_PRECONDITION
         elapsed = max(1, np.int64(elapsed * L.gate_after[gate - 1]))
@@ -125,16 +125,17 @@ def begin_call(s, w, L, k):
 
 
 @kernel
-def closed_gate(s, L, k):
-    """The first gate of variant k that is closed now, counted from 1; 0 if none is."""
+def closed_gate(s, L, c):
+    """The first gate before call c that is closed now, counted from 1; 0 if none is."""
     for g in range(L.n_gates):
-        if L.gates[g, 0] == k:
-            p = L.gates[g, 1]
+        at = L.gates[g, 1]
+        if L.gates[g, 0] == c.variant and (at < 0 or at == c.pool):
+            p = L.gates[g, 2]
             if p >= 0:
                 pool = s.pools[p]
-                if pool.places - pool.busy - pool.tenants < L.gates[g, 2]:  # below 0 where tenants came late: as if 0
+                if pool.places - pool.busy - pool.tenants < L.gates[g, 3]:
                     return g + 1
-            elif not is_loaded(s, L.gates[g, 3]):
+            elif not is_loaded(s, L.gates[g, 4]):
                 return g + 1
     return 0
 
