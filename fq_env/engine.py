@@ -151,9 +151,9 @@ def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
     for name, table in (("outage", "outages"), ("crowd", "crowded"), ("drift", "drift")):
         row[f"any_{name}"] = row[table].any()
     for k, gate in enumerate(level.gates):
-        at, pool = (-1 if name is None else list(level.system.pools).index(name) for name in (gate.at, gate.pool))
-        model = -1 if gate.model is None else list(level.system.models).index(gate.model)
-        row["gates"][0, k] = VARIANTS.index(gate.verb), at, pool, gate.free, model
+        at, room = (-1 if name is None else list(level.system.pools).index(name) for name in (gate.at, gate.pool))
+        asked = -1 if gate.model is None else list(level.system.models).index(gate.model)
+        row["gates"][0, k] = VARIANTS.index(gate.verb), at, room, gate.free, asked
         row["gate_after"][0, k] = gate.after
     row["n_gates"] = len(level.gates)
     row["earlier"][0, : len(draw.earlier)] = draw.earlier
