@@ -11,9 +11,22 @@ from numba import uint64
 
 from fq_env.families import draw_echoes, draw_graph, draw_stream
 from fq_env.generation import draw_drift, draw_order, draw_physics
-from fq_env.randomness import ARRIVALS, DURATIONS, FAILURES, LOADS, OUTAGES, PLAYER, STRAGGLERS, TENANTS, WORKFLOW, mix, uniform
+from fq_env.randomness import (
+    ARRIVALS,
+    DURATIONS,
+    FAILURES,
+    LOADS,
+    OUTAGES,
+    PLAYER,
+    SIZES,
+    STRAGGLERS,
+    TENANTS,
+    WORKFLOW,
+    mix,
+    uniform,
+)
 from fq_env.scoring import (
-    artifact_lost,
+    artifacts_lost,
     base_in_time,
     bounds,
     deliverable_at_first,
@@ -51,6 +64,7 @@ from pit.layout import (
     ON,
     REFRESH,
     SOLVED,
+    TIER_GONE,
     WAIT,
 )
 from pit.observation import encode
@@ -84,6 +98,7 @@ def begin(s, w, L, exposure):
     w.outages = mix(w.instance_seed, OUTAGES)
     w.tenants = mix(w.instance_seed, TENANTS)
     w.arrivals = mix(w.instance_seed, ARRIVALS)
+    w.sizes = mix(w.instance_seed, SIZES)
     w.branch = NEVER
     for i in range(s.n_tasks):  # the template counts the most tasks that the level can have
         clean(s, i)
@@ -136,6 +151,9 @@ def begin(s, w, L, exposure):
     w.decayed_calls = 0
     w.echo_calls = 0
     w.gated_calls = 0
+    w.fetches = 0
+    w.moved = 0
+    w.deleted = 0
     w.defers = 0
     w.overflow = 0
     w.busy = 0.0
@@ -174,6 +192,7 @@ def clean(s, i):
     t.priority = 0
     t.touched = 0
     artifact(s, i).hint = 0.0
+    artifact(s, i).tier = TIER_GONE
 
 
 @kernel
@@ -209,7 +228,7 @@ def decide(s, w, L, action, kind):
     act(s, action)
     if again >= 0 and s.waiting == 0 and s.warnings == warned:
         w.refreshes += 1
-        artifact_lost(s, w, again)
+        artifacts_lost(s, w, again)
     if action == DEFER:
         w.defers += s.waiting == 0 and s.warnings == warned
     w.waits += s.waiting
@@ -266,6 +285,9 @@ def report(s, w, L, out):
     out.decayed_calls = w.decayed_calls
     out.echo_calls = w.echo_calls
     out.gated_calls = w.gated_calls
+    out.fetches = w.fetches
+    out.moved = w.moved
+    out.deleted = w.deleted
     out.reused = s.reused
     out.workflows = s.n_flows
     out.defers = w.defers

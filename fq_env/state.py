@@ -29,7 +29,7 @@ _RANGES = (
     "money", "rate", "straggler_rate", "straggler_factor", "optional", "any_join", "echoes", "crowd", "fresh", "deadline",
     "onset", "drift_factor", "load", "gap_cv",
 )  # fmt: skip
-_WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "priorities", "distractors", "workflows")
+_WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "priorities", "distractors", "size", "workflows")
 LEVEL = _record(
     [(name, "f8", (2,)) for name in _RANGES]
     + [(name, "i8", (2,)) for name in _WHOLES]
@@ -100,6 +100,7 @@ WORLD = _record(
         ("outages", "u8"),
         ("tenants", "u8"),
         ("arrivals", "u8"),
+        ("sizes", "u8"),
         ("outages_later", "u8"),  # of windows that begin after `branch`: another future has its own
         ("tenants_later", "u8"),
         ("branch", "i8"),  # us
@@ -152,6 +153,9 @@ WORLD = _record(
         ("decayed_calls", "i8"),
         ("echo_calls", "i8"),
         ("gated_calls", "i8"),
+        ("fetches", "i8"),
+        ("moved", "i8"),
+        ("deleted", "i8"),
         ("defers", "i8"),
         ("overflow", "i8"),  # decisions after which an open task found no slot
         ("busy", "f8"),  # us of calls under way, all together
@@ -183,6 +187,7 @@ GOAL = _record(
         ("best", "f8"),  # quality of the output: reached, or still reachable
         ("stale", "i4"),  # `best` must be computed again
         ("done_at", "i8"),  # us, when the task was done last
+        ("done", "i4"),  # as what is left knows it
         ("needed", "i4"),  # no run succeeds without it
     ]
 )
@@ -211,7 +216,7 @@ EPISODE = _record(
     + [(name, "i8") for name in ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds")]
     + [(name, "i8") for name in ("poor_calls", "hedges", "cancels", "queued", "skips", "short", "stragglers")]
     + [(name, "i8") for name in ("outage_calls", "stale_calls", "refreshes", "reused", "late", "decayed_calls", "echo_calls")]
-    + [("gated_calls", "i8")]
+    + [(name, "i8") for name in ("gated_calls", "fetches", "moved", "deleted")]
     + [("flow", "f8"), ("slowdown", "f8"), ("workflows", "i8"), ("defers", "i8"), ("overflow", "i8")]
     + [("instance_seed", "u8"), ("split", "i8"), ("instance", "i8"), ("level", "i8"), ("status", "i8")]
 )
@@ -247,7 +252,16 @@ sink = table(WORLD, "sink_at", INDEX)  # required sinks
 
 
 def world_tables(
-    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, flows: int, follows: bool, twins: bool
+    tasks: int,
+    edges: int,
+    functions: int,
+    models: int,
+    copies: int,
+    places: int,
+    flows: int,
+    follows: bool,
+    twins: bool,
+    store: bool,
 ) -> tuple[dict[str, int], int]:
     """Offsets of the world's tables behind its record, and the bytes of both (a multiple of 64)."""
     rows = (

@@ -28,9 +28,11 @@ from pit.layout import (
     RUNNING,
     SOLVED,
     STANDARD,
+    TIER_GONE,
 )
 from pit.slot_key import key_of
 from pit.state import artifact, call, flow, model, near, predecessor, ready, successor, task, variant
+from pit.tiers import move
 
 
 @kernel
@@ -461,8 +463,50 @@ def lose_input(s, i):
 
 @kernel
 def run_again(s, found):
-    """Done task `found` must run once more, and nothing else: its successors lack it again."""
+    """Done task `found` must run once more, and with it only what it was made from and is gone since."""
+    undo(s, found)
+    if s.any_store == 1:
+        task(s, found).touched = 1
+        for i in range(found, -1, -1):
+            t = task(s, i)
+            if t.touched == 1:
+                t.touched = 0
+                if i != found:
+                    undo(s, i)
+                touch_gone(s, t)
+
+
+@kernel
+def touch_gone(s, t):
+    """Marks the inputs of task t that are done and whose artifacts are gone; of alternatives one, if none is left."""
+    first = -1
+    for e in range(t.pred_from, t.pred_to):
+        j = np.int64(predecessor(s, e).task)
+        if task(s, j).state == DONE and artifact(s, j).tier == TIER_GONE:
+            if t.join_any == 0:
+                task(s, j).touched = 1
+            elif first < 0 or j < first:
+                first = j
+    if first >= 0 and not has_input(s, t, -1):
+        task(s, first).touched = 1
+
+
+@kernel
+def has_input(s, t, but):
+    """Whether an input of task t other than `but` is done and its artifact is still there."""
+    for e in range(t.pred_from, t.pred_to):
+        j = np.int64(predecessor(s, e).task)
+        if j != but and task(s, j).state == DONE and (s.any_store == 0 or artifact(s, j).tier < TIER_GONE):
+            return True
+    return False
+
+
+@kernel
+def undo(s, found):
+    """Done task `found` must run once more: its successors lack it again."""
     t = task(s, found)
+    if s.any_store == 1:
+        move(s, found, TIER_GONE)
     flows.take_share(s, t, 1.0)
     s.required_left += t.required
     flow(s, t.flow).required_left += t.required
@@ -472,11 +516,7 @@ def run_again(s, found):
         if o.join_any == 0:
             o.open_inputs += 1
         else:
-            o.open_inputs = 1
-            for f in range(o.pred_from, o.pred_to):
-                k = np.int64(predecessor(s, f).task)
-                if k != found and task(s, k).state == DONE:
-                    o.open_inputs = 0
+            o.open_inputs = 0 if has_input(s, o, found) else 1
         if o.state == READY and o.open_inputs > 0:
             leave_ready(s, j)
             o.state = BLOCKED

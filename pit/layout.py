@@ -85,12 +85,16 @@ TASK_CLASSES = ("plain", "held", "queued", "running")  # what an open task's slo
 PLAIN, HELD, QUEUED, OVERDUE = range(4)
 COPY_STATES = ("idle", "loading", "warm", "active", "cooldown")
 IDLE, LOADING, WARM, ACTIVE, COOLDOWN = range(5)
+TIERS = ("hot", "warm", "cold", "gone")  # where an artifact lies
+TIER_HOT, TIER_WARM, TIER_COLD, TIER_GONE = range(4)
 STATUSES = ("running", "solved", "failed", "expired")
 ON, SOLVED, FAILED, EXPIRED = range(4)
 OUTCOMES = ("none", "warm_start", "cold_start", "queued", "blocked", "failed", "denied", "waited")
 OUT_NONE, OUT_WARM, OUT_COLD, OUT_QUEUED, OUT_BLOCKED, OUT_FAILED, OUT_DENIED, OUT_WAITED = range(8)
 
 # --------------------------------------------------------------------------- constants of the rules
+TOLD_ROWS = 64  # where artifacts lie is told while fewer than 2 x tasks + so many commands wait to be carried out
+NEED_READY, NEED_NEAR, NEED_LATER = 4, 2, 1  # what a reader counts that is ready, near, or neither
 PRIOR_COUNT = 2.0  # pseudo-observations behind every running ratio
 PRIOR_SQUARE = PRIOR_COUNT * (1.0 + 0.25 * 0.25)  # their summed squares: a spread of a quarter
 EWMA = 0.1  # weight of the newest outcome in failure and error averages
@@ -150,7 +154,13 @@ SLOT_FEATURES = (
         1,
         HIDDEN,
     ),
-    Feature("influence", "x / (x + 1), x = influence(head) x tasks of its workflow: what its quality means for the required sinks", 0, 1, HIDDEN),
+    Feature(
+        "influence",
+        "x / (x + 1), x = influence(head) x tasks of its workflow: what its quality means for the required sinks",
+        0,
+        1,
+        HIDDEN,
+    ),
     Feature("duration", "sq(est(standard))", 0, 1, HIDDEN),
     Feature("spread", "clip(spread(standard) / est(standard), 0, 1)", 0, 1, HIDDEN),
     Feature("delay_lite", "-1 if lite is not usable, else sq(delay(lite))", -1, 1, PARTIAL),
