@@ -11,7 +11,19 @@ from numba import uint64
 
 from fq_env.families import draw_echoes, draw_graph, draw_stream
 from fq_env.generation import draw_drift, draw_order, draw_physics
-from fq_env.randomness import ARRIVALS, DURATIONS, FAILURES, LOADS, OUTAGES, PLAYER, STRAGGLERS, TENANTS, WORKFLOW, mix, uniform
+from fq_env.randomness import (
+    ARRIVALS,
+    DURATIONS,
+    FAILURES,
+    LOADS,
+    OUTAGES,
+    PLAYER,
+    STRAGGLERS,
+    TENANTS,
+    WORKFLOW,
+    mix,
+    uniform,
+)
 from fq_env.scoring import (
     artifact_lost,
     base_in_time,
@@ -417,8 +429,8 @@ def look_ahead(e, i, s, w, L):
 
 @kernel
 def roll_out(e, i, s, w, L, action, future, spare):
-    """The total of the episode if `action` is taken now and the engine's rule plays on, in a future of its own; where the level
-    cuts futures short, what can then still be reached."""
+    """The total of the episode if `action` is taken now and the engine's rule plays on, in a future of its own; what can still
+    be reached where the level cuts futures short."""
     copy_bytes(spare, address_of(s), e.stride)
     t = pit_at(spare)
     u = world_at(spare + t.size)

@@ -168,8 +168,8 @@ class Given(Strict):
 class Stream(Strict):
     """Several workflows on one system, each drawn as the rest of `workflow` says.
 
-    `load`: the least work of a workflow over what all places can do in the mean gap until the next one arrives. `gap_cv`: of the
-    gaps. `weights`: of flow times, one is drawn for each workflow.
+    `load`: the least work of a workflow over what all places can do in the mean gap until the next one arrives. `gap_cv`: of
+    the gaps. `weights`: of flow times, one is drawn for each workflow.
     """
 
     workflows: Annotated[tuple[Flows, Flows], AfterValidator(_ordered)]

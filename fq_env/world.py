@@ -8,7 +8,19 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from fq_env.randomness import ARRIVALS, DRIFT, DURATIONS, FAILURES, LOADS, OUTAGES, STRAGGLERS, TENANTS, mix, to_noise, to_uniform
+from fq_env.randomness import (
+    ARRIVALS,
+    DRIFT,
+    DURATIONS,
+    FAILURES,
+    LOADS,
+    OUTAGES,
+    STRAGGLERS,
+    TENANTS,
+    mix,
+    to_noise,
+    to_uniform,
+)
 from fq_env.scoring import artifact_lost, gap, mean_gap, task_done
 from fq_env.state import due, goal, load_truth, span, truth
 from pit.automation import find_call
