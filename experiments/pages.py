@@ -23,7 +23,7 @@ from fq_env.level_files import LEVELS
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from fq_env.level import Level
+    from fq_env.level import Gate, Level
     from fq_env.workflows import Workflow
 
 NOT_MEASURED = "Not measured yet."
@@ -114,6 +114,8 @@ def world(level: Level) -> str:
         ]
     if chosen(level.draw):
         parts += ["**Drawn for every instance**", explained(level.draw, DRAWS)]
+    if level.gates:
+        parts += ["**Gates**, never shown", *(f"* {gate_words(gate)}" for gate in level.gates)]
     parts.append(f"An episode expires at {level.horizon:g} × the lower bound and is truncated after {level.max_steps} steps.")
     return "\n\n".join(parts)
 
@@ -145,6 +147,13 @@ def order(level: Level) -> str:
         if any(cells):
             rows.append([name, *(cell or "–" for cell in cells)])
     return table(["function", "needs", "waits for or skips", "prefers", "spoils"], rows)
+
+
+def gate_words(gate: Gate) -> str:
+    """When a gate opens, and what becomes of a call that finds it closed."""
+    where = "" if gate.at is None else f" in {gate.at}"
+    state = f"a copy of {gate.model} is loaded" if gate.pool is None else f"{gate.pool} has {gate.free} more free"
+    return f"`{gate.verb}`{where} works only while {state}; else it fails after {gate.after:g} of its duration."
 
 
 def action_table(level: Level) -> str:

@@ -147,6 +147,7 @@ def begin(s, w, L, exposure):
     w.refreshes = 0
     w.decayed_calls = 0
     w.echo_calls = 0
+    w.gated_calls = 0
     w.defers = 0
     w.overflow = 0
     w.busy = 0.0
@@ -276,6 +277,7 @@ def report(s, w, L, out):
     out.refreshes = w.refreshes
     out.decayed_calls = w.decayed_calls
     out.echo_calls = w.echo_calls
+    out.gated_calls = w.gated_calls
     out.reused = s.reused
     out.workflows = s.n_flows
     out.defers = w.defers

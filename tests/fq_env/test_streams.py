@@ -24,8 +24,9 @@ def stream_level(workflows: int, **draw: Any) -> Level:
     }
     return Level.model_validate(
         {
-            "number": 90, "name": "stream", "title": "Stream", "teaching": "-", "hint": "-", "probe": "slowdown", "pass_mark": 0.5,
-            "exposure": "full", "horizon": 40, "max_steps": 5000, "score": {"efficiency": 0, "stability": 0, "optimization": 2},
+            "number": 90, "name": "stream", "title": "Stream", "teaching": "-", "hint": "-", "probe": "slowdown",
+            "pass_mark": 0.5, "exposure": "full", "horizon": 40, "max_steps": 5000,
+            "score": {"efficiency": 0, "stability": 0, "optimization": 2},
             "system": {"verbs": ["standard", "defer"], "pools": {"crew": {"places": 4}}, "functions": functions},
             "workflow": {
                 "shapes": {"layered": 2, "pipelines": 2, "fork_join": 1}, "tasks": [4, 24], "width": [3, 6],
