@@ -17,7 +17,7 @@ from omegaconf import MISSING
 from experiments import cli, readme
 from experiments.errors import ExperimentError
 from experiments.files import read_json, write_text, write_with
-from experiments.page_words import DRAWS, ORDERS, POLICIES, VERBS, WORKFLOWS
+from experiments.page_words import DRAWS, ORDERS, POLICIES, STREAMS, VERBS, WORKFLOWS
 from fq_env.level_files import LEVELS
 
 if TYPE_CHECKING:
@@ -126,7 +126,9 @@ def workflow(drawn: Workflow) -> list[str]:
         tasks = drawn.given.tasks
         inputs = sum(len(task.inputs) for task in tasks)
         return [f"One given workflow of {len(tasks)} tasks and {inputs} edges; its durations are {drawn.given.durations}."]
-    parts = [explained(drawn, WORKFLOWS, ("given", "blueprints"))]
+    parts = [explained(drawn, WORKFLOWS, ("given", "blueprints", "stream"))]
+    if drawn.stream is not None:
+        parts += ["**Stream** of such workflows", explained(drawn.stream, STREAMS)]
     for name, blueprint in drawn.drawn().items():
         rows = [[stage, str(s.count), s.function or "drawn", shown(s.after) or "–"] for stage, s in blueprint.stages.items()]
         parts += [f"Stages of `{name}`:", table(["stage", "tasks", "function", "after"], rows)]
@@ -191,7 +193,7 @@ def columns(level: Level) -> str:
         rows.append([title, str(len(own)), ", ".join(f"`{name}`" for name in own) or "–"])
     text = (
         f"`Box(-1, 1, ({layout.N_OBSERVATION},), float32)`, exposure **{level.exposure}**: {int(live.sum())} columns can be "
-        f"other than 0 (by exposure: {counts}). Formulas: [the rule book](../../pit/README.md), section 7."
+        f"other than 0 (by exposure: {counts}). Formulas: [the rule book](../../pit/README.md), section 9."
     )
     return f"{text}\n\n{table(['block', 'live', 'features'], rows)}"
 

@@ -441,16 +441,18 @@ def look_ahead(e, i, s, w, L):
 
 @kernel
 def roll_out(e, i, s, w, L, action, future, spare):
-    """The total of the episode if `action` is taken now and the engine's rule plays on, in a future of its own."""
+    """The total of the episode if `action` is taken now and the engine's rule plays on, in a future of its own; what can still
+    be reached where the level cuts futures short."""
     copy_bytes(spare, address_of(s), e.stride)
     t = pit_at(spare)
     u = world_at(spare + t.size)
     another_future(t, u, L, future)
     limit = e.max_steps if e.max_steps > 0 else L.max_steps
+    cut = u.steps + L.depth if L.depth > 0 else limit
     decide(t, u, L, action, POTENTIAL)
-    while t.status == ON and u.steps < limit:
+    while t.status == ON and u.steps < min(limit, cut):
         decide(t, u, L, by_rule(e, i, t), POTENTIAL)
-    return u.phi if t.status != ON else 0.0
+    return u.phi if t.status != ON or u.steps < limit else 0.0
 
 
 @kernel

@@ -170,6 +170,9 @@ class Level(Strict):
     score: Weights
     horizon: float = Field(gt=1, le=1e4, allow_inf_nan=False, description="multiple of the lower bound at which it expires")
     max_steps: int = Field(ge=1, le=1_000_000_000)
+    lookahead_depth: int = Field(
+        default=0, ge=0, le=1_000_000, description="decisions after which lookahead takes what is still reachable; 0: never"
+    )
     history: list[str] = Field(default_factory=list, description="what each version of the environment changed")
     training: dict[str, Any] = Field(default_factory=dict)
 

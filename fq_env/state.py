@@ -81,6 +81,7 @@ LEVEL = _record(
         ("n_goals", "i8"),
         ("order_hidden", "i8"),
         ("max_steps", "i8"),
+        ("depth", "i8"),  # decisions after which lookahead cuts a future short; 0 = it is played to its end
         ("number", "i8"),
         ("key", "u8"),  # seed of the level's named instances
         ("template", "i8"),  # address of a Pit with the level's system, before any draw

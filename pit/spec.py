@@ -105,8 +105,8 @@ class FetchSpec(Strict):
 
 
 class StoreSpec(Strict):
-    """Where outputs lie: bytes of the hot, the warm and the cold tier (none: unlimited). What is worth least goes down; what no
-    unfinished task reads is deleted where the cold tier is full."""
+    """Where outputs lie: bytes of the hot, the warm and the cold tier (none: unlimited). What is worth least goes down; where
+    the cold tier is full, what no unfinished task reads is deleted."""
 
     hot: Bytes
     warm: Bytes | None = None
