@@ -478,27 +478,11 @@ def run_again(s, found):
 
 @kernel
 def touch_gone(s, t):
-    """Marks the inputs of task t that are done and whose artifacts are gone; of alternatives one, if none is left."""
-    first = -1
+    """Marks the inputs of task t that are done and whose artifacts are gone."""
     for e in range(t.pred_from, t.pred_to):
-        j = np.int64(predecessor(s, e).task)
+        j = predecessor(s, e).task
         if task(s, j).state == DONE and artifact(s, j).tier == TIER_GONE:
-            if t.join_any == 0:
-                task(s, j).touched = 1
-            elif first < 0 or j < first:
-                first = j
-    if first >= 0 and not has_input(s, t, -1):
-        task(s, first).touched = 1
-
-
-@kernel
-def has_input(s, t, but):
-    """Whether an input of task t other than `but` is done and its artifact is still there."""
-    for e in range(t.pred_from, t.pred_to):
-        j = np.int64(predecessor(s, e).task)
-        if j != but and task(s, j).state == DONE and (s.any_store == 0 or artifact(s, j).tier < TIER_GONE):
-            return True
-    return False
+            task(s, j).touched = 1
 
 
 @kernel
@@ -516,7 +500,11 @@ def undo(s, found):
         if o.join_any == 0:
             o.open_inputs += 1
         else:
-            o.open_inputs = 0 if has_input(s, o, found) else 1
+            o.open_inputs = 1
+            for f in range(o.pred_from, o.pred_to):
+                k = np.int64(predecessor(s, f).task)
+                if k != found and task(s, k).state == DONE:
+                    o.open_inputs = 0
         if o.state == READY and o.open_inputs > 0:
             leave_ready(s, j)
             o.state = BLOCKED
