@@ -259,7 +259,7 @@ def task_done(s, w, L, i):
     t = task(s, i)
     g = goal(w, i)
     g.done_at = s.now
-    g.done = 1
+    g.done = t.version
     if s.order_hidden == 1 and L.n_plans[w.goal_index] > 1:
         cheapest_plan(s, w, L)
     elif g.needed == 1:
@@ -281,9 +281,12 @@ def artifact_lost(s, w, i):
 @kernel
 def artifacts_lost(s, w, first):
     """Task `first` must run again, and with it what it was made from as far as that was deleted since."""
-    for i in range(first, -1 if s.any_store == 1 else first - 1, -1):
-        if goal(w, i).done == 1 and task(s, i).state != DONE:
-            artifact_lost(s, w, i)
+    artifact_lost(s, w, first)
+    if s.any_store == 1:
+        for i in range(first - 1, -1, -1):
+            t = task(s, i)
+            if goal(w, i).done > 0 and (t.state != DONE or t.version != goal(w, i).done):  # or a twin's output came at once
+                artifact_lost(s, w, i)
 
 
 @kernel

@@ -188,7 +188,7 @@ GOAL = _record(
         ("best", "f8"),  # quality of the output: reached, or still reachable
         ("stale", "i4"),  # `best` must be computed again
         ("done_at", "i8"),  # us, when the task was done last
-        ("done", "i4"),  # as what is left knows it
+        ("done", "i4"),  # version of its output as far as what is left knows it, 0 = none
         ("needed", "i4"),  # no run succeeds without it
     ]
 )

@@ -96,7 +96,9 @@ def take_over(s, i, source):
     kept = artifact(s, i)
     kept.created = artifact(s, source).created
     kept.size = artifact(s, source).size
-    kept.source = source
+    origin = artifact(s, source).source
+    origin = source if origin < 0 else origin
+    kept.source = -1 if origin == i else origin
     if s.any_store == 1:
         kept.told = artifact(s, source).told
         move(s, i, artifact(s, source).tier)
