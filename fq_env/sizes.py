@@ -5,3 +5,4 @@ MAX_PLANS = 8  # of one goal
 MAX_ALTERNATIVES = 4  # of what one function needs
 MAX_BLUEPRINTS = 8  # that one level draws from
 MAX_EDGES = 2_000_000  # of one workflow
+N_STAGES = 6  # of a call in the old model: allocate, validate, invoke, store, track, release
