@@ -52,7 +52,9 @@ def perform(engine: Engine, action: int) -> tuple[float, int]:
         for stage in (ALLOCATE, VALIDATE, INVOKE):
             step(action - STANDARD + stage)
     while not (engine.terminated[0] or engine.truncated[0]) and to_close(engine):
-        step(int(np.argmax(engine.masks[0])))
+        legal = np.flatnonzero(engine.masks[0])
+        assert (legal < WAIT).all() and (legal % N_VERBS >= STORE).all()  # nothing of others, and the clock stands
+        step(int(legal[0]))
     return reward, steps
 
 
