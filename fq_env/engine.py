@@ -83,7 +83,8 @@ class Block:
         self.tasks = tasks
         follows = any(s.prewarm for s in systems)
         twins = any(level.has_twins for level in levels)
-        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places, follows, twins)
+        flows = max(level.max_workflows for level in levels)
+        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places, flows, follows, twins)
         self.pit, self.pit_size = state.tables(*sizes)
         self.world, self.world_size = world_tables(*sizes)
         self.stride = self.pit_size + self.world_size
@@ -123,7 +124,8 @@ class Block:
         variants = self.rows(memory, "variant_at", state.VARIANT, 3 * len(level.system.functions))
         models = self.rows(memory, "model_at", state.MODEL, len(level.system.models))
         fill_system(hot, variants, models, copies, level.system)
-        hot["size"], hot["n_tasks"] = self.pit_size, level.max_tasks
+        hot["size"], hot["n_tasks"], hot["flow_rows"] = self.pit_size, level.max_tasks, 1
+        self.rows(memory, "flow_at", state.FLOW, 1)["weight"] = 1.0
         self.rows(memory, "call_at", state.CALL, self.places)["id"] = -1
         return memory, self.pit["ready_at"]
 

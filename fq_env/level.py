@@ -215,6 +215,11 @@ class Level(Strict):
         return len(self.system.functions) if self.workflow is None else self.workflow.max_tasks
 
     @property
+    def max_workflows(self) -> int:
+        """The most workflows that an instance can have."""
+        return 1 if self.workflow is None else self.workflow.max_workflows
+
+    @property
     def max_edges(self) -> int:
         """The most edges that an instance can have."""
         return 0 if self.workflow is None else self.workflow.max_edges
