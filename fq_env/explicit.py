@@ -2,7 +2,7 @@
 
 The world, its instances, scores and rewards are those of the plain level (`fq_env.level.plain_level`). Only `invoke` and
 `wait` reach the Pit; the other five stages are a thin layer over the engine that takes no simulated time: `fq_env/README.md`,
-section 6.
+section 7.
 """
 
 from __future__ import annotations

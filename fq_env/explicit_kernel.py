@@ -1,6 +1,6 @@
 """The old model's stages over the engine's memory: which are due, what an action does, what is shown.
 
-Rules: `fq_env/README.md`, section 6. It reads the Pit and writes nothing of it but warnings and the outcome; of the world it
+Rules: `fq_env/README.md`, section 7. It reads the Pit and writes nothing of it but warnings and the outcome; of the world it
 counts steps and says who sits one out.
 """
 
