@@ -17,11 +17,7 @@ from fq_env.bounds import check_draw, check_gates
 from fq_env.errors import FQError
 from fq_env.importers import wfformat
 from fq_env.level_files import LEVELS
-<<<<<<< HEAD
-from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GOALS, MAX_PLANS, N_STAGES
-=======
-from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GATES, MAX_GOALS, MAX_PLANS
->>>>>>> 1e71f6a14f02117f0f93130c5b167ce910fda508
+from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GATES, MAX_GOALS, MAX_PLANS, N_STAGES
 from fq_env.workflows import Cv, Cvs, Factors, Finite, Observed, Part, Range, Share, Whole, Workflow
 from pit.errors import PitError
 from pit.files import load_yaml, parse

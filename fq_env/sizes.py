@@ -6,8 +6,5 @@ MAX_ALTERNATIVES = 4  # of what one function needs
 MAX_BLUEPRINTS = 8  # that one level draws from
 MAX_WEIGHTS = 8  # that workflows of a stream draw from
 MAX_EDGES = 2_000_000  # of one workflow
-<<<<<<< HEAD
-N_STAGES = 6  # of a call in the old model: allocate, validate, invoke, store, track, release
-=======
 MAX_GATES = 4  # of one level
->>>>>>> 1e71f6a14f02117f0f93130c5b167ce910fda508
+N_STAGES = 6  # of a call in the old model: allocate, validate, invoke, store, track, release
