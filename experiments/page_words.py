@@ -34,6 +34,7 @@ POLICIES = {
     "fallback": "a failed call is begun again at once in its next variant",
     "prewarm": "models are loaded ahead in the order that was observed",
     "rebalance": "models that will be needed soon are loaded ahead",
+    "store": "bytes of the tiers in which outputs lie, and how long fetching them from a lower one takes",
     "deny": "what this tenant may not use",
 }
 WORKFLOWS = {
@@ -98,4 +99,5 @@ DRAWS = {
     "drift_failure": "chance that such a call fails",
     "fresh": "factor on how long outputs stay fresh",
     "deadline": "over the lower bound",
+    "size": "bytes of an output",
 }
