@@ -60,8 +60,8 @@ class Run:
 
     def note(self, commands: list[Command]) -> None:
         ids = self.pit.task_ids
-        self.told += [f"{ids[c.task]} {TIERS[c.copy]}" for c in commands if c.kind == L.CMD_STORE]
-        self.told += [f"{ids[c.task]} deleted" for c in commands if c.kind == L.CMD_DELETE]
+        about = [c for c in commands if c.kind in (L.CMD_STORE, L.CMD_DELETE)]
+        self.told += [f"{ids[c.task]} {'deleted' if c.kind == L.CMD_DELETE else TIERS[c.copy]}" for c in about]
 
     def tiers(self) -> dict[str, str]:
         tiers = self.pit.artifacts()["tier"]
