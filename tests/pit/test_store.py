@@ -81,6 +81,15 @@ def test_what_is_read_least_and_latest_leaves_first() -> None:
     assert run.tiers() == {"a": "hot", "b": "warm", "c": "hot"} and run.told == ["b warm"] and run.used() == [20, 10, 0]
 
 
+def test_what_is_read_soon_stays_before_what_is_read_later() -> None:
+    """na lacks only what runs already, so a stays although it is older; lb has not begun to get near."""
+    run = Run({"a": "", "b": "", "p": "", "q": "", "na": "a p", "lb": "b q"}, {"hot": 10})
+    run.start("p")
+    run.make("a", 10)
+    run.make("b", 10)
+    assert run.told == ["b warm"]
+
+
 def test_what_costs_less_leaves_before_what_costs_more_and_then_what_is_older() -> None:
     tasks = {"a": {"function": "forge"}, "b": "", "c": "", "end": "a b c d", "d": ""}
     run = Run(tasks, {"hot": 10})
