@@ -124,6 +124,10 @@ class Draw(Strict):
     onset: Range = (0.1, 0.5)  # over the lower bound, when it does
     drift_factor: Factors = (2.0, 4.0)  # on the durations of its calls from then on
     drift_failure: Part = 0.0  # chance that such a call fails
+    api_change: dict[str, Part] = Field(default_factory=dict)  # per pool: chance of each of its variants to change its API
+    change_onset: Range = (0.1, 0.5)  # over the lower bound, when it does; its calls are `invalid` until it is configured
+    change_after: float = Field(default=0.1, gt=0, le=1)  # of its duration, after which such a call has failed
+    config_seconds: float = Field(default=10.0, ge=0, le=1e6)  # how long a configuration takes
     fresh: Factors = (1.0, 1.0)  # per instance, on all `fresh_seconds`
     deadline: Factors | None = None  # over the lower bound
 

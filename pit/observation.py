@@ -231,7 +231,7 @@ def encode_pools(s, out):
         if s.exposure == FULL:
             put(at, 5, pool.failures)
             put(at, 6, clip(pool_manager.utilisation(s, p), 0.0, 1.0))
-            put(at, 7, 1.0 - pool.failures)
+            put(at, 7, pool.health)
 
 
 @kernel
