@@ -139,6 +139,7 @@ def draw_again(s, w, L, d):
                     elapsed = max(1, np.int64(elapsed * L.gate_after[d.gate - 1]))
                 elif d.event.error == ERR_INVALID:
                     elapsed = max(1, np.int64(elapsed * L.change_after))
+                elapsed += c.fetch
         if d.event.error == ERR_ERROR or d.event.error == ERR_LOST:
             d.event.error = OK  # nobody knows that yet
     if elapsed <= ran:

@@ -18,7 +18,7 @@ from fq_env.errors import FQError
 from fq_env.importers import wfformat
 from fq_env.level_files import LEVELS
 from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GATES, MAX_GOALS, MAX_PLANS, N_STAGES
-from fq_env.workflows import Cv, Cvs, Factors, Finite, Observed, Part, Range, Share, Whole, Workflow
+from fq_env.workflows import Bytes, Cv, Cvs, Factors, Finite, Observed, Part, Range, Share, Whole, Workflow
 from pit.errors import PitError
 from pit.files import load_yaml, parse
 from pit.layout import EXPOSURES, MAX_PLACES, MAX_POOLS
@@ -130,6 +130,7 @@ class Draw(Strict):
     config_seconds: float = Field(default=10.0, ge=0, le=1e6)  # how long a configuration takes
     fresh: Factors = (1.0, 1.0)  # per instance, on all `fresh_seconds`
     deadline: Factors | None = None  # over the lower bound
+    size: Bytes | None = None  # bytes, of a task's artifact
 
 
 class Gate(Strict):

@@ -31,6 +31,9 @@ from pit.layout import (
     PATTERNS,
     SOLVED,
     STATUSES,
+    TIER_GONE,
+    TIER_HOT,
+    TIERS,
     VERBS,
     WARM,
 )
@@ -109,6 +112,16 @@ class Healing(NamedTuple):
     before: float
     ended: int | None
     after: float | None
+
+
+class Input(NamedTuple):
+    """An input of an output that was made: its task and version (0: it was not done); its version and tier now, "gone" if it
+    was deleted or must be made again. Another version now says that the output was made from an older one."""
+
+    task: str
+    version: int
+    newest: int
+    tier: str
 
 
 class Pit:
@@ -232,6 +245,23 @@ class Pit:
     def tasks(self) -> np.ndarray:
         """The task table (a live view; do not write)."""
         return self._table("task_at", state.TASK, self._counts["tasks"])
+
+    def artifacts(self) -> np.ndarray:
+        """The artifact table, row = task (a live view; do not write)."""
+        return self._table("artifact_at", state.ARTIFACT, self._counts["tasks"])
+
+    def lineage(self, i: int) -> list[Input]:
+        """What the output of task i was made from, as its latest call found it (a reused output: as its source's did)."""
+        tasks, artifacts, stored = self.tasks(), self.artifacts(), bool(self._hot["any_store"][0])
+        source = int(artifacts["source"][i])
+        row = tasks[source if source >= 0 else i]
+        links = self._table("pred_at", state.LINK, int(tasks["pred_to"].max(initial=0)))
+        found = []
+        for j, _, used in links[row["pred_from"] : row["pred_to"]].tolist():
+            there = tasks["state"][j] == DONE
+            tier = TIERS[artifacts["tier"][j] if stored else TIER_HOT] if there else TIERS[TIER_GONE]
+            found.append(Input(self.task_ids[j], used, int(tasks["version"][j]), tier))
+        return found
 
     def copies(self) -> np.ndarray:
         """The copy table (a live view; do not write)."""

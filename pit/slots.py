@@ -97,7 +97,7 @@ def start_bit(s, slot, t, kinds, k):
     if fits and arbitration.claimed(s, np.int64(slot.head), v):
         fits = False
     if s.any_tight == 1 and fits:
-        why = pool_manager.refused(s, t.base[k], v, mode)
+        why = pool_manager.refused(s, automation.estimate(s, np.int64(slot.head), t, k, v), v, mode)
         if why == 2:
             s.any_short = 1
         fits = why == 0
@@ -111,7 +111,7 @@ def hedge_bit(s, t, i):
         return 0
     k = np.int64(running_variant(s, i))
     v = variant(s, 3 * t.function + k)
-    if pool_manager.can_begin(s, t.base[k], v) & 3 == NO or arbitration.claimed(s, i, v):
+    if pool_manager.can_begin(s, automation.estimate(s, i, t, k, v), v) & 3 == NO or arbitration.claimed(s, i, v):
         return 0
     return 1 << HEDGE
 
