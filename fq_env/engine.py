@@ -29,6 +29,7 @@ from fq_env.tables import write_workflow
 from pit import compiled, state
 from pit.build import copy_rows, fill_system
 from pit.layout import EXPOSURES, N_ACTIONS, N_OBSERVATION, N_WEIGHTS
+from pit.spec import VARIANTS
 
 RESET, STEP, PLAY, ADVISE, FORK = range(5)
 
@@ -151,8 +152,15 @@ def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
         row["domains"][0, p] = draw.fault_domains.get(pool, p)
     for name, table in (("outage", "outages"), ("crowd", "crowded"), ("drift", "drift")):
         row[f"any_{name}"] = row[table].any()
+    for k, gate in enumerate(level.gates):
+        at, room = (-1 if name is None else list(level.system.pools).index(name) for name in (gate.at, gate.pool))
+        asked = -1 if gate.model is None else list(level.system.models).index(gate.model)
+        row["gates"][0, k] = VARIANTS.index(gate.verb), at, room, gate.free, asked
+        row["gate_after"][0, k] = gate.after
+    row["n_gates"] = len(level.gates)
     row["earlier"][0, : len(draw.earlier)] = draw.earlier
     row["n_earlier"], row["horizon"], row["max_steps"] = len(draw.earlier), level.horizon, level.max_steps
+    row["depth"] = level.lookahead_depth
     for name in ("efficiency", "stability", "optimization"):
         row[f"w_{name}"] = getattr(level.score, name)
     row["late"] = level.score.late

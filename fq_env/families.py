@@ -96,7 +96,7 @@ def draw_graph(s, w, L, functions):
 
 @kernel
 def draw_stream(s, w, L, functions):
-    """One workflow after the other, each drawn into tables that begin behind those of the one before; then weights and gaps."""
+    """One workflow after the other, each drawn into tables that begin behind those of the one before; weights and gaps."""
     n = integer(w, L.workflows[0], L.workflows[1])
     tasks = 0
     edges = 0

@@ -11,7 +11,19 @@ from numba import uint64
 
 from fq_env.families import draw_echoes, draw_graph, draw_stream
 from fq_env.generation import draw_drift, draw_order, draw_physics
-from fq_env.randomness import ARRIVALS, DURATIONS, FAILURES, LOADS, OUTAGES, PLAYER, STRAGGLERS, TENANTS, WORKFLOW, mix, uniform
+from fq_env.randomness import (
+    ARRIVALS,
+    DURATIONS,
+    FAILURES,
+    LOADS,
+    OUTAGES,
+    PLAYER,
+    STRAGGLERS,
+    TENANTS,
+    WORKFLOW,
+    mix,
+    uniform,
+)
 from fq_env.scoring import (
     artifact_lost,
     base_in_time,
@@ -135,6 +147,7 @@ def begin(s, w, L, exposure):
     w.refreshes = 0
     w.decayed_calls = 0
     w.echo_calls = 0
+    w.gated_calls = 0
     w.defers = 0
     w.overflow = 0
     w.busy = 0.0
@@ -264,6 +277,7 @@ def report(s, w, L, out):
     out.refreshes = w.refreshes
     out.decayed_calls = w.decayed_calls
     out.echo_calls = w.echo_calls
+    out.gated_calls = w.gated_calls
     out.reused = s.reused
     out.workflows = s.n_flows
     out.defers = w.defers
@@ -417,16 +431,18 @@ def look_ahead(e, i, s, w, L):
 
 @kernel
 def roll_out(e, i, s, w, L, action, future, spare):
-    """The total of the episode if `action` is taken now and the engine's rule plays on, in a future of its own."""
+    """The total of the episode if `action` is taken now and the engine's rule plays on, in a future of its own; what can still
+    be reached where the level cuts futures short."""
     copy_bytes(spare, address_of(s), e.stride)
     t = pit_at(spare)
     u = world_at(spare + t.size)
     another_future(t, u, L, future)
     limit = e.max_steps if e.max_steps > 0 else L.max_steps
+    cut = u.steps + L.depth if L.depth > 0 else limit
     decide(t, u, L, action, POTENTIAL)
-    while t.status == ON and u.steps < limit:
+    while t.status == ON and u.steps < min(limit, cut):
         decide(t, u, L, by_rule(e, i, t), POTENTIAL)
-    return u.phi if t.status != ON else 0.0
+    return u.phi if t.status != ON or u.steps < limit else 0.0
 
 
 @kernel

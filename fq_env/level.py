@@ -13,15 +13,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fq_env.bounds import check_draw
+from fq_env.bounds import check_draw, check_gates
 from fq_env.errors import FQError
 from fq_env.importers import wfformat
 from fq_env.level_files import LEVELS
-from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GOALS, MAX_PLANS
+from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GATES, MAX_GOALS, MAX_PLANS
 from fq_env.workflows import Cv, Cvs, Factors, Finite, Observed, Part, Range, Share, Whole, Workflow
 from pit.errors import PitError
 from pit.files import load_yaml, parse
-from pit.layout import EXPOSURES, MAX_POOLS
+from pit.layout import EXPOSURES, MAX_PLACES, MAX_POOLS
 from pit.spec import Strict, SystemSpec
 
 
@@ -128,6 +128,19 @@ class Draw(Strict):
     deadline: Factors | None = None  # over the lower bound
 
 
+class Gate(Strict):
+    """A door that opens only in a certain state of the infrastructure: without `free` places of the pool left, or without a
+    loaded copy of the model, calls of this variant (`at`: in this pool alone) fail after a share `after` of their duration.
+    Nobody is told."""
+
+    verb: Literal["lite", "standard", "premium"]
+    at: str | None = None
+    pool: str | None = None
+    free: int = Field(default=1, ge=1, le=MAX_PLACES)
+    model: str | None = None
+    after: float = Field(default=0.3, gt=0, le=1)
+
+
 class Weights(Strict):
     """Weights of the score's bonuses."""
 
@@ -152,9 +165,13 @@ class Level(Strict):
     workflow: Workflow | None = None
     order: Order | None = None
     draw: Draw = Draw()
+    gates: list[Gate] = Field(default_factory=list, max_length=MAX_GATES)
     score: Weights
     horizon: float = Field(gt=1, le=1e4, allow_inf_nan=False, description="multiple of the lower bound at which it expires")
     max_steps: int = Field(ge=1, le=1_000_000_000)
+    lookahead_depth: int = Field(
+        default=0, ge=0, le=1_000_000, description="decisions after which lookahead takes what is still reachable; 0: never"
+    )
     history: list[str] = Field(default_factory=list, description="what each version of the environment changed")
     training: dict[str, Any] = Field(default_factory=dict)
 
@@ -186,6 +203,7 @@ class Level(Strict):
         elif self.workflow is not None:
             self._check_workflow(self.workflow)
         check_draw(self)
+        check_gates(self)
         return self
 
     def _check_workflow(self, workflow: Workflow) -> None:

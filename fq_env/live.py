@@ -50,7 +50,8 @@ def live_columns(level: Level, exposure: str | None = None) -> np.ndarray:
     seen = layout.EXPOSURES.index(exposure or level.exposure)
     never, slots, pools = _never(level), _slots(level), len(level.system.pools)
     tail = {"tail_tasks", "tail_work", "tail_rank", "tail_age"} if level.max_tasks <= layout.N_SLOTS else set()
-    streams = {"arrival_rate", "arrival_cv", "stream_open"}
+    stream = level.workflow is not None and level.workflow.stream is not None
+    streams = set() if stream else {"arrival_rate", "arrival_cv", "stream_open"}
     live = np.zeros(layout.N_OBSERVATION, bool)
     for i, (name, feature) in enumerate(layout.columns()):
         block, dot, short = name.rpartition(".")

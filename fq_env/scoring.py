@@ -12,6 +12,7 @@ from numba import uint64
 from fq_env.randomness import mix, to_noise
 from fq_env.state import goal, load_truth, sink, span, truth
 from pit.compiled import kernel
+from pit.estimates import has_choice
 from pit.layout import DONE, GIVEN_UP, N_VARIANTS, NEVER, ON, SOLVED, STANDARD
 from pit.state import artifact, call, flow, model, predecessor, ready, successor, task, variant
 
@@ -66,6 +67,7 @@ def longest(s, w, first, last):
     path = 0.0
     load = -1.0
     load_cost = -1.0
+    choice = has_choice(s, first, last)
     for i in range(last - 1, first - 1, -1):
         t = task(s, i)
         g = goal(w, i)
@@ -78,7 +80,7 @@ def longest(s, w, first, last):
         if twin and has_later(s, w, i):
             g.least = 0.0
             g.cost = 0.0
-        g.needed = is_needed(s, w, t)
+        g.needed = is_needed(s, w, t, choice)
         g.rank = 0.0
         if g.needed == 0:
             continue
@@ -139,9 +141,9 @@ def least(s, w, t, g):
 
 
 @kernel
-def is_needed(s, w, t):
-    """Whether no run succeeds without task t, whatever alternative it takes."""
-    if t.required == 0 or s.any_join == 0 or t.succ_to == t.succ_from:
+def is_needed(s, w, t, choice):
+    """Whether no run succeeds without task t, whatever alternative it takes, if there is any `choice`."""
+    if t.required == 0 or not choice or t.succ_to == t.succ_from:
         return t.required
     for e in range(t.succ_from, t.succ_to):
         link = successor(s, e)

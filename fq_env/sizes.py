@@ -6,3 +6,4 @@ MAX_ALTERNATIVES = 4  # of what one function needs
 MAX_BLUEPRINTS = 8  # that one level draws from
 MAX_WEIGHTS = 8  # that workflows of a stream draw from
 MAX_EDGES = 2_000_000  # of one workflow
+MAX_GATES = 4  # of one level

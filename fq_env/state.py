@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fq_env.sizes import MAX_ALTERNATIVES, MAX_BLUEPRINTS, MAX_GOALS, MAX_PLANS, MAX_WEIGHTS
+from fq_env.sizes import MAX_ALTERNATIVES, MAX_BLUEPRINTS, MAX_GATES, MAX_GOALS, MAX_PLANS, MAX_WEIGHTS
 from pit.compiled import record_at, table
 from pit.layout import MAX_POOLS
 from pit.state import EVENT, INDEX
@@ -62,6 +62,9 @@ LEVEL = _record(
         ("crowded", "f8", (MAX_POOLS,)),  # share of windows in which other tenants take places of it
         ("domains", "i8", (MAX_POOLS,)),  # pools of one fault domain are out together
         ("drift", "f8", (MAX_POOLS,)),  # chance that a pool decays
+        ("gates", "i8", (MAX_GATES, 5)),  # variant, its pool (-1 = any), pool (-1 = none), places that must be free, model
+        ("gate_after", "f8", (MAX_GATES,)),  # of a call's duration, after which it fails at the closed gate
+        ("n_gates", "i8"),
         ("any_outage", "i8"),
         ("any_drift", "i8"),
         ("any_crowd", "i8"),
@@ -78,6 +81,7 @@ LEVEL = _record(
         ("n_goals", "i8"),
         ("order_hidden", "i8"),
         ("max_steps", "i8"),
+        ("depth", "i8"),  # decisions after which lookahead cuts a future short; 0 = it is played to its end
         ("number", "i8"),
         ("key", "u8"),  # seed of the level's named instances
         ("template", "i8"),  # address of a Pit with the level's system, before any draw
@@ -148,6 +152,7 @@ WORLD = _record(
         ("refreshes", "i8"),
         ("decayed_calls", "i8"),
         ("echo_calls", "i8"),
+        ("gated_calls", "i8"),
         ("defers", "i8"),
         ("overflow", "i8"),  # decisions after which an open task found no slot
         ("busy", "f8"),  # us of calls under way, all together
@@ -192,7 +197,8 @@ SPAN = _record(  # a workflow of a stream, under true means
         ("running", "f8"),  # us, scratch
     ]
 )
-DUE = _record([("when", "i8"), ("event", EVENT), ("task", "i4")])  # what will happen at `when`, us; -1 = about no task
+# What will happen at `when`, us; task -1: about no task; gate: the closed one that the call met, counted from 1, 0 = none.
+DUE = _record([("when", "i8"), ("event", EVENT), ("task", "i4"), ("gate", "i4")])
 LOAD_TRUTH = _record([("mean", "f8"), ("count", "i8")])
 EDGE = _record([("source", "i2"), ("target", "i2"), ("soft", "i2")])  # soft as written
 GIVEN = _record(  # a task of a fixed workflow
@@ -206,6 +212,7 @@ EPISODE = _record(
     + [(name, "i8") for name in ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds")]
     + [(name, "i8") for name in ("poor_calls", "hedges", "cancels", "queued", "skips", "short", "stragglers")]
     + [(name, "i8") for name in ("outage_calls", "stale_calls", "refreshes", "reused", "late", "decayed_calls", "echo_calls")]
+    + [("gated_calls", "i8")]
     + [("flow", "f8"), ("slowdown", "f8"), ("workflows", "i8"), ("defers", "i8"), ("overflow", "i8")]
     + [("instance_seed", "u8"), ("split", "i8"), ("instance", "i8"), ("level", "i8"), ("status", "i8")]
 )

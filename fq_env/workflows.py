@@ -33,6 +33,8 @@ Whole = Annotated[tuple[Count, Count], AfterValidator(_ordered), Field(descripti
 Part = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[tuple[Part, Part], AfterValidator(_ordered), Field(description="low, high, of 1")]
 Size = Annotated[int, Field(ge=1, le=MAX_TASKS)]
+Gap = Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)]
+Gaps = Annotated[tuple[Gap, Gap], AfterValidator(_ordered), Field(description="low, high")]
 Flows = Annotated[int, Field(ge=1, le=MAX_WORKFLOWS)]
 Sizes = Annotated[tuple[Size, Size], AfterValidator(_ordered), Field(description="low, high, both included")]
 FAMILIES = ("layered", "pipelines", "fork_join", "chain", "map_reduce", "out_tree", "in_tree", "series_parallel")
@@ -166,13 +168,13 @@ class Given(Strict):
 class Stream(Strict):
     """Several workflows on one system, each drawn as the rest of `workflow` says.
 
-    `load`: the least work of a workflow over what all places can do in the mean gap until the next one arrives. `gap_cv`: of the
-    gaps. `weights`: of flow times, one is drawn for each workflow.
+    `load`: the least work of a workflow over what all places can do in the mean gap until the next one arrives. `gap_cv`: of
+    the gaps. `weights`: of flow times, one is drawn for each workflow.
     """
 
     workflows: Annotated[tuple[Flows, Flows], AfterValidator(_ordered)]
     load: Factors
-    gap_cv: Cvs = (1.0, 1.0)
+    gap_cv: Gaps = (1.0, 1.0)
     weights: list[Weight] = Field(default=[1.0], min_length=1, max_length=MAX_WEIGHTS)
 
 

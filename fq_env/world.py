@@ -8,7 +8,19 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from fq_env.randomness import ARRIVALS, DRIFT, DURATIONS, FAILURES, LOADS, OUTAGES, STRAGGLERS, TENANTS, mix, to_noise, to_uniform
+from fq_env.randomness import (
+    ARRIVALS,
+    DRIFT,
+    DURATIONS,
+    FAILURES,
+    LOADS,
+    OUTAGES,
+    STRAGGLERS,
+    TENANTS,
+    mix,
+    to_noise,
+    to_uniform,
+)
 from fq_env.scoring import artifact_lost, gap, mean_gap, task_done
 from fq_env.state import due, goal, load_truth, span, truth
 from pit.automation import find_call
@@ -16,6 +28,7 @@ from pit.compiled import copy_record, kernel
 from pit.dag_tracker import has_echo, oldest_input
 from pit.interface import advance, apply, decision_due, pass_time
 from pit.layout import (
+    ACTIVE,
     ARRIVE,
     CMD_CANCEL,
     CMD_FETCH,
@@ -35,6 +48,7 @@ from pit.layout import (
     STREAM_CLOSED,
     TENANT_LOAD,
     UNLOADED,
+    WARM,
 )
 from pit.state import call, command, copy, flow, model, task, variant
 from pit.timers import next_timer
@@ -60,6 +74,7 @@ def schedule(w, when, kind, subject, error, elapsed, quality, price, i):
     d = due(w, k)
     d.when = when
     d.task = i
+    d.gate = 0
     d.event.kind = kind
     d.event.subject = subject
     d.event.error = error
@@ -90,7 +105,12 @@ def begin_call(s, w, L, k):
     quality = -1.0
     w.calls += 1
     w.cold_starts += c.cold
-    if L.order_hidden == 1:
+    gate = closed_gate(s, L, c) if L.n_gates > 0 else 0
+    if gate > 0:
+        error = ERR_PRECONDITION
+        elapsed = max(1, np.int64(elapsed * L.gate_after[gate - 1]))
+        w.gated_calls += 1
+    elif L.order_hidden == 1:
         f = np.int64(c.function)
         if not works(s, w, L, f):
             error = ERR_PRECONDITION
@@ -115,7 +135,33 @@ def begin_call(s, w, L, k):
             elapsed = max(1, np.int64(elapsed * ((u - rate) / L.lost_rate)))
     price = elapsed * variant(s, row).price // 1_000_000
     note_call(s, w, c, t, elapsed, price)
-    schedule(w, s.now + elapsed, FINISHED, c.id, error, elapsed, quality, price, c.task)
+    schedule(w, s.now + elapsed, FINISHED, c.id, error, elapsed, quality, price, c.task).gate = gate
+
+
+@kernel
+def closed_gate(s, L, c):
+    """The first gate before call c that is closed now, counted from 1; 0 if none is."""
+    for g in range(L.n_gates):
+        at = L.gates[g, 1]
+        if L.gates[g, 0] == c.variant and (at < 0 or at == c.pool):
+            p = L.gates[g, 2]
+            if p >= 0:
+                pool = s.pools[p]
+                if pool.places - pool.busy - pool.tenants < L.gates[g, 3]:
+                    return g + 1
+            elif not is_loaded(s, L.gates[g, 4]):
+                return g + 1
+    return 0
+
+
+@kernel
+def is_loaded(s, m):
+    """Whether a copy of model m is warm or active."""
+    for i in range(s.copy_rows):
+        c = copy(s, i)
+        if c.model == m and (c.state == WARM or c.state == ACTIVE):
+            return True
+    return False
 
 
 @kernel
@@ -416,6 +462,8 @@ def draw_again(s, w, L, d):
                 if w.straggler_rate > 0.0:
                     lasts *= lateness(s, w, L, np.int64(c.pool), key)
                 elapsed = max(1, np.int64(lasts))
+                if d.gate > 0:
+                    elapsed = max(1, np.int64(elapsed * L.gate_after[d.gate - 1]))
         if d.event.error == ERR_ERROR or d.event.error == ERR_LOST:
             d.event.error = OK  # nobody knows that yet
     if elapsed <= ran:

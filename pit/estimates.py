@@ -51,7 +51,7 @@ def bucket(x):
 
 @kernel
 def rank_all(s):
-    """Work, rank and bucket of every task, from the last to the first; work and cost left, in a stream of each workflow, too."""
+    """Work, rank and bucket of every task, from the last to the first; work and cost left, in a stream by workflow, too."""
     for i in range(s.n_tasks - 1, -1, -1):
         t = task(s, i)
         t.work = t.base[STANDARD] * variant(s, 3 * t.function + STANDARD).ratio
@@ -100,12 +100,23 @@ def least_of(s, t):
 
 
 @kernel
+def has_choice(s, first, last):
+    """Whether some task among first..last - 1, a workflow's, joins `any`."""
+    found = False
+    if s.any_join == 1:
+        for i in range(first, last):
+            found |= task(s, i).join_any == 1
+    return found
+
+
+@kernel
 def find_needed(s, first, last):
     """Marks the tasks without which a workflow's run succeeds in no way, whatever alternative it takes (`touched`)."""
+    choice = has_choice(s, first, last)
     for i in range(last - 1, first - 1, -1):
         t = task(s, i)
         t.touched = t.required
-        if s.any_join == 1 and t.required == 1 and t.succ_to > t.succ_from:
+        if choice and t.required == 1 and t.succ_to > t.succ_from:
             t.touched = 0
             for e in range(t.succ_from, t.succ_to):
                 o = task(s, successor(s, e).task)
