@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fq_env.errors import FQError
-from fq_env.level import Level, Order, load_level
+from fq_env.level import ExplicitLevel, Level, Order, load_level
 from fq_env.state import (
     AUTORESETS,
     ENGINE,
@@ -213,6 +213,16 @@ def kernels() -> list[Any]:
     return _kernels
 
 
+def make_engine(levels: Any, n: int, **options: Any) -> Engine:
+    """An engine for an agent: `Engine`, or for explicit levels the one with the old model's stages around it."""
+    given = levels if isinstance(levels, Sequence) and not isinstance(levels, str) else [levels]
+    if any(isinstance(load_level(x), ExplicitLevel) for x in given):
+        from fq_env.explicit import ExplicitEngine
+
+        return ExplicitEngine(levels, n, **options)
+    return Engine(levels, n, **options)
+
+
 class Engine:
     """n environments in one block of memory.
 
@@ -237,6 +247,8 @@ class Engine:
     Raises:
         FQError: an unknown level, split, exposure, reward or autoreset mode.
     """
+
+    block_type = Block
 
     def __init__(
         self,
@@ -263,7 +275,7 @@ class Engine:
             raise FQError(f"max_episode_steps is {max_episode_steps}; it must be at least 1")
         unique = list({id(level): level for level in chosen}.values())
         self.n, self.threads, self.unique = n, threads, unique
-        self.block = Block(unique)
+        self.block = self.block_type(unique)
         self._templates = [self.block.template(level) for level in unique]
         self._levels = np.concatenate([level_record(v, *t) for v, t in zip(unique, self._templates, strict=True)])
         self._tables = [write_workflow(self._levels[k : k + 1], level) for k, level in enumerate(unique)]

@@ -339,8 +339,8 @@ def step_one(e, i):
     reward = 0.0
     terminated = 0
     truncated = 0
-    if w.pending == 1:
-        if e.autoreset == NEXT_STEP:
+    if w.pending > 0:  # 1: the episode has ended; more: the environment sits this step out
+        if w.pending == 1 and e.autoreset == NEXT_STEP:
             L = level_next(e, w)
             name_next(w, L, w.split, e.n)
             begin(s, w, L, e.exposure)

@@ -172,7 +172,7 @@ WORLD = _record(
         ("critical_wait", "f8"),  # us that tasks on the critical path were ready before they began
         ("critical_quality", "f8"),  # sum over calls on the critical path
         ("critical_cost", "f8"),  # micro-units
-        ("pending", "i8"),  # next_step: the episode has ended, the next step resets
+        ("pending", "i8"),  # 1: the episode has ended (next_step: the next step resets); 2: sits the next step out
         ("event", EVENT),
         ("truth_at", "i4"),
         ("goal_at", "i4"),
