@@ -284,27 +284,35 @@ class Pit:
         """Names of the rows of the record of health."""
         return [*(f"{f}.{v}" for f in self.function_names for v in VERBS[:3]), *self.pool_names]
 
+    def patterns(self) -> np.ndarray:
+        """Pattern of every variant (row = function * 3 + variant), then of every pool: codes of `pit.layout.PATTERNS` (a live
+        view; do not write)."""
+        rows = 3 * self._counts["functions"] + len(self.pool_names)
+        return self._table("signature_at", state.SIGNATURE, rows)["pattern"]
+
+    def chance(self, row: int) -> float:
+        """The chance that the next call of the variant or pool of this row of `patterns` fails."""
+        chances, variants = self._hot["pools"]["failures"][0], self.variants()
+        if row >= len(variants):
+            return float(chances[row - len(variants)])
+        h = self._table("vital_at", state.VITAL, len(variants))[row]
+        return float((CHANCE_SHARE * chances[variants["pool"][row]] + h["fails"]) / (CHANCE_SHARE + h["calls"]))
+
     def signatures(self) -> list[Signature]:
         """Health of every usable variant, then of every pool; empty before the arrival."""
         names, variants, hot = self._subjects(), self.variants(), self._hot[0]
         vitals = self._table("vital_at", state.VITAL, len(names))
         rows = self._table("signature_at", state.SIGNATURE, len(names))
-        chances = hot["pools"]["failures"]
         found = []
         for r, name in enumerate(names) if hot["arrived"] else ():
             h, g, pool = vitals[r], rows[r], r - len(variants)
-            mending = pool < 0 and bool(variants["mending"][r])
             if pool < 0 and not variants["usable"][r]:
                 continue
-            if pool < 0:
-                lean = CHANCE_SHARE * chances[variants["pool"][r]]
-                chance, in_row = (lean + h["fails"]) / (CHANCE_SHARE + h["calls"]), int(h["in_row"])
-            else:
-                chance, in_row = chances[pool], int(hot["pools"]["in_row"][pool])
-            bits = int(h["state"])
+            mending, bits = pool < 0 and bool(variants["mending"][r]), int(h["state"])
+            in_row = int(h["in_row"] if pool < 0 else hot["pools"]["in_row"][pool])
             found.append(
                 Signature(
-                    name, float(chance), float(h["level"]), float(g["coherence"]), bool(bits & FAILING), bool(bits & SLOW),
+                    name, self.chance(r), float(h["level"]), float(g["coherence"]), bool(bits & FAILING), bool(bits & SLOW),
                     mending, in_row, ERRORS[g["last_error"]], PATTERNS[g["pattern"]], int(g["since"]),
                 )
             )  # fmt: skip
