@@ -57,6 +57,8 @@ def shown(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, tuple):
         return " to ".join(map(shown, value)) if value[0] != value[-1] else shown(value[0])
+    if isinstance(value, BaseModel):
+        return ", ".join(f"{key} {shown(getattr(value, key))}" for key in chosen(value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {shown(item)}" for key, item in value.items())
     if isinstance(value, list):
