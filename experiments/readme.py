@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from experiments import statistics
 from experiments.errors import ExperimentError
 from experiments.files import write_text
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+RESULTS = BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+STUDIES = "<!-- studies:begin -->", "<!-- studies:end -->"
 INTRODUCTION = """Held-out instances, the same for everybody. IQM: mean of the middle half of the scores of all seeds. In
 brackets 95 % intervals, bootstrap over training seeds and instances; leads are paired differences of means. perf: 0 = random,
 1 = the proven optimum or, where none is known, the best player that is not trained. Levels' pages have all players."""
@@ -24,13 +26,19 @@ def check_readme(readme: str | None) -> None:
         _split(Path(readme))
 
 
-def _split(readme: Path) -> tuple[str, str, str]:
-    """What stands before, between and behind the markers."""
+def check_studies(readme: str | None) -> None:
+    """The same for the list of studies. Raises ExperimentError."""
+    if readme is not None:
+        _split(Path(readme), STUDIES)
+
+
+def _split(readme: Path, markers: tuple[str, str] = RESULTS) -> tuple[str, str, str]:
+    """What stands before, between and behind two markers."""
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    before, begin, rest = text.partition(BEGIN)
-    between, end, behind = rest.partition(END)
+    before, begin, rest = text.partition(markers[0])
+    between, end, behind = rest.partition(markers[1])
     if not begin or not end:
-        raise ExperimentError(f"readme={readme}: needs the lines {BEGIN} and {END}, between which the results go")
+        raise ExperimentError(f"readme={readme}: needs the lines {markers[0]} and {markers[1]}, between which the results go")
     return before, between, behind
 
 
@@ -43,6 +51,24 @@ def refresh(readme: Path, folder: Path) -> None:
     """Puts the stored results of `folder` between the markers, atomically. Raises ExperimentError if they are not there."""
     before, _, behind = _split(readme)
     write_text(readme, f"{before}{BEGIN}\n{text_of(folder)}\n{END}{behind}")
+
+
+def refresh_studies(readme: Path, folder: Path) -> None:
+    """Puts what the stored studies of `folder` conclude between their markers. Raises ExperimentError if they are not there."""
+    before, _, behind = _split(readme, STUDIES)
+    write_text(readme, f"{before}{STUDIES[0]}\n{studies_of(folder, readme.parent)}\n{STUDIES[1]}{behind}")
+
+
+def studies_of(folder: Path, home: Path) -> str:
+    """A paragraph for each stored study of `folder`, with a link from a file in `home` to its page."""
+    stored = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    if not stored:
+        return "No study is stored yet."
+    page = os.path.relpath(folder, home)
+    return "\n\n".join(
+        f"**[{study['name'].replace('_', ' ')}]({page}/{study['name']}.md)**, `{study['command']}`: {study['conclusion']}"
+        for study in stored
+    )
 
 
 def text_of(folder: Path) -> str:
