@@ -19,7 +19,7 @@ from experiments.errors import ExperimentError
 from experiments.recipes.settings import RANGES as RECIPE_RANGES
 from experiments.recipes.settings import RECIPES, RecipeConfig, fault
 from fq_env.errors import FQError
-from fq_env.level import ARMS, ExplicitLevel, Level, load_level
+from fq_env.level import ARM, ExplicitLevel, Level, OuterLevel, load_level
 from fq_env.level_files import LEVELS
 from fq_env.state import REWARDS
 from pit.layout import EXPOSURES
@@ -98,6 +98,7 @@ class TrainConfig:
     clip_range: float = MISSING
     max_grad_norm: float = MISSING
     target_kl: float | None = MISSING
+    masks: bool = MISSING
     network: str = MISSING
     net_arch: list[int] | None = MISSING
     activation: str = MISSING
@@ -166,27 +167,29 @@ RANGES: dict[str, tuple[float, float]] = {
 def level_of(level: int | str) -> Level:
     """The level that a command's `level=` names. Raises ExperimentError for one that does not exist or is not sound."""
     found = any_level(level)
-    if str(level).startswith(tuple(f"{arm}-" for arm in ARMS)):
-        raise ExperimentError(f"level={level}: is an arm of a comparison, not one of the levels; name level {found.number}")
+    if ARM.fullmatch(str(level)):
+        raise ExperimentError(f"level={level}: was changed for a comparison, take level {found.number}")
     return found
 
 
 @functools.lru_cache(maxsize=64)
 def any_level(level: int | str) -> Level:
-    """As `level_of`, and the arms of the comparison with the old model, too: `plain-11`, `explicit-11`."""
+    """As `level_of`, and levels that were changed for a comparison, too: `plain-11`, `explicit-11` (`ARMS`)."""
     try:
         return load_level(level)
     except FQError as error:
         raise ExperimentError(f"level={level}: {error}") from None
 
 
-def without_stages(level: Level, what: str) -> Level:
-    """The level; refuses one with explicit stages, for which there is no `what`. Raises ExperimentError."""
-    if isinstance(level, ExplicitLevel):
-        number = level.number
-        raise ExperimentError(
-            f"level=explicit-{number}: explicit stages have no {what}; take level {number} or plain-{number}"
-        )
+def for_runtime(level: Level, what: str) -> Level:
+    """The level; refuses one that was changed in what its agent sees or does, for which there is no `what`.
+
+    Raises:
+        ExperimentError: it is such a level.
+    """
+    if isinstance(level, OuterLevel):
+        kind = "explicit" if isinstance(level, ExplicitLevel) else "no-history"
+        raise ExperimentError(f"level={kind}-{level.number}: has no {what}; take level {level.number}")
     return level
 
 
@@ -299,8 +302,8 @@ def finished(config: DictConfig) -> TrainConfig:
         raise ExperimentError(f"n_envs={cfg.n_envs}: {len(levels)} levels need at least as many environments")
     if cfg.recipe != "plain" and len(levels) > 1:
         raise ExperimentError(f"recipe={cfg.recipe}: trains one level at a time; take recipe=plain, or one level")
-    if cfg.recipe != "plain":
-        without_stages(levels[0], f"recipe={cfg.recipe}")
+    if cfg.recipe != "plain" and isinstance(levels[0], ExplicitLevel):
+        raise ExperimentError(f"level={cfg.level} recipe={cfg.recipe}: no teacher knows explicit stages; take recipe=plain")
     return cfg
 
 

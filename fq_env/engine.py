@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fq_env.errors import FQError
-from fq_env.level import ExplicitLevel, Level, Order, load_level
+from fq_env.level import BlindLevel, ExplicitLevel, Level, Order, load_level
 from fq_env.state import (
     AUTORESETS,
     ENGINE,
@@ -217,12 +217,19 @@ def kernels() -> list[Any]:
 
 
 def make_engine(levels: Any, n: int, **options: Any) -> Engine:
-    """An engine for an agent: `Engine`, or for explicit levels the one with the old model's stages around it."""
+    """An engine for an agent: `Engine`, or for levels with explicit stages or without history one that stands around it."""
     given = levels if isinstance(levels, Sequence) and not isinstance(levels, str) else [levels]
-    if any(isinstance(load_level(x), ExplicitLevel) for x in given):
+    kinds = {type(load_level(x)) for x in given}
+    if len(kinds) > 1:
+        raise FQError("levels with explicit stages, without history and others cannot share an engine; make one for each")
+    if kinds == {ExplicitLevel}:
         from fq_env.explicit import ExplicitEngine
 
         return ExplicitEngine(levels, n, **options)
+    if kinds == {BlindLevel}:
+        from fq_env.blind import BlindEngine
+
+        return BlindEngine(levels, n, **options)
     return Engine(levels, n, **options)
 
 

@@ -147,6 +147,7 @@ class Recipe:
         return verifier.replay(
             self.level, played, self.rule, self.model.ladder, exposure=self.exposure, reward=self.cfg.reward,
             gamma=self.cfg.gamma, believe=not of.use, at_least_rule=of.use and of.at_least_rule,
+            masks=self.cfg.masks,
         )  # fmt: skip
 
     def _around(self, number: int) -> Trajectories:

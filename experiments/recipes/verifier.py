@@ -14,7 +14,7 @@ from experiments.fast_ppo.frames import Frames
 from experiments.fast_ppo.imitation import Examples
 from experiments.fast_ppo.ladder import Ladder
 from experiments.recipes.trajectories import Trajectories
-from fq_env.engine import Engine, Player
+from fq_env.engine import Engine, Player, make_engine
 from fq_env.level import Level
 from pit.layout import N_ACTIONS
 
@@ -59,7 +59,7 @@ class Replay:
 
 def replay(
     level: Level, trajectories: Trajectories, rule: Player, ladder: Ladder, *,
-    exposure: str, reward: str, gamma: float, believe: bool = False, at_least_rule: bool = True,
+    exposure: str, reward: str, gamma: float, believe: bool = False, at_least_rule: bool = True, masks: bool = True,
 ) -> Replay:  # fmt: skip
     """Plays k > 0 trajectories again, on the train instances that they name.
 
@@ -68,11 +68,12 @@ def replay(
         ladder: of the network that is to learn from the frames.
         reward, gamma: of the returns that its value learns.
         believe: whether other scores than claimed are let pass; of one instance then all trajectories are kept.
+        masks: whether the frames know which actions are legal; if not, all are.
         at_least_rule: whether a confirmed score below the rule's on the same instance is refused.
     """
     lengths, starts, k = trajectories.lengths, trajectories.starts, len(trajectories)
     frames = Frames(max(1, int(lengths.sum())), ladder)
-    engine = Engine(level, min(SIDE_BY_SIDE, k), exposure=exposure, reward=reward, autoreset="disabled")
+    engine = make_engine(level, min(SIDE_BY_SIDE, k), exposure=exposure, reward=reward, autoreset="disabled")
     verdicts, bar = np.full(k, KEPT, object), np.zeros(k)
     of, steps, rewards = [], [], np.zeros(len(trajectories.actions))
     for first in range(0, k, engine.n):
@@ -90,7 +91,7 @@ def replay(
             live, rows, at = live[legal], rows[legal], at[legal]
             if not live.size:
                 break
-            frames.add(engine.obs[rows], engine.masks[rows])
+            frames.add(engine.obs[rows], engine.masks[rows] if masks else np.ones_like(engine.masks[rows]))
             of.append(live)
             steps.append(at)
             actions[:] = engine.masks.argmax(axis=1)  # whatever is legal where nobody looks any more

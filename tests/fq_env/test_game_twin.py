@@ -32,7 +32,17 @@ COUNTS = (
     "steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds", "instance_seed", "status",
     "poor_calls", "hedges", "cancels", "queued", "stragglers", "workflows", "overflow",
 )  # fmt: skip
-RARE_COUNTS = ("outage_calls", "decayed_calls", "stale_calls", "refreshes", "reused", "late", "echo_calls", "gated_calls", "defers")
+RARE_COUNTS = (
+    "outage_calls",
+    "decayed_calls",
+    "stale_calls",
+    "refreshes",
+    "reused",
+    "late",
+    "echo_calls",
+    "gated_calls",
+    "defers",
+)
 FIGURES = (
     "total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum", "makespan", "lb", "cost",
     "cost_low", "flow", "slowdown",

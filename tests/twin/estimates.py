@@ -106,7 +106,12 @@ class TwinEstimates:
 
     @classmethod
     def plain(
-        cls, workflow: Table, exposure: str = "full", history: History | None = None, rows: int = 64, then: Sequence[Table] = ()
+        cls,
+        workflow: Table,
+        exposure: str = "full",
+        history: History | None = None,
+        rows: int = 64,
+        then: Sequence[Table] = (),
     ) -> Self:
         """From workflows as a person writes them (names, seconds, prices), tasks already in topological order."""
         s, workflows = workflow["system"], [workflow, *then]
