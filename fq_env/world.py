@@ -12,7 +12,7 @@ from fq_env.randomness import DRIFT, DURATIONS, FAILURES, LOADS, OUTAGES, STRAGG
 from fq_env.scoring import artifact_lost, task_done
 from fq_env.state import due, goal, load_truth, truth
 from pit.automation import find_call
-from pit.compiled import copy_record, kernel
+from pit.compiled import kernel
 from pit.dag_tracker import has_echo, oldest_input
 from pit.interface import advance, apply, decision_due, pass_time
 from pit.layout import (
@@ -34,6 +34,7 @@ from pit.layout import (
     TENANT_LOAD,
     UNLOADED,
 )
+from pit.memory import copy_record
 from pit.state import call, command, copy, model, task, variant
 from pit.timers import next_timer
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from pit import arbitration, artifact_store, dag_tracker, health, pool_manager, stale_manager
-from pit.compiled import copy_record, kernel
+from pit.compiled import kernel
 from pit.estimates import observe_duration
 from pit.layout import (
     CMD_CANCEL,
@@ -37,6 +37,7 @@ from pit.layout import (
     QUEUED,
     READY,
 )
+from pit.memory import copy_record
 from pit.pool_manager import HERE, LOAD, NO
 from pit.slot_key import key_of
 from pit.state import call, command, copy, follow, model, task, variant

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pit import arbitration, dag_tracker, pool_manager, stale_manager
-from pit.compiled import clear, float32_at, kernel, put, put_byte
+from pit.compiled import kernel
 from pit.layout import (
     DONE,
     FULL,
@@ -44,6 +44,7 @@ from pit.layout import (
     WAIT,
     columns,
 )
+from pit.memory import clear, float32_at, put, put_byte
 from pit.pool_manager import HERE, LOAD
 from pit.scales import clip, contrast, count2, count4, count8, crowd, squash
 from pit.slots import enabled, globals_legal, mask_slot, refresh_slots, wait_legal

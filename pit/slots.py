@@ -6,7 +6,7 @@ import numpy as np
 from numba import uint64
 
 from pit import arbitration, automation, dag_tracker, pool_manager
-from pit.compiled import kernel, put_word
+from pit.compiled import kernel
 from pit.layout import (
     CANCEL,
     HEDGE,
@@ -24,6 +24,7 @@ from pit.layout import (
     STANDARD,
     WAIT_BIT,
 )
+from pit.memory import put_word
 from pit.pool_manager import HERE, NO
 from pit.state import call, model, task, variant
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pit.compiled import record_at, table
 from pit.layout import MAX_POOLS, N_SLOTS
+from pit.memory import record_at, table
 
 
 def _record(fields: list[Any]) -> np.dtype[Any]:
