@@ -109,6 +109,25 @@ class _Inlined(JITCodeLibrary):
         return _NoEnvironment()  # asked for only to set the environment of code that does not exist
 
 
+class _Apart(_Inlined):
+    """The code of a helper that is not compiled into its callers but called by them."""
+
+    attributes: tuple[str, ...] = ("noinline",)
+
+    def add_ir_module(self, ir_module: Any) -> None:
+        for function in ir_module.functions:
+            if function.blocks:
+                for attribute in self.attributes:
+                    function.attributes.add(attribute)
+        super().add_ir_module(ir_module)
+
+
+class _Rare(_Apart):
+    """The code of a helper that is called seldom: out of the way of what is called often."""
+
+    attributes = ("noinline", "cold")
+
+
 class _NoEnvironment:
     def set_env(self, env_name: str, env: Any) -> None:
         pass
@@ -235,12 +254,22 @@ class _HelperPasses:
 class _HelperCompiler(Compiler):
     """Numba's compiler, with `_Inlined` as the library of the function."""
 
+    library: type[_Inlined] = _Inlined
+
     def define_pipelines(self) -> list[Any]:
         return [_HelperPasses()]
 
     def compile_extra(self, func: Callable[..., Any]) -> Any:
-        self.state.library = _Inlined(self.state.targetctx.codegen(), func.__qualname__)
+        self.state.library = self.library(self.state.targetctx.codegen(), func.__qualname__)
         return super().compile_extra(func)
+
+
+class _ApartCompiler(_HelperCompiler):
+    library = _Apart
+
+
+class _RareCompiler(_HelperCompiler):
+    library = _Rare
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -248,10 +277,24 @@ def kernel(function: Callable[..., Any]) -> Any:
 
     Integers arrive as int64, whatever their width and even if they are constants: one compile instead of one for each.
     """
+    return _helper(function, _HelperCompiler)
+
+
+def apart(function: Callable[..., Any]) -> Any:
+    """A helper that stays a function of its own, so that what its callers do before and after it stays short."""
+    return _helper(function, _ApartCompiler)
+
+
+def rare(function: Callable[..., Any]) -> Any:
+    """A helper that is called seldom: it stays a function of its own, and its callers are laid out as if it were not there."""
+    return _helper(function, _RareCompiler)
+
+
+def _helper(function: Callable[..., Any], compiler: type[_HelperCompiler]) -> Any:
     helper = _jit(
         function,
         cached=False,
-        pipeline_class=_HelperCompiler,
+        pipeline_class=compiler,
         no_cpython_wrapper=True,
         no_cfunc_wrapper=True,
         no_rewrites=True,

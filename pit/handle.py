@@ -213,8 +213,9 @@ class Pit:
         tasks = memory[self._offsets["task_at"] :][: self._counts["tasks"] * state.TASK.itemsize].view(state.TASK)
         tasks["slot"] = 0
         tasks["key"] = 0  # a running task's key is made when slots are looked for
-        late = self._offsets["late_at"]
-        memory[late : late + self._counts["places"] * state.INDEX.itemsize] = 0
+        ready = self._offsets["ready_at"]
+        rows = memory[ready : ready + self._counts["tasks"] * state.INDEX.itemsize].view(state.INDEX)
+        rows[int(hot["n_ready"][0]) :] = 0  # behind the ready tasks stand late ones
         memory[self._offsets["command_at"] :] = 0
         return hashlib.sha256(memory.tobytes()).hexdigest()
 

@@ -193,6 +193,23 @@ def table(owner: np.dtype[Any], offset_field: str, dtype: np.dtype[Any]) -> Any:
 
 
 @intrinsic
+def position(typingctx: Any, lane: Any, n: Any, value: Any) -> Any:
+    """The index of the first of the first n elements of a lane that equals a value; n (at most 31) if none does."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (size,), i32 = lane.shape, ir.IntType(32)
+        kind = ir.VectorType(context.get_data_type(lane.element), size)
+        elements = _tagged(builder, builder.load(builder.bitcast(args[0], kind.as_pointer()), align=lane.step), lane.label)
+        wanted = builder.insert_element(ir.Constant(kind, ir.Undefined), builder.trunc(args[2], kind.element), i32(0))
+        wanted = builder.shuffle_vector(wanted, wanted, ir.Constant(ir.VectorType(i32, size), [0] * size))
+        equal = builder.bitcast(builder.icmp_signed("==", elements, wanted), ir.IntType(size))
+        end = builder.shl(i32(1), builder.trunc(_number(context, builder, signature, args, 1), i32))
+        return builder.zext(builder.cttz(builder.or_(builder.zext(equal, i32), end), ir.IntType(1)(1)), ir.IntType(64))
+
+    return types.int64(lane, n, types.int64), codegen
+
+
+@intrinsic
 def address_of(typingctx: Any, row: Any) -> Any:
     """The address of a row, as int64."""
 

@@ -6,22 +6,22 @@ import numpy as np
 from numba import uint64
 
 from pit import arbitration, automation, dag_tracker, pool_manager
-from pit.compiled import kernel
+from pit.compiled import apart, kernel
 from pit.layout import (
     CANCEL,
     HEDGE,
     HOLD,
-    LITE,
+    N_VARIANTS,
     N_VERBS,
     NEVER,
     ON,
     OVERDUE,
     PLAIN,
-    PREMIUM,
     QUEUE,
     QUEUED,
     REFRESH_BIT,
     STANDARD,
+    WAIT,
     WAIT_BIT,
 )
 from pit.memory import put_word
@@ -82,23 +82,27 @@ def globals_legal(s):
 
 
 @kernel
-def start_bit(s, slot, t, kinds, k):
-    """Bit k if a slot's plain head t may be started with variant k, one of the usable `kinds`; notes how it would begin."""
-    if (kinds >> k) & 1 == 0:
+def start_bits(s, slot, t):
+    """Bit k if a slot's plain head t may be started with variant k; notes how it would begin."""
+    first = 3 * t.function
+    kinds = variant(s, first + STANDARD).kinds
+    bits = 0
+    for k in range(N_VARIANTS):
         slot.mode[k] = NO
-        return 0
-    v = variant(s, 3 * t.function + k)
-    mode = pool_manager.plan(s, v) & 3
-    slot.mode[k] = mode
-    fits = (mode != NO) & (t.mark == PLAIN) & pool_manager.has_place(s, v)
-    if fits and arbitration.claimed(s, np.int64(slot.head), v):
-        fits = False
-    if s.any_tight == 1 and fits:
-        why = pool_manager.refused(s, t.base[k], v, mode)
-        if why == 2:
-            s.any_short = 1
-        fits = why == 0
-    return fits << k
+        if (kinds >> k) & 1 == 1:
+            v = variant(s, first + k)
+            mode = pool_manager.plan(s, v) & 3
+            slot.mode[k] = mode
+            fits = (mode != NO) & (t.mark == PLAIN) & pool_manager.has_place(s, v)
+            if fits and arbitration.claimed(s, np.int64(slot.head), v):
+                fits = False
+            if s.any_tight == 1 and fits:
+                why = pool_manager.refused(s, t.base[k], v, mode)
+                if why == 2:
+                    s.any_short = 1
+                fits = why == 0
+            bits |= fits << k
+    return bits
 
 
 @kernel
@@ -151,25 +155,27 @@ def other_bits(s, g, bits):
 @kernel
 def refresh_slots(s):
     """Groups the open tasks and finds each slot's legal verbs, if anything has changed since the last time."""
-    if s.slots_valid == 1:
-        return
+    if s.slots_valid == 0:
+        find_slots(s)
+
+
+@apart
+def find_slots(s):
+    """Groups the open tasks and finds each slot's legal verbs."""
     s.slots_valid = 1
     s.any_start = 0
     s.any_short = 0
     arbitration.group_ready(s)
     others = (s.verbs >> QUEUE) & 15
+    starts = 0
     for g in range(s.n_slots):
         slot = s.slots[g]
-        t = task(s, slot.head)
-        kinds = variant(s, 3 * t.function + STANDARD).kinds
-        bits = (
-            start_bit(s, slot, t, kinds, LITE) | start_bit(s, slot, t, kinds, STANDARD) | start_bit(s, slot, t, kinds, PREMIUM)
-        )
-        s.any_start |= bits != 0
+        bits = start_bits(s, slot, task(s, slot.head))
+        starts |= bits
         if others != 0:
             bits = other_bits(s, g, bits)
         slot.legal = bits
-    s.any_start |= refresh_legal(s)
+    s.any_start |= (starts != 0) | refresh_legal(s)
 
 
 @kernel
@@ -177,3 +183,9 @@ def mask_slot(s, g, mask):
     """The legal verbs of slot g as bytes of the mask: seven, and one 0 where the next slot or `wait` will stand."""
     legal = uint64(s.slots[g].legal) if s.status == ON else uint64(0)
     put_word(mask + g * N_VERBS, (legal * _SPREAD) & _ONES)
+
+
+@kernel
+def mask_globals(s, mask):
+    """The legal global actions as bytes of the mask, seven of them."""
+    put_word(mask + WAIT, (uint64(globals_legal(s)) * _SPREAD) & _ONES)

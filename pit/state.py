@@ -45,7 +45,6 @@ SLOT = _record(
     [
         ("head", "i4"),  # task index
         ("count", "i4"),  # members
-        ("kind", "i4"),  # class of its members
         ("legal", "u1"),  # bit per verb
         ("mode", "u1", (3,)),  # how each variant would begin: see pool_manager
     ]
@@ -82,7 +81,6 @@ PIT = _record(
         ("pred_at", "i4"),
         ("ready_at", "i4"),
         ("near_at", "i4"),
-        ("late_at", "i4"),
         ("follow_at", "i4"),
         ("artifact_at", "i4"),
         ("variant_at", "i4"),
@@ -303,9 +301,8 @@ task = table(PIT, "task_at", TASK)
 successor = table(PIT, "succ_at", LINK)
 predecessor = table(PIT, "pred_at", LINK)
 artifact = table(PIT, "artifact_at", ARTIFACT)
-late = table(PIT, "late_at", INDEX)
 follow = table(PIT, "follow_at", INDEX)  # row = model before * n_models + model: how often it has followed
-ready = table(PIT, "ready_at", INDEX)
+ready = table(PIT, "ready_at", INDEX)  # those that are ready; behind them, at a look at slots, the late ones
 near = table(PIT, "near_at", INDEX)
 variant = table(PIT, "variant_at", VARIANT)  # row = function * 3 + variant
 model = table(PIT, "model_at", MODEL)
@@ -326,7 +323,6 @@ def tables(
         ("model_at", MODEL, models),
         ("copy_at", COPY, copies),
         ("call_at", CALL, places),
-        ("late_at", INDEX, places),
         ("follow_at", INDEX, models * models if follows else 0),
         ("ready_at", INDEX, tasks),
         ("near_at", INDEX, tasks),
