@@ -295,8 +295,9 @@ def happen(s, w, L):
 @kernel
 def run(s, w, L):
     """Until a decision is due: everything that happens at one time happens before the agent is asked."""
-    carry_out(s, w, L)
     while True:
+        if s.n_commands > 0:
+            carry_out(s, w, L)
         when = due(w, w.n_due - 1).when if w.n_due > 0 else NEVER
         timer = next_timer(s)
         if min(when, timer) > s.now and decision_due(s):
@@ -311,7 +312,6 @@ def run(s, w, L):
         else:
             pass_time(s, when)
             happen(s, w, L)
-        carry_out(s, w, L)
 
 
 @kernel

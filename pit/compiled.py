@@ -82,13 +82,20 @@ def _jit(function: Callable[..., Any], cached: bool, **options: Any) -> Any:
 class _Inlined(JITCodeLibrary):
     """The code of a helper: kept as LLVM IR for the entry that links it, never optimised or made executable on its own.
 
+    `attributes` tell LLVM whether to compile it into its callers; without them it sees for itself.
+
     Numba would link each helper with all that it calls and optimise the whole, again and again up the call tree: two
     thirds of the compile time, for machine code that nobody runs.
     """
 
     _whole: Any = None
+    attributes: tuple[str, ...] = ()
 
     def add_ir_module(self, ir_module: Any) -> None:
+        for function in ir_module.functions:
+            if function.blocks:
+                for attribute in self.attributes:
+                    function.attributes.add(attribute)
         self._final_module = parse_assembly(cgutils.normalize_ir_text(str(ir_module)))
 
     def finalize(self) -> None:
@@ -107,25 +114,6 @@ class _Inlined(JITCodeLibrary):
     @property
     def codegen(self) -> Any:
         return _NoEnvironment()  # asked for only to set the environment of code that does not exist
-
-
-class _Apart(_Inlined):
-    """The code of a helper that is not compiled into its callers but called by them."""
-
-    attributes: tuple[str, ...] = ("noinline",)
-
-    def add_ir_module(self, ir_module: Any) -> None:
-        for function in ir_module.functions:
-            if function.blocks:
-                for attribute in self.attributes:
-                    function.attributes.add(attribute)
-        super().add_ir_module(ir_module)
-
-
-class _Rare(_Apart):
-    """The code of a helper that is called seldom: out of the way of what is called often."""
-
-    attributes = ("noinline", "cold")
 
 
 class _NoEnvironment:
@@ -254,22 +242,27 @@ class _HelperPasses:
 class _HelperCompiler(Compiler):
     """Numba's compiler, with `_Inlined` as the library of the function."""
 
-    library: type[_Inlined] = _Inlined
+    attributes: tuple[str, ...] = ()
 
     def define_pipelines(self) -> list[Any]:
         return [_HelperPasses()]
 
     def compile_extra(self, func: Callable[..., Any]) -> Any:
-        self.state.library = self.library(self.state.targetctx.codegen(), func.__qualname__)
+        self.state.library = _Inlined(self.state.targetctx.codegen(), func.__qualname__)
+        self.state.library.attributes = self.attributes
         return super().compile_extra(func)
 
 
+class _InsideCompiler(_HelperCompiler):
+    attributes = ("alwaysinline",)
+
+
 class _ApartCompiler(_HelperCompiler):
-    library = _Apart
+    attributes = ("noinline",)
 
 
 class _RareCompiler(_HelperCompiler):
-    library = _Rare
+    attributes = ("noinline", "cold")
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -278,6 +271,11 @@ def kernel(function: Callable[..., Any]) -> Any:
     Integers arrive as int64, whatever their width and even if they are constants: one compile instead of one for each.
     """
     return _helper(function, _HelperCompiler)
+
+
+def inside(function: Callable[..., Any]) -> Any:
+    """A helper that is compiled into each of its callers, although there are several."""
+    return _helper(function, _InsideCompiler)
 
 
 def apart(function: Callable[..., Any]) -> Any:

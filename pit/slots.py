@@ -6,17 +6,18 @@ import numpy as np
 from numba import uint64
 
 from pit import arbitration, automation, dag_tracker, pool_manager
-from pit.compiled import apart, kernel
+from pit.compiled import apart, inside, kernel, rare
 from pit.layout import (
     CANCEL,
     HEDGE,
     HOLD,
-    N_VARIANTS,
+    LITE,
     N_VERBS,
     NEVER,
     ON,
     OVERDUE,
     PLAIN,
+    PREMIUM,
     QUEUE,
     QUEUED,
     REFRESH_BIT,
@@ -32,15 +33,19 @@ _SPREAD = np.uint64(sum(1 << (7 * k) for k in range(N_VERBS)))  # times seven bi
 _ONES = np.uint64(0x0001010101010101)
 
 
-@kernel
+@inside
 def wait_legal(s):
     """Whether `wait` may be chosen: something is in flight, loads, cools down, is held or closed; or all is over."""
-    if s.n_calls > 0 or s.n_loading + s.n_cooling + s.n_held + s.all_tenants > 0 or s.status != ON or s.arrived == 0:
-        return True
-    if s.any_tight == 1:
-        for p in range(s.n_pools):
-            if s.pools[p].closed_until > s.now or pool_manager.next_token(s, p) < NEVER:
-                return True
+    going = (s.n_calls + s.n_loading + s.n_cooling + s.n_held + s.all_tenants > 0) | (s.status != ON) | (s.arrived == 0)
+    return going or (s.any_tight == 1 and is_closed(s))
+
+
+@rare
+def is_closed(s):
+    """Whether a pool is backed off or short of tokens."""
+    for p in range(s.n_pools):
+        if s.pools[p].closed_until > s.now or pool_manager.next_token(s, p) < NEVER:
+            return True
     return False
 
 
@@ -67,42 +72,52 @@ def refresh_legal(s):
     return s.any_fresh == 1 and enabled(s, REFRESH_BIT) and dag_tracker.stalest(s) >= 0
 
 
-@kernel
+@inside
 def globals_legal(s):
     """Bits of the legal global actions: wait 0, back_off 1, back_off_long 2, skip 3, refresh 4."""
     bits = 1 if wait_legal(s) else 0
     if s.verbs >> (WAIT_BIT + 1) != 0 and s.status == ON and s.arrived == 1:
-        if (enabled(s, WAIT_BIT + 1) or enabled(s, WAIT_BIT + 2)) and back_off_legal(s):
-            bits |= (s.verbs >> WAIT_BIT) & 6
-        if enabled(s, WAIT_BIT + 3) and skip_legal(s):
-            bits |= 8
-        if refresh_legal(s):
-            bits |= 16
+        bits |= other_globals(s)
     return bits
 
 
-@kernel
-def start_bits(s, slot, t):
-    """Bit k if a slot's plain head t may be started with variant k; notes how it would begin."""
-    first = 3 * t.function
-    kinds = variant(s, first + STANDARD).kinds
+@apart
+def other_globals(s):
+    """The bits of `globals_legal` besides that of `wait`."""
     bits = 0
-    for k in range(N_VARIANTS):
-        slot.mode[k] = NO
-        if (kinds >> k) & 1 == 1:
-            v = variant(s, first + k)
-            mode = pool_manager.plan(s, v) & 3
-            slot.mode[k] = mode
-            fits = (mode != NO) & (t.mark == PLAIN) & pool_manager.has_place(s, v)
-            if fits and arbitration.claimed(s, np.int64(slot.head), v):
-                fits = False
-            if s.any_tight == 1 and fits:
-                why = pool_manager.refused(s, t.base[k], v, mode)
-                if why == 2:
-                    s.any_short = 1
-                fits = why == 0
-            bits |= fits << k
+    if (enabled(s, WAIT_BIT + 1) or enabled(s, WAIT_BIT + 2)) and back_off_legal(s):
+        bits |= (s.verbs >> WAIT_BIT) & 6
+    if enabled(s, WAIT_BIT + 3) and skip_legal(s):
+        bits |= 8
+    if refresh_legal(s):
+        bits |= 16
     return bits
+
+
+@inside
+def start_bit(s, slot, t, kinds, k):
+    """Bit k if a slot's plain head t may be started with variant k, one of the usable `kinds`; notes how it would begin."""
+    slot.mode[k] = NO
+    if (kinds >> k) & 1 == 0:
+        return 0
+    v = variant(s, 3 * t.function + k)
+    mode = pool_manager.plan(s, v) & 3
+    slot.mode[k] = mode
+    fits = (mode != NO) & (t.mark == PLAIN) & pool_manager.has_place(s, v)
+    if fits and s.any_limit == 1:
+        fits = is_free(s, slot, t, v, k)
+    return fits << k
+
+
+@apart
+def is_free(s, slot, t, v, k):
+    """Whether neither a claim nor a limit forbids to start a slot's head t with its variant k, v."""
+    if arbitration.claimed(s, np.int64(slot.head), v):
+        return False
+    why = pool_manager.refused(s, t.base[k], v, np.int64(slot.mode[k]))
+    if why == 2:
+        s.any_short = 1
+    return why == 0
 
 
 @kernel
@@ -170,7 +185,11 @@ def find_slots(s):
     starts = 0
     for g in range(s.n_slots):
         slot = s.slots[g]
-        bits = start_bits(s, slot, task(s, slot.head))
+        t = task(s, slot.head)
+        kinds = variant(s, 3 * t.function + STANDARD).kinds
+        bits = start_bit(s, slot, t, kinds, LITE)
+        bits |= start_bit(s, slot, t, kinds, STANDARD)
+        bits |= start_bit(s, slot, t, kinds, PREMIUM)
         starts |= bits
         if others != 0:
             bits = other_bits(s, g, bits)

@@ -136,6 +136,7 @@ PIT = _record(
         ("any_gang", "u1"),  # some variant takes places of two pools
         ("any_twins", "u1"),  # some tasks have twins
         ("any_tight", "u1"),  # a start can be refused for tokens, money or a back-off
+        ("any_limit", "u1"),  # the same, or for a claim
         ("any_short", "u1"),  # some slot's start is refused for tokens or money alone, as found by the last look at slots
         ("any_timer", "u1"),  # there are timers besides holds and the horizon
         ("fair", "u1"),
