@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from pit import arbitration, automation, dag_tracker, pool_manager
+from pit import arbitration, automation, dag_tracker, flows, pool_manager
 from pit.compiled import apart, inside, kernel, rare
 from pit.layout import (
     CANCEL,
+    DEFER_BIT,
     HEDGE,
     HOLD,
     LITE,
@@ -36,8 +37,8 @@ _ONES = np.uint64(0x0001010101010101)
 @inside
 def wait_legal(s):
     """Whether `wait` may be chosen: something is in flight, loads, cools down, is held or closed; or all is over."""
-    going = (s.n_calls + s.n_loading + s.n_cooling + s.n_held + s.all_tenants > 0) | (s.status != ON) | (s.arrived == 0)
-    return going or (s.any_tight == 1 and is_closed(s))
+    going = s.n_calls + s.n_loading + s.n_cooling + s.n_held + s.all_tenants + s.stream_open > 0
+    return going | (s.status != ON) | (s.arrived == 0) or (s.any_tight == 1 and is_closed(s))
 
 
 @rare
@@ -74,7 +75,7 @@ def refresh_legal(s):
 
 @inside
 def globals_legal(s):
-    """Bits of the legal global actions: wait 0, back_off 1, back_off_long 2, skip 3, refresh 4."""
+    """Bits of the legal global actions: wait 0, back_off 1, back_off_long 2, skip 3, refresh 4, defer 5."""
     bits = 1 if wait_legal(s) else 0
     if s.verbs >> (WAIT_BIT + 1) != 0 and s.status == ON and s.arrived == 1:
         bits |= other_globals(s)
@@ -91,6 +92,8 @@ def other_globals(s):
         bits |= 8
     if refresh_legal(s):
         bits |= 16
+    if s.n_active > 1 and enabled(s, DEFER_BIT) and flows.least_urgent(s) >= 0:
+        bits |= 32
     return bits
 
 
