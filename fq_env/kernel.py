@@ -49,7 +49,7 @@ from fq_env.state import (
     world_at,
 )
 from fq_env.world import after_arrival, first_tenants, run
-from pit.compiled import address_of, copy_bytes, entry, fetcher, kernel, parallel_entry
+from pit.compiled import entry, kernel, parallel_entry
 from pit.dag_tracker import stalest
 from pit.interface import act, apply
 from pit.layout import (
@@ -68,6 +68,7 @@ from pit.layout import (
     TIER_GONE,
     WAIT,
 )
+from pit.memory import address_of, copy_bytes, fetcher
 from pit.observation import encode
 from pit.rules import choose
 from pit.slots import globals_legal, refresh_legal, refresh_slots

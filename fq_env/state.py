@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fq_env.sizes import MAX_ALTERNATIVES, MAX_BLUEPRINTS, MAX_GATES, MAX_GOALS, MAX_PLANS, MAX_WEIGHTS
-from pit.compiled import record_at, table
 from pit.layout import MAX_POOLS
+from pit.memory import record_at, table
 from pit.state import EVENT, INDEX
 
 REWARDS = ("potential", "sparse", "makespan", "conductor")

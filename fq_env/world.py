@@ -16,7 +16,7 @@ from fq_env.randomness import (
 from fq_env.scoring import artifacts_lost, gap, task_done
 from fq_env.state import due, goal, load_truth, span, truth
 from pit.automation import find_call
-from pit.compiled import copy_record, kernel
+from pit.compiled import kernel
 from pit.dag_tracker import has_echo, oldest_input
 from pit.interface import advance, apply, decision_due, pass_time
 from pit.layout import (
@@ -48,6 +48,7 @@ from pit.layout import (
     UNLOADED,
     WARM,
 )
+from pit.memory import copy_record
 from pit.state import artifact, call, command, copy, flow, model, task, variant
 from pit.timers import next_timer
 
@@ -382,8 +383,9 @@ def happen(s, w, L):
 @kernel
 def run(s, w, L):
     """Until a decision is due: everything that happens at one time happens before the agent is asked."""
-    carry_out(s, w, L)
     while True:
+        if s.n_commands > 0:
+            carry_out(s, w, L)
         when = due(w, w.n_due - 1).when if w.n_due > 0 else NEVER
         timer = next_timer(s)
         if min(when, timer) > s.now and decision_due(s):
@@ -398,4 +400,3 @@ def run(s, w, L):
         else:
             pass_time(s, when)
             happen(s, w, L)
-        carry_out(s, w, L)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from pit import arbitration, artifact_store, dag_tracker, healing, health, pool_manager, stale_manager
-from pit.compiled import copy_record, kernel
+from pit.compiled import kernel
 from pit.layout import (
     CMD_CANCEL,
     CMD_DELETE,
@@ -40,6 +40,7 @@ from pit.layout import (
     READY,
     TIER_GONE,
 )
+from pit.memory import copy_record
 from pit.pool_manager import HERE, LOAD, NO
 from pit.slot_key import key_of
 from pit.state import artifact, call, command, copy, follow, model, task, variant

@@ -280,7 +280,8 @@ def set_late(s, i, is_late):
     if (t.mark == OVERDUE) != is_late:
         t.mark = OVERDUE if is_late else PLAIN
         s.n_late += 2 * is_late - 1
-    t.key = key_of(t)
+    if is_late:
+        t.key = key_of(t)
 
 
 @kernel

@@ -357,8 +357,9 @@ class Pit:
         tasks["key"] = tasks["octave"] = 0  # a running task's are made when slots are looked for
         flows = memory[self._offsets["flow_at"] :][: self._counts["flows"] * state.FLOW.itemsize].view(state.FLOW)
         flows["mark"] = 0
-        late = self._offsets["late_at"]
-        memory[late : late + self._counts["places"] * state.INDEX.itemsize] = 0
+        ready = self._offsets["ready_at"]
+        rows = memory[ready : ready + self._counts["tasks"] * state.INDEX.itemsize].view(state.INDEX)
+        rows[int(hot["n_ready"][0]) :] = 0  # behind the ready tasks stand late ones
         memory[self._offsets["command_at"] :] = 0
         return hashlib.sha256(memory.tobytes()).hexdigest()
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pit.compiled import record_at, table
 from pit.layout import HEALINGS, MAX_POOLS, N_SLOTS, TOLD_ROWS
+from pit.memory import record_at, table
 
 
 def _record(fields: list[Any]) -> np.dtype[Any]:
@@ -46,7 +46,6 @@ SLOT = _record(
     [
         ("head", "i4"),  # task index
         ("count", "i4"),  # members
-        ("kind", "i4"),  # class of its members
         ("legal", "u1"),  # bit per verb
         ("mode", "u1", (3,)),  # how each variant would begin: see pool_manager
     ]
@@ -86,7 +85,6 @@ PIT = _record(
         ("pred_at", "i4"),
         ("ready_at", "i4"),
         ("near_at", "i4"),
-        ("late_at", "i4"),
         ("follow_at", "i4"),
         ("artifact_at", "i4"),
         ("store_at", "i4"),
@@ -158,6 +156,7 @@ PIT = _record(
         ("any_store", "u1"),  # artifacts lie in tiers of bounded capacity
         ("lineage", "u1"),  # calls note the versions of their inputs
         ("any_tight", "u1"),  # a start can be refused for tokens, money or a back-off
+        ("any_limit", "u1"),  # the same, or for a claim
         ("any_short", "u1"),  # some slot's start is refused for tokens or money alone, as found by the last look at slots
         ("any_timer", "u1"),  # there are timers besides holds and the horizon
         ("fair", "u1"),
@@ -403,9 +402,8 @@ predecessor = table(PIT, "pred_at", LINK)
 artifact = table(PIT, "artifact_at", ARTIFACT)
 store_of = table(PIT, "store_at", STORE)  # its only row is 0
 flow = table(PIT, "flow_at", FLOW)
-late = table(PIT, "late_at", INDEX)
 follow = table(PIT, "follow_at", INDEX)  # row = model before * n_models + model: how often it has followed
-ready = table(PIT, "ready_at", INDEX)
+ready = table(PIT, "ready_at", INDEX)  # those that are ready; behind them, at a look at slots, the late ones
 near = table(PIT, "near_at", INDEX)
 variant = table(PIT, "variant_at", VARIANT)  # row = function * 3 + variant
 model = table(PIT, "model_at", MODEL)
@@ -440,7 +438,6 @@ def tables(
         ("model_at", MODEL, models),
         ("copy_at", COPY, copies),
         ("call_at", CALL, places),
-        ("late_at", INDEX, places),
         ("follow_at", INDEX, models * models if follows else 0),
         ("flow_at", FLOW, flows),
         ("store_at", STORE, 1 if store else 0),
