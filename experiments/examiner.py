@@ -48,6 +48,10 @@ class Looker(Protocol):
     """Who looks at a policy and says when a training may stop: an `Examiner`, or of several levels a `MixedExaminer`."""
 
     @property
+    def referees(self) -> list[Referee]:
+        """Who plays the players, of each level one."""
+
+    @property
     def best(self) -> Look:
         """The look whose policy is kept."""
 
@@ -130,6 +134,11 @@ class Examiner:
     def recall(self, looks: list[dict[str, Any]]) -> None:
         """Puts back the looks of a training that goes on."""
         self.looks = [Look(**look) for look in looks]
+
+    @property
+    def referees(self) -> list[Referee]:
+        """The one referee."""
+        return [self.referee]
 
     @property
     def best(self) -> Look:

@@ -27,10 +27,11 @@ class Examples:
 
 
 class Imitation:
-    """Epochs of a learner over examples; `vf_coef` weighs the value's squared error against the cross-entropy."""
+    """Epochs of a learner over examples; `vf_coef` weighs the value's squared error against the cross-entropy, and the share
+    `smoothing` of the target goes to all legal actions alike."""
 
-    def __init__(self, model: FastPPO, examples: Examples, vf_coef: float) -> None:
-        self.model, self.examples, self.vf_coef = model, examples, vf_coef
+    def __init__(self, model: FastPPO, examples: Examples, vf_coef: float, smoothing: float = 0.0) -> None:
+        self.model, self.examples, self.vf_coef, self.smoothing = model, examples, vf_coef, smoothing
         self._sums = np.zeros(len(kernels.IMITATION_SUMS))
 
     def _gradients(self, batch: np.ndarray) -> None:
@@ -39,7 +40,8 @@ class Imitation:
         net.forward()
         kernels.imitation(
             net.logits.numpy(), net.values.numpy()[:, 0], order, of.frames.words, net.ladder.places, net.ladder.heights, ends,
-            of.actions, of.weights, of.returns, self.vf_coef, net.d_logits.numpy(), net.d_values.numpy()[:, 0], self._sums,
+            of.actions, of.weights, of.returns, self.smoothing, self.vf_coef, net.d_logits.numpy(), net.d_values.numpy()[:, 0],
+            self._sums,
         )  # fmt: skip
 
     def epoch(self, chosen: np.ndarray, batch_size: int, rate: float) -> None:

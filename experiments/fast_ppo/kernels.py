@@ -255,10 +255,11 @@ def losses(
 
 @_compiled
 def imitation(
-    logits, values, frames, words, places, heights, ends, actions, weights, returns, vf_coef, d_logits, d_values, sums
+    logits, values, frames, words, places, heights, ends, actions, weights, returns, smoothing, vf_coef, d_logits, d_values, sums
 ):
     """Cross-entropy of masked logits with a teacher's `actions`, frame by frame times `weights`, the value's squared error,
-    and the gradients of mean(cross-entropy) + vf_coef mean(error).
+    and the gradients of mean(cross-entropy) + vf_coef mean(error). The share `smoothing` of the target goes to all legal
+    actions alike (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", section 7).
 
     Row k of `logits` (b, outputs) and `values` (b,) is frame `frames[k]`; what follows is by frame, see `losses`. Sums of
     `IMITATION_SUMS` into `sums` (4,) float64; `agreement` counts the weight of frames whose largest logit is the teacher's.
@@ -279,20 +280,27 @@ def imitation(
                     if best < 0 or logits[k, place] > logits[k, best]:
                         best = place
                     word &= word - np.uint64(1)
-            top, total = logits[k, best], np.float32(0.0)
+            top, total, together, n = logits[k, best], np.float32(0.0), np.float32(0.0), 0
             for w in range(2):
                 word = words[f, w]
                 while word != 0:
                     place = places[64 * w + _lowest_bit(word)]
                     d_logits[k, place] = math.exp(logits[k, place] - top)
                     total += d_logits[k, place]
+                    together += logits[k, place]
+                    n += 1
                     word &= word - np.uint64(1)
-            scale = np.float32(weights[f] / b)
-            for j in range(heights[r]):
-                d_logits[k, j] *= scale / total
+            scale, each = np.float32(weights[f] / b), np.float32(smoothing / n)
+            for w in range(2):
+                word = words[f, w]
+                while word != 0:
+                    place = places[64 * w + _lowest_bit(word)]
+                    d_logits[k, place] = scale * (d_logits[k, place] / total - each)
+                    word &= word - np.uint64(1)
             chosen = places[actions[f]]
-            d_logits[k, chosen] -= scale
-            cross_entropy += weights[f] * (top + math.log(total) - logits[k, chosen])
+            d_logits[k, chosen] -= scale * np.float32(1.0 - smoothing)
+            target = (1.0 - smoothing) * logits[k, chosen] + each * together
+            cross_entropy += weights[f] * (top + math.log(total) - target)
             agreement += weights[f] if best == chosen else 0.0
             weight_sum += weights[f]
             error = np.float64(values[k]) - returns[f]

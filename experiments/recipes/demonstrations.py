@@ -18,11 +18,12 @@ from fq_env.level import Level
 from fq_env.players import lookahead
 
 
-def demonstrate(level: Level, referee: Referee, options: RecipeConfig, instances: np.ndarray, exposure: str) -> Trajectories:
+def demonstrate(referee: Referee, options: RecipeConfig, instances: np.ndarray, exposure: str) -> Trajectories:
     """The teacher's trajectories on train `instances` (k,), k > 0; an instance occurs once for each base player tried there.
 
     Where the order of calls is hidden, the proven optimum's plan is played, and base players do not matter.
     """
+    level = referee.level
     if level.order is not None:
         return teacher.play_plans(level, instances, exposure, teacher.Progress("teacher", len(instances)))
     bases = teacher.base_players(referee, options.teacher.bases)

@@ -6,11 +6,12 @@ takes what is there and repeats the phase that was interrupted from its beginnin
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ from experiments.algorithms import BEST
 from experiments.callbacks import Overseer
 from experiments.config import TrainConfig
 from experiments.errors import ExperimentError
-from experiments.examiner import Examiner, Look
 from experiments.fast_ppo import FastPPO
 from experiments.fast_ppo.reward_scale import RewardScale
 from experiments.files import read_json, write_json, write_with
@@ -31,21 +31,23 @@ from experiments.recipes.told import FOLDER, Facts
 from experiments.recipes.trajectories import Trajectories
 from experiments.recipes.verifier import Replay
 
+if TYPE_CHECKING:
+    from experiments.evaluate import Referee
+
 PLAYING, LEARNING = 0x7EAC, 0x1EA2  # tell the random streams of phases apart
 INSTANCES = 2**40  # train instances are drawn from so many
 
 
 class Recipe:
-    """The phases of one training. `exposure` is what the policy sees; `overseer` is told of every phase."""
+    """The phases of one training. `exposure` is what the policy sees; `overseer` is told of every phase.
+
+    Of several levels each has its own teacher, rule and verifier; what is kept of all of them is learned together.
+    """
 
     def __init__(self, cfg: TrainConfig, run: Path, exposure: str, model: FastPPO, overseer: Overseer) -> None:
         self.cfg, self.options, self.exposure = cfg, cfg.recipe_options, exposure
         self.folder, self.model, self.overseer = run / FOLDER, model, overseer
-        assert isinstance(overseer.examiner, Examiner)  # `config.check` refuses a recipe for several levels
-        self.examiner = overseer.examiner
-        self.referee = self.examiner.referee
-        self.level = self.referee.level
-        self.rule = teacher.base_players(self.referee, ["calibrated"])["calibrated"]
+        self.examiner, self.referees = overseer.examiner, overseer.examiner.referees
         self.replays: list[Replay] = []
         self._count = self._decisions = 0
 
@@ -68,12 +70,12 @@ class Recipe:
         if not self.options.supervised.use:
             self._scale_rewards([])
             return True
-        self._gather("teacher", lambda: demonstrate(self.level, self.referee, self.options, self._draw(0), self.exposure))
+        self._gather("teacher", lambda referee: demonstrate(referee, self.options, self._draw(0), self.exposure))
         self._scale_rewards(self.replays)
         self._learn(0)
         for number in range(1, self.options.rounds.rounds + 1 if self.iterates else 1):
             if self.overseer.stopped is None:
-                self._gather(f"round {number}", lambda number=number: self._around(number))  # type: ignore[misc]
+                self._gather(f"round {number}", functools.partial(self._around, number))
                 self._learn(number)
         if self.iterates or not self.options.ppo.use:
             self.overseer.ended = f"the {self._count} phases of {self.cfg.recipe} are done"
@@ -119,40 +121,49 @@ class Recipe:
         return np.random.default_rng([self.cfg.seed, PLAYING, number]).integers(0, INSTANCES, episodes)
 
     # ------------------------------------------------------------------ playing and verifying
-    def _gather(self, name: str, play: Callable[[], Trajectories]) -> None:
-        """Trajectories are played, stored and replayed; what is kept joins what is learned from."""
+    def _gather(self, what: str, play: Callable[[Referee], Trajectories]) -> None:
+        """Trajectories are played on each level, stored and replayed; what is kept joins what is learned from."""
+        lines = []
+        for referee in self.referees:
+            name = what if len(self.referees) == 1 else f"{what} level {referee.level.number}"
+            facts = self._gather_on(referee, name, play)
+            lines.append(facts["line"])
+            if self.iterates:
+                self._decisions += facts["decisions"]
+                self.model.num_timesteps = self._decisions
+        if sum(len(replay.kept) for replay in self.replays) < 2:
+            raise ExperimentError(
+                f"recipe_options.teacher.episodes={self.options.teacher.episodes}: {'; '.join(lines)}; too few to learn from, "
+                "more of them or recipe_options.verifier.at_least_rule=false may help"
+            )
+
+    def _gather_on(self, referee: Referee, name: str, play: Callable[[Referee], Trajectories]) -> Facts:
         replays: list[Replay] = []
 
         def work(path: Path) -> Facts:
-            played = play()
+            played = play(referee)
             played.save(path)
-            replays.append(self._replay(played))
+            replays.append(self._replay(referee, played))
             return _account(name, replays[-1], played)
 
         facts = self._phase(name, work)
         if not replays:
-            replays.append(self._replay(trajectories.load(self._path(self._count - 1, name).with_suffix(".npz"))))
+            stored = trajectories.load(self._path(self._count - 1, name).with_suffix(".npz"))
+            replays.append(self._replay(referee, stored))
         self.replays.append(replays[0])
-        if self.iterates:
-            self._decisions += facts["decisions"]
-            self.model.num_timesteps = self._decisions
-        if sum(len(replay.kept) for replay in self.replays) < 2:
-            raise ExperimentError(
-                f"recipe_options.teacher.episodes={self.options.teacher.episodes}: {facts['line']}; too few to learn from, "
-                "more of them or recipe_options.verifier.at_least_rule=false may help"
-            )
+        return facts
 
-    def _replay(self, played: Trajectories) -> Replay:
-        of = self.options.verifier
+    def _replay(self, referee: Referee, played: Trajectories) -> Replay:
+        of, rule = self.options.verifier, teacher.base_players(referee, ["calibrated"])["calibrated"]
         return verifier.replay(
-            self.level, played, self.rule, self.model.ladder, exposure=self.exposure, reward=self.cfg.reward,
+            referee.level, played, rule, self.model.ladder, exposure=self.exposure, reward=self.cfg.reward,
             gamma=self.cfg.gamma, believe=not of.use, at_least_rule=of.use and of.at_least_rule,
         )  # fmt: skip
 
-    def _around(self, number: int) -> Trajectories:
+    def _around(self, number: int, referee: Referee) -> Trajectories:
         instances = self._draw(number)
         scale = self.model.reward_scale.deviation if self.model.reward_scale else 1.0
-        around = Around(self.model, self.level, self.options.rounds, self.exposure, self.cfg.reward, scale)
+        around = Around(self.model, referee.level, self.options.rounds, self.exposure, self.cfg.reward, scale)
         return around.play(instances, teacher.Progress(f"round {number}", len(instances)))
 
     # ------------------------------------------------------------------ learning
@@ -187,14 +198,14 @@ class Recipe:
         if not made:
             self.model.policy.load_state_dict(_weights(self._path(self._count - 1, name).with_suffix(".npz")))
             self.model.policy.optimizer.state.clear()
-            examiner.looks.append(Look(**facts["look"]))
+            examiner.recall([*examiner.memory(), facts["look"]])
         self.overseer.stopped = examiner.verdict()
 
     def _hold(self) -> None:
         """PPO is held to the supervised policy, if it is to be."""
         kl = self.options.kl
         if kl.use:
-            weights = _weights(self._path(1, "supervised 0").with_suffix(".npz"))
+            weights = _weights(self._path(len(self.referees), "supervised 0").with_suffix(".npz"))
             self.model.hold_to(weights, kl.coefficient, kl.target, kl.rate)
 
     def _scale_rewards(self, replays: list[Replay]) -> None:

@@ -46,6 +46,7 @@ class SupervisedConfig:
     learning_rate: float = MISSING
     vf_coef: float = MISSING
     held_out: float = MISSING
+    smoothing: float = MISSING
     by_advantage: bool = MISSING
 
 
@@ -106,6 +107,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "supervised.learning_rate": (0.0, 1.0),
     "supervised.vf_coef": (0.0, 100.0),
     "supervised.held_out": (0.01, 0.9),
+    "supervised.smoothing": (0.0, 1.0),
     "kl.coefficient": (1e-9, 1000.0),
     "kl.rate": (0.0, 4.0),
     "rounds.rounds": (0, 1000),

@@ -76,7 +76,7 @@ def learn(
     """
     held_out = _held_out(examples.episodes, cfg.held_out, seed)
     chosen, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    imitation, state = Imitation(model, examples, cfg.vf_coef), model.policy.optimizer.state
+    imitation, state = Imitation(model, examples, cfg.vf_coef, cfg.smoothing), model.policy.optimizer.state
     best, lowest, kept, measured = 0, np.inf, copy.deepcopy(model.policy.state_dict()), {}
     epoch = 0
     state.clear()

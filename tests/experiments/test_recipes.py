@@ -158,12 +158,12 @@ def test_the_retriever_answers_what_was_best_in_similar_instances() -> None:
 def test_several_bases_are_all_tried_or_chosen_by_the_retriever() -> None:
     from experiments.recipes.demonstrations import demonstrate
 
-    level, bases = load_level(11), "recipe_options.teacher.bases=[fifo,critical_path]"
+    bases = "recipe_options.teacher.bases=[fifo,critical_path]"
     common = ("level=11", bases, "recipe_options.teacher.rollouts=1", "recipe_options.retriever.library=4")
     counts = []
     for use in ("false", "true"):
         options = config(*common, f"recipe_options.retriever.use={use}").recipe_options
-        found = demonstrate(level, Referee(level, 4), options, INSTANCES, "full")
+        found = demonstrate(Referee(load_level(11), 4), options, INSTANCES, "full")
         counts.append(len(found))
         assert set(found.bases.tolist()) == {0, 1}
     assert counts == [12, 4 * 2 + 2]
@@ -312,11 +312,11 @@ def test_expert_iteration_learns_from_all_rounds_and_goes_on(tmp_path: Path, mon
 
     original, calls = phases.Recipe._around, []
 
-    def cut(self: phases.Recipe, number: int) -> Any:
+    def cut(self: phases.Recipe, number: int, referee: Referee) -> Any:
         calls.append(number)
         if calls == [1, 2]:
             raise KeyError("cut")
-        return original(self, number)
+        return original(self, number, referee)
 
     monkeypatch.setattr(phases.Recipe, "_around", cut)
     with pytest.raises(KeyError):
