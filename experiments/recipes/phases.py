@@ -26,7 +26,7 @@ from experiments.fast_ppo.reward_scale import RewardScale
 from experiments.files import read_json, write_json, write_with
 from experiments.recipes import supervised, teacher, trajectories, verifier
 from experiments.recipes.around_policy import Around
-from experiments.recipes.demonstrations import demonstrate
+from experiments.recipes.demonstrations import demonstrate, visit
 from experiments.recipes.told import FOLDER, Facts
 from experiments.recipes.trajectories import Trajectories
 from experiments.recipes.verifier import Replay
@@ -34,7 +34,7 @@ from experiments.recipes.verifier import Replay
 if TYPE_CHECKING:
     from experiments.evaluate import Referee
 
-PLAYING, LEARNING = 0x7EAC, 0x1EA2  # tell the random streams of phases apart
+PLAYING, LEARNING, VISITING = 0x7EAC, 0x1EA2, 0x715175  # tell the random streams of phases apart
 INSTANCES = 2**40  # train instances are drawn from so many
 
 
@@ -56,6 +56,12 @@ class Recipe:
         """Whether the policy improves in rounds of its own instead of by PPO."""
         return self.cfg.recipe == "expert_iteration"
 
+    @property
+    def visits(self) -> int:
+        """How many rounds of visits there are: none where nobody looks ahead."""
+        ahead = self.options.teacher.rollouts and any(referee.level.order is None for referee in self.referees)
+        return self.options.visits.rounds if ahead else 0
+
     # ------------------------------------------------------------------ what a training calls
     def prepare(self) -> bool:
         """All phases, those that are done from their files; whether PPO follows, for which the model is then ready.
@@ -70,13 +76,18 @@ class Recipe:
         if not self.options.supervised.use:
             self._scale_rewards([])
             return True
-        self._gather("teacher", lambda referee: demonstrate(referee, self.options, self._draw(0), self.exposure))
+        shown, visits = self.options.teacher.episodes, self.visits
+        self._gather("teacher", lambda referee: demonstrate(referee, self.options, self._draw(0, shown), self.exposure))
         self._scale_rewards(self.replays)
         self._learn(0)
+        for number in range(1, visits + 1):
+            if self.overseer.stopped is None:
+                self._gather(f"visits {number}", functools.partial(self._visit, number), visited=True)
+                self._learn(number)
         for number in range(1, self.options.rounds.rounds + 1 if self.iterates else 1):
             if self.overseer.stopped is None:
-                self._gather(f"round {number}", functools.partial(self._around, number))
-                self._learn(number)
+                self._gather(f"round {number}", functools.partial(self._around, visits + number))
+                self._learn(visits + number)
         if self.iterates or not self.options.ppo.use:
             self.overseer.ended = f"the {self._count} phases of {self.cfg.recipe} are done"
             return False
@@ -115,18 +126,22 @@ class Recipe:
     def _path(self, count: int, name: str) -> Path:
         return self.folder / f"{count:02d}-{name.replace(' ', '-')}"
 
-    def _draw(self, number: int) -> np.ndarray:
+    def _draw(self, number: int, episodes: int) -> np.ndarray:
         """The train instances of a phase, int64."""
-        episodes = self.options.rounds.episodes if number else self.options.teacher.episodes
         return np.random.default_rng([self.cfg.seed, PLAYING, number]).integers(0, INSTANCES, episodes)
 
     # ------------------------------------------------------------------ playing and verifying
-    def _gather(self, what: str, play: Callable[[Referee], Trajectories]) -> None:
-        """Trajectories are played on each level, stored and replayed; what is kept joins what is learned from."""
+    def _gather(self, what: str, play: Callable[[Referee], Trajectories], visited: bool = False) -> None:
+        """Trajectories are played on each level, stored and replayed; what is kept joins what is learned from.
+
+        `visited`: they are the learner's own, so they need not be good, and none are played where the order is hidden.
+        """
         lines = []
         for referee in self.referees:
+            if visited and referee.level.order is not None:
+                continue
             name = what if len(self.referees) == 1 else f"{what} level {referee.level.number}"
-            facts = self._gather_on(referee, name, play)
+            facts = self._gather_on(referee, name, play, visited)
             lines.append(facts["line"])
             if self.iterates:
                 self._decisions += facts["decisions"]
@@ -137,34 +152,39 @@ class Recipe:
                 "more of them or recipe_options.verifier.at_least_rule=false may help"
             )
 
-    def _gather_on(self, referee: Referee, name: str, play: Callable[[Referee], Trajectories]) -> Facts:
+    def _gather_on(self, referee: Referee, name: str, play: Callable[[Referee], Trajectories], visited: bool) -> Facts:
         replays: list[Replay] = []
 
         def work(path: Path) -> Facts:
             played = play(referee)
             played.save(path)
-            replays.append(self._replay(referee, played))
+            replays.append(self._replay(referee, played, visited))
             return _account(name, replays[-1], played)
 
         facts = self._phase(name, work)
         if not replays:
             stored = trajectories.load(self._path(self._count - 1, name).with_suffix(".npz"))
-            replays.append(self._replay(referee, stored))
+            replays.append(self._replay(referee, stored, visited))
         self.replays.append(replays[0])
         return facts
 
-    def _replay(self, referee: Referee, played: Trajectories) -> Replay:
+    def _replay(self, referee: Referee, played: Trajectories, visited: bool) -> Replay:
         of, rule = self.options.verifier, teacher.base_players(referee, ["calibrated"])["calibrated"]
         return verifier.replay(
             referee.level, played, rule, self.model.ladder, exposure=self.exposure, reward=self.cfg.reward,
-            gamma=self.cfg.gamma, believe=not of.use, at_least_rule=of.use and of.at_least_rule,
+            gamma=self.cfg.gamma, believe=not of.use, at_least_rule=of.use and of.at_least_rule and not visited,
         )  # fmt: skip
 
+    def _visit(self, number: int, referee: Referee) -> Trajectories:
+        instances, level = self._draw(number, self.options.visits.episodes), referee.level
+        rng = np.random.default_rng([self.cfg.seed, VISITING, number, level.number])
+        return visit(self.model, referee, self.options, instances, self.exposure, rng)
+
     def _around(self, number: int, referee: Referee) -> Trajectories:
-        instances = self._draw(number)
+        instances = self._draw(number, self.options.rounds.episodes)
         scale = self.model.reward_scale.deviation if self.model.reward_scale else 1.0
         around = Around(self.model, referee.level, self.options.rounds, self.exposure, self.cfg.reward, scale)
-        return around.play(instances, teacher.Progress(f"round {number}", len(instances)))
+        return around.play(instances, teacher.Progress("round", len(instances)))
 
     # ------------------------------------------------------------------ learning
     def _learn(self, number: int) -> None:
@@ -174,7 +194,7 @@ class Recipe:
 
         def work(path: Path) -> Facts:
             nonlocal made
-            examples = supervised.gathered(self.replays, self.options.supervised.by_advantage)
+            examples = supervised.gathered(self.replays, self.options.supervised.target)
             if self.model.reward_scale is not None:
                 examples.returns /= self.model.reward_scale.deviation
             rng = np.random.default_rng([self.cfg.seed, LEARNING, number])
@@ -205,7 +225,7 @@ class Recipe:
         """PPO is held to the supervised policy, if it is to be."""
         kl = self.options.kl
         if kl.use:
-            weights = _weights(self._path(len(self.referees), "supervised 0").with_suffix(".npz"))
+            weights = _weights(next(self.folder.glob(f"*-supervised-{self.visits}.npz")))
             self.model.hold_to(weights, kl.coefficient, kl.target, kl.rate)
 
     def _scale_rewards(self, replays: list[Replay]) -> None:
@@ -219,7 +239,7 @@ class Recipe:
 def _tell(epoch: int, found: dict[str, float]) -> None:
     """A line per epoch for people, every fifth."""
     if epoch % 5 == 0:
-        print(f"  epoch {epoch}: cross-entropy {found['cross_entropy']:.4f}, agreement {found['agreement']:.3f}", flush=True)
+        print(f"  epoch {epoch}: loss {found['loss']:.4f}, agreement {found['agreement']:.3f}", flush=True)
 
 
 def _account(name: str, replay: Replay, played: Trajectories) -> Facts:
