@@ -52,7 +52,7 @@ class StopConfig:
     """When a training ends before its budget is spent."""
 
     when_solved: bool = MISSING
-    patience: int = MISSING
+    patience: int | None = MISSING
     progress: float = MISSING
     mastery: float = MISSING
 
@@ -156,7 +156,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "evaluation.test": (0, 1_000_000),
     "evaluation.fit": (1, 65_536),
     "checkpoint.every": (1, 1e9),
-    "stop.patience": (1, 1e9),
     "stop.progress": (0.0, 1.0),
     "stop.mastery": (0.0, 10.0),
     **{f"recipe_options.{key}": limits for key, limits in RECIPE_RANGES.items()},
@@ -301,6 +300,8 @@ def check(cfg: TrainConfig, config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if not low <= value <= high:
             raise ExperimentError(f"{key}={value}: must lie between {low:g} and {high:g}")
+    if cfg.stop.patience is not None and cfg.stop.patience < 1:
+        raise ExperimentError(f"stop.patience={cfg.stop.patience}: must be null or at least 1, such as 12")
     if cfg.ent_coef_end is not None and not 0.0 <= cfg.ent_coef_end <= 10.0:
         raise ExperimentError(f"ent_coef_end={cfg.ent_coef_end}: must be null or lie between 0 and 10, such as 0.001")
     if cfg.target_kl is not None and not 0.0 < cfg.target_kl <= 10.0:

@@ -152,7 +152,7 @@ class Examiner:
             return None
         if self.proven and last.perf >= stop.mastery:
             return f"mastered: validation perf {last.perf:.3f} of the proven optimum"
-        if without_progress([look.total for look in self.looks], stop.progress) >= stop.patience:
+        if stop.patience is not None and without_progress([look.total for look in self.looks], stop.progress) >= stop.patience:
             return f"solved: validation perf {last.perf:.3f}, no progress in {stop.patience} looks"
         return None
 

@@ -49,7 +49,7 @@ def demonstrate(referee: Referee, options: RecipeConfig, instances: np.ndarray, 
 
 def by_itself(player: Player) -> teacher.Mover:
     """A base player that makes its own moves, whatever lookahead would do."""
-    return lambda engine, live, masks: engine.advise(player, live)[live]
+    return lambda engine, live, obs, masks: engine.advise(player, live)[live]
 
 
 def visit(
@@ -63,8 +63,8 @@ def visit(
     """
     player = lookahead(next(iter(teacher.base_players(referee, options.teacher.bases).values())), options.teacher.rollouts)
 
-    def mover(engine: Engine, live: np.ndarray, masks: np.ndarray) -> np.ndarray:
-        first, logits = model.first_choice(engine.obs[live], masks)
+    def mover(engine: Engine, live: np.ndarray, obs: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        first, logits = model.first_choice(obs, masks)
         drawn = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
         actions: np.ndarray = np.where(live < options.visits.greedy * engine.n, first, drawn)
         return actions

@@ -20,8 +20,9 @@ from fq_env.oracle import Search, action_of
 SIDE_BY_SIDE = 64  # episodes that lookahead plays at a time
 SECONDS = 10.0  # between two lines of progress
 Report = Callable[[int], None]  # called with how many episodes are done
-# Actions (k,) for the running episodes `live` (k,) of an engine, of which the legal ones are given, (k, 128) bool.
-Mover = Callable[[Engine, np.ndarray, np.ndarray], np.ndarray]
+# Actions (k,) for the running episodes `live` (k,) of an engine, by what is seen in them, (k, 512) float32, and what is legal,
+# (k, 128) bool; the engine's own buffers may be overwritten by then.
+Mover = Callable[[Engine, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def base_players(referee: Referee, names: list[str]) -> dict[str, Player]:
@@ -83,11 +84,11 @@ def play(
         live, recorder = np.arange(len(chunk)), Recorder(len(chunk))
         engine.reset(live, split="train", instances=chunk.tolist())
         while live.size:
-            masks = engine.masks[live]
+            obs, masks = engine.obs[live], engine.masks[live]
             actions = engine.advise(player, live)
             means = engine.means[live] if player.rollouts else None
             if mover is not None:
-                actions[live] = mover(engine, live, masks)
+                actions[live] = mover(engine, live, obs, masks)
             if means is not None:
                 recorder.note(live, actions[live], advantages_of(means, masks, actions[live]), expected_of(means, masks))
             else:

@@ -211,6 +211,32 @@ def test_the_plan_of_a_hidden_order_reaches_the_optimum() -> None:
     assert found.totals.tolist() == [exact_best(2, "train", int(i)) for i in INSTANCES[:3]]
 
 
+def test_a_visit_is_the_learners_own() -> None:
+    """Its first choices are played as an evaluation plays them; what is drawn is drawn by the random stream given."""
+    from experiments.recipes.demonstrations import visit
+
+    model, level = learner("level=11", "network=slots", "net_arch=[8,8]"), load_level(11)
+
+    def visited(greedy: float, seed: int) -> Trajectories:
+        options = config("level=11", f"recipe_options.visits.greedy={greedy}").recipe_options
+        return visit(model, Referee(level, 4), options, INSTANCES, "full", np.random.default_rng(seed))
+
+    engine = Engine(level, 6, exposure="full", autoreset="disabled")
+    engine.reset(split="train", instances=INSTANCES.tolist())
+    live = np.arange(6)
+    while live.size:
+        actions = np.zeros(6, np.int64)
+        actions[live], _ = model.first_choice(engine.obs[live], engine.masks[live])
+        engine.step(actions)
+        live = live[~(engine.terminated | engine.truncated)[live]]
+    found = visited(1.0, 0)
+    np.testing.assert_array_equal(found.totals, engine.episodes["total"])
+    assert replayed(found, at_least_rule=False).verdicts.tolist() == [KEPT] * 6
+    np.testing.assert_array_equal(visited(0.0, 0).actions, visited(0.0, 0).actions)
+    assert (visited(0.5, 0).totals == found.totals).sum() == 3
+    assert (visited(0.0, 0).totals != visited(0.0, 1).totals).all()
+
+
 # --------------------------------------------------------------------------- learning
 def test_weights_follow_advantages_and_are_one_elsewhere() -> None:
     advantages = np.array([0.1, 0.3, np.nan, 0.0, 9.0], np.float32)
