@@ -46,6 +46,12 @@ WORKFLOWS = {
     "priorities": "of a task, in queues",
     "echoes": "share of the tasks that repeat an earlier one",
 }
+STREAMS = {
+    "workflows": "how many arrive, one after the other",
+    "load": "least work of a workflow over what all places do until the next one arrives",
+    "gap_cv": "coefficient of variation of the gaps between arrivals",
+    "weights": "of flow times; one is drawn for each workflow",
+}
 ORDERS = {
     "poor": "quality of an output without what it prefers, over that of a good one",
     "goals": "what is wanted; one is drawn",

@@ -17,13 +17,13 @@ from omegaconf import MISSING
 from experiments import cli, readme
 from experiments.errors import ExperimentError
 from experiments.files import read_json, write_text, write_with
-from experiments.page_words import DRAWS, ORDERS, POLICIES, VERBS, WORKFLOWS
+from experiments.page_words import DRAWS, ORDERS, POLICIES, STREAMS, VERBS, WORKFLOWS
 from fq_env.level_files import LEVELS
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from fq_env.level import Level
+    from fq_env.level import Gate, Level
     from fq_env.workflows import Workflow
 
 NOT_MEASURED = "Not measured yet."
@@ -114,6 +114,8 @@ def world(level: Level) -> str:
         ]
     if chosen(level.draw):
         parts += ["**Drawn for every instance**", explained(level.draw, DRAWS)]
+    if level.gates:
+        parts += ["**Gates**, never shown", *(f"* {gate_words(gate)}" for gate in level.gates)]
     parts.append(f"An episode expires at {level.horizon:g} × the lower bound and is truncated after {level.max_steps} steps.")
     return "\n\n".join(parts)
 
@@ -124,7 +126,9 @@ def workflow(drawn: Workflow) -> list[str]:
         tasks = drawn.given.tasks
         inputs = sum(len(task.inputs) for task in tasks)
         return [f"One given workflow of {len(tasks)} tasks and {inputs} edges; its durations are {drawn.given.durations}."]
-    parts = [explained(drawn, WORKFLOWS, ("given", "blueprints"))]
+    parts = [explained(drawn, WORKFLOWS, ("given", "blueprints", "stream"))]
+    if drawn.stream is not None:
+        parts += ["**Stream** of such workflows", explained(drawn.stream, STREAMS)]
     for name, blueprint in drawn.drawn().items():
         rows = [[stage, str(s.count), s.function or "drawn", shown(s.after) or "–"] for stage, s in blueprint.stages.items()]
         parts += [f"Stages of `{name}`:", table(["stage", "tasks", "function", "after"], rows)]
@@ -143,6 +147,13 @@ def order(level: Level) -> str:
         if any(cells):
             rows.append([name, *(cell or "–" for cell in cells)])
     return table(["function", "needs", "waits for or skips", "prefers", "spoils"], rows)
+
+
+def gate_words(gate: Gate) -> str:
+    """When a gate opens, and what becomes of a call that finds it closed."""
+    where = "" if gate.at is None else f" in {gate.at}"
+    state = f"a copy of {gate.model} is loaded" if gate.pool is None else f"{gate.pool} has {gate.free} more free"
+    return f"`{gate.verb}`{where} works only while {state}; else it fails after {gate.after:g} of its duration."
 
 
 def action_table(level: Level) -> str:
@@ -182,7 +193,7 @@ def columns(level: Level) -> str:
         rows.append([title, str(len(own)), ", ".join(f"`{name}`" for name in own) or "–"])
     text = (
         f"`Box(-1, 1, ({layout.N_OBSERVATION},), float32)`, exposure **{level.exposure}**: {int(live.sum())} columns can be "
-        f"other than 0 (by exposure: {counts}). Formulas: [the rule book](../../pit/README.md), section 7."
+        f"other than 0 (by exposure: {counts}). Formulas: [the rule book](../../pit/README.md), section 9."
     )
     return f"{text}\n\n{table(['block', 'live', 'features'], rows)}"
 

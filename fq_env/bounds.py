@@ -69,6 +69,45 @@ def check_draw(level: Level) -> None:
     _check_sizes(level)
 
 
+def check_gates(level: Level) -> None:
+    """Raises ValueError for a gate that guards nothing, or that never opens."""
+    system, draw = level.system, level.draw
+    first = next(iter(system.pools))
+    for k, gate in enumerate(level.gates):
+        if (gate.pool is None) == (gate.model is None):
+            raise ValueError(f"gates.{k} must name either a pool (with `free`) or a model")
+        guarded = [f.variants() for name, f in system.functions.items() if gate.verb in system.usable(name)]
+        calls = [v for variants in guarded for name, v in variants if name == gate.verb and gate.at in (None, v.pool)]
+        if not calls:
+            where = "" if gate.at is None else f" in pool {gate.at!r}"
+            raise ValueError(f"gates.{k}.verb is {gate.verb!r}, which no function can use{where}; name another variant")
+        if gate.pool is not None:
+            if gate.pool not in system.pools:
+                raise ValueError(f"gates.{k} names the pool {gate.pool!r}; known are {', '.join(system.pools)}")
+            places = system.pools[gate.pool].places
+            if gate.pool == first and draw.places is not None:
+                places = draw.places[0]
+            most = max(v.units if v.pool == gate.pool else v.also.get(gate.pool, 0) for v in calls)
+            if gate.free > places - most:
+                raise ValueError(
+                    f"gates.{k}.free is {gate.free}, but of {places} places of {gate.pool!r} such a call leaves "
+                    f"{places - most}: it would never open; ask for fewer"
+                )
+        elif gate.model not in (served := _served(level)):
+            raise ValueError(f"gates.{k} names the model {gate.model!r}, which nothing loads; name one of {', '.join(served)}")
+
+
+def _served(level: Level) -> list[str]:
+    """The models that some usable variant has in every instance."""
+    system, dealt = level.system, level.draw.models
+    usable = {name: system.usable(name) for name in system.functions}
+    used = [(k, v.model) for name, f in system.functions.items() for k, v in f.variants() if k in usable[name]]
+    found = {model for k, model in used if dealt is None or k != "standard"}
+    if dealt is not None:  # standard variants are dealt the first ones
+        found |= set(list(system.models)[: dealt[0]])
+    return [name for name in system.models if name in found]
+
+
 def _check_sizes(level: Level) -> None:
     system, draw = level.system, level.draw
     late = draw.straggler_factor[1] if draw.straggler_rate[1] > 0 else 1.0

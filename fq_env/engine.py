@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fq_env.errors import FQError
-from fq_env.level import Level, Order, load_level
+from fq_env.level import ExplicitLevel, Level, Order, load_level
 from fq_env.state import (
     AUTORESETS,
     ENGINE,
@@ -29,6 +29,7 @@ from fq_env.tables import write_workflow
 from pit import compiled, state
 from pit.build import copy_rows, fill_system
 from pit.layout import EXPOSURES, N_ACTIONS, N_OBSERVATION, N_WEIGHTS
+from pit.spec import VARIANTS
 
 RESET, STEP, PLAY, ADVISE, FORK = range(5)
 
@@ -83,7 +84,8 @@ class Block:
         self.tasks = tasks
         follows = any(s.prewarm for s in systems)
         twins = any(level.has_twins for level in levels)
-        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places, follows, twins)
+        flows = max(level.max_workflows for level in levels)
+        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places, flows, follows, twins)
         self.pit, self.pit_size = state.tables(*sizes)
         self.world, self.world_size = world_tables(*sizes)
         self.stride = self.pit_size + self.world_size
@@ -123,7 +125,8 @@ class Block:
         variants = self.rows(memory, "variant_at", state.VARIANT, 3 * len(level.system.functions))
         models = self.rows(memory, "model_at", state.MODEL, len(level.system.models))
         fill_system(hot, variants, models, copies, level.system)
-        hot["size"], hot["n_tasks"] = self.pit_size, level.max_tasks
+        hot["size"], hot["n_tasks"], hot["flow_rows"] = self.pit_size, level.max_tasks, 1
+        self.rows(memory, "flow_at", state.FLOW, 1)["weight"] = 1.0
         self.rows(memory, "call_at", state.CALL, self.places)["id"] = -1
         return memory, self.pit["ready_at"]
 
@@ -149,8 +152,15 @@ def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
         row["domains"][0, p] = draw.fault_domains.get(pool, p)
     for name, table in (("outage", "outages"), ("crowd", "crowded"), ("drift", "drift")):
         row[f"any_{name}"] = row[table].any()
+    for k, gate in enumerate(level.gates):
+        at, room = (-1 if name is None else list(level.system.pools).index(name) for name in (gate.at, gate.pool))
+        asked = -1 if gate.model is None else list(level.system.models).index(gate.model)
+        row["gates"][0, k] = VARIANTS.index(gate.verb), at, room, gate.free, asked
+        row["gate_after"][0, k] = gate.after
+    row["n_gates"] = len(level.gates)
     row["earlier"][0, : len(draw.earlier)] = draw.earlier
     row["n_earlier"], row["horizon"], row["max_steps"] = len(draw.earlier), level.horizon, level.max_steps
+    row["depth"] = level.lookahead_depth
     for name in ("efficiency", "stability", "optimization"):
         row[f"w_{name}"] = getattr(level.score, name)
     row["late"] = level.score.late
@@ -199,6 +209,16 @@ def kernels() -> list[Any]:
     return _kernels
 
 
+def make_engine(levels: Any, n: int, **options: Any) -> Engine:
+    """An engine for an agent: `Engine`, or for explicit levels the one with the old model's stages around it."""
+    given = levels if isinstance(levels, Sequence) and not isinstance(levels, str) else [levels]
+    if any(isinstance(load_level(x), ExplicitLevel) for x in given):
+        from fq_env.explicit import ExplicitEngine
+
+        return ExplicitEngine(levels, n, **options)
+    return Engine(levels, n, **options)
+
+
 class Engine:
     """n environments in one block of memory.
 
@@ -223,6 +243,8 @@ class Engine:
     Raises:
         FQError: an unknown level, split, exposure, reward or autoreset mode.
     """
+
+    block_type = Block
 
     def __init__(
         self,
@@ -249,7 +271,7 @@ class Engine:
             raise FQError(f"max_episode_steps is {max_episode_steps}; it must be at least 1")
         unique = list({id(level): level for level in chosen}.values())
         self.n, self.threads, self.unique = n, threads, unique
-        self.block = Block(unique)
+        self.block = self.block_type(unique)
         self._templates = [self.block.template(level) for level in unique]
         self._levels = np.concatenate([level_record(v, *t) for v, t in zip(unique, self._templates, strict=True)])
         self._tables = [write_workflow(self._levels[k : k + 1], level) for k, level in enumerate(unique)]

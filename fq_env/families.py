@@ -11,10 +11,10 @@ import numpy as np
 
 from fq_env.randomness import bits, integer, pick, to_noise, uniform
 from fq_env.sizes import MAX_BLUEPRINTS
-from fq_env.state import EDGE, GIVEN, edge, edge_at, given_at, goal, integer_at, truth
+from fq_env.state import EDGE, GIVEN, GOAL, edge, edge_at, given_at, goal, integer_at, truth
 from pit.compiled import address_of, kernel
 from pit.layout import STANDARD
-from pit.state import artifact, predecessor, successor, task
+from pit.state import ARTIFACT, LINK, TASK, artifact, flow, predecessor, successor, task
 
 LAYERED, PIPELINES, FORK_JOIN, CHAIN, MAP_REDUCE, OUT_TREE, IN_TREE, SERIES_PARALLEL, BLUEPRINT = range(9)
 ONE, ALL, WINDOW = range(3)
@@ -22,6 +22,7 @@ _N_SHAPES = BLUEPRINT + MAX_BLUEPRINTS
 _REDUCERS = 4  # at most, of one round of map_reduce
 _NEIGHBOURS = 8  # tasks before it, one of which a task may repeat
 _EDGE_BYTES, _GIVEN_BYTES = EDGE.itemsize, GIVEN.itemsize
+_TASK_BYTES, _ARTIFACT_BYTES, _GOAL_BYTES, _LINK_BYTES = TASK.itemsize, ARTIFACT.itemsize, GOAL.itemsize, LINK.itemsize
 
 
 @kernel
@@ -42,7 +43,7 @@ def add_task(s, w, L, i, f, factor, hint_sigma):
     g.factor = factor
     if L.order_hidden == 0:
         mean = truth(w, 3 * f + STANDARD).mean * g.factor
-        t.hint = float(max(1, np.int64(mean * to_noise(bits(w), hint_sigma))))
+        artifact(s, i).hint = float(max(1, np.int64(mean * to_noise(bits(w), hint_sigma))))
 
 
 @kernel
@@ -89,9 +90,60 @@ def draw_graph(s, w, L, functions):
     base = address_of(w) + w.edge_at
     count_edges(s, base, edges)
     draw_marks(s, w, L)
-    if L.echoes[1] > 0.0:
-        draw_echoes(s, w, L)
     link(s, base, edges)
+    w.n_edges = edges
+
+
+@kernel
+def draw_stream(s, w, L, functions):
+    """One workflow after the other, each drawn into tables that begin behind those of the one before; weights and gaps."""
+    n = integer(w, L.workflows[0], L.workflows[1])
+    tasks = 0
+    edges = 0
+    for g in range(n):
+        move_tables(s, w, tasks, edges)
+        draw_graph(s, w, L, functions)
+        move_tables(s, w, -tasks, -edges)
+        settle(s, g, tasks, edges)
+        tasks += s.n_tasks
+        edges += w.n_edges
+    s.n_tasks = tasks
+    s.flow_rows = n
+    s.stream = 1
+    s.stream_open = 1
+    for g in range(n):
+        flow(s, g).weight = L.weights[pick(w, L.n_weights)]
+    w.load = uniform(w, L.load[0], L.load[1])
+    w.gap_noise = sigma_of(uniform(w, L.gap_cv[0], L.gap_cv[1]))
+
+
+@kernel
+def move_tables(s, w, tasks, edges):
+    """The tables of tasks and edges begin so many rows later."""
+    s.task_at += tasks * _TASK_BYTES
+    s.artifact_at += tasks * _ARTIFACT_BYTES
+    w.goal_at += tasks * _GOAL_BYTES
+    s.succ_at += edges * _LINK_BYTES
+    s.pred_at += edges * _LINK_BYTES
+
+
+@kernel
+def settle(s, g, first, edges):
+    """Workflow g, drawn into moved tables, counts its tasks and edges from the first ones of the stream on."""
+    w = flow(s, g)
+    w.first = first
+    w.last = first + s.n_tasks
+    for i in range(w.first, w.last):
+        t = task(s, i)
+        t.flow = g
+        for e in range(t.succ_from + edges, t.succ_to + edges):
+            successor(s, e).task += first
+        for e in range(t.pred_from + edges, t.pred_to + edges):
+            predecessor(s, e).task += first
+        t.succ_from += edges
+        t.succ_to += edges
+        t.pred_from += edges
+        t.pred_to += edges
 
 
 @kernel
@@ -243,7 +295,7 @@ def copy_given(s, w, L):
         row = given_at(L.given + i * _GIVEN_BYTES)
         add_task(s, w, L, i, np.int64(row.function), row.factor * to_noise(bits(w), task_sigma), hint_sigma)
         t = task(s, i)
-        t.hint *= row.hinted
+        artifact(s, i).hint *= row.hinted
         t.required = row.required
         t.join_any = row.join_any
         t.priority = row.priority
@@ -290,7 +342,7 @@ def draw_echoes(s, w, L):
             j = i - 1 - pick(w, min(i, _NEIGHBOURS))
             t = task(s, i)
             t.function = task(s, j).function
-            t.hint = task(s, j).hint
+            artifact(s, i).hint = artifact(s, j).hint
             goal(w, i).factor = goal(w, j).factor
             if artifact(s, j).content == 0:
                 contents += 1

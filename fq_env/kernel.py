@@ -9,9 +9,21 @@ import numba
 import numpy as np
 from numba import uint64
 
-from fq_env.families import draw_graph
+from fq_env.families import draw_echoes, draw_graph, draw_stream
 from fq_env.generation import draw_drift, draw_order, draw_physics
-from fq_env.randomness import DURATIONS, FAILURES, LOADS, OUTAGES, PLAYER, STRAGGLERS, TENANTS, WORKFLOW, mix, uniform
+from fq_env.randomness import (
+    ARRIVALS,
+    DURATIONS,
+    FAILURES,
+    LOADS,
+    OUTAGES,
+    PLAYER,
+    STRAGGLERS,
+    TENANTS,
+    WORKFLOW,
+    mix,
+    uniform,
+)
 from fq_env.scoring import (
     artifact_lost,
     base_in_time,
@@ -34,13 +46,14 @@ from fq_env.state import (
     level_at,
     world_at,
 )
-from fq_env.world import another_future, first_tenants, run
+from fq_env.world import after_arrival, another_future, first_tenants, run
 from pit.compiled import address_of, copy_bytes, entry, fetcher, kernel, parallel_entry
 from pit.dag_tracker import stalest
 from pit.interface import act, apply
 from pit.layout import (
     ARRIVE,
     BLOCKED,
+    DEFER,
     FAILED,
     N_ACTIONS,
     N_OBSERVATION,
@@ -55,7 +68,7 @@ from pit.layout import (
 from pit.observation import encode
 from pit.rules import choose
 from pit.slots import globals_legal, refresh_legal, refresh_slots
-from pit.state import PIT, pit_at, task
+from pit.state import PIT, artifact, flow, pit_at, task
 
 RESET, STEP, PLAY, ADVISE, FORK = range(5)
 POTENTIAL, SPARSE, MAKESPAN, CONDUCTOR = range(4)
@@ -82,14 +95,21 @@ def begin(s, w, L, exposure):
     w.stragglers = mix(w.instance_seed, STRAGGLERS)
     w.outages = mix(w.instance_seed, OUTAGES)
     w.tenants = mix(w.instance_seed, TENANTS)
+    w.arrivals = mix(w.instance_seed, ARRIVALS)
     w.branch = NEVER
     for i in range(s.n_tasks):  # the template counts the most tasks that the level can have
         clean(s, i)
     functions = draw_physics(s, w, L)
     if L.order_hidden == 1:
         draw_order(s, w, L)
+    elif L.workflows[1] > 0:
+        draw_stream(s, w, L, functions)
     else:
         draw_graph(s, w, L, functions)
+    if s.stream == 0:
+        flow(s, 0).last = s.n_tasks
+    if L.echoes[1] > 0.0:
+        draw_echoes(s, w, L)
     bounds(s, w, L)
     s.horizon = np.int64(L.horizon * w.lb)
     if L.money[1] > 0.0:
@@ -98,11 +118,13 @@ def begin(s, w, L, exposure):
         s.deadline = np.int64(uniform(w, L.deadline[0], L.deadline[1]) * w.lb)
     if L.any_drift == 1:
         draw_drift(s, w, L)
+    deliverable_at_first(s, w)
+    w.n_due = 0
     w.event.kind = ARRIVE
     w.event.subject = 0
     apply(s, w.event)
-    deliverable_at_first(s, w)
-    w.n_due = 0
+    if s.stream == 1:
+        after_arrival(s, w)
     if L.any_crowd == 1:
         first_tenants(s, w, L)
     w.steps = 0
@@ -125,11 +147,14 @@ def begin(s, w, L, exposure):
     w.refreshes = 0
     w.decayed_calls = 0
     w.echo_calls = 0
+    w.gated_calls = 0
+    w.defers = 0
+    w.overflow = 0
     w.busy = 0.0
     w.critical_wait = 0.0
     w.critical_quality = 0.0
     w.critical_cost = 0.0
-    w.left = w.lb
+    w.left = w.lb if s.stream == 0 else w.bounds_sum
     w.pending = 0
     w.reward_sum = 0.0
     run(s, w, L)
@@ -144,7 +169,8 @@ def clean(s, i):
     t.state = BLOCKED
     t.near_time = 0.0
     t.since = 0
-    t.hint = 0.0
+    t.flow = 0
+    t.octave = 0
     t.quality = 0.0
     t.succ_from = 0
     t.succ_to = 0
@@ -159,6 +185,7 @@ def clean(s, i):
     t.join_any = 0
     t.priority = 0
     t.touched = 0
+    artifact(s, i).hint = 0.0
 
 
 @kernel
@@ -195,6 +222,8 @@ def decide(s, w, L, action, kind):
     if again >= 0 and s.waiting == 0 and s.warnings == warned:
         w.refreshes += 1
         artifact_lost(s, w, again)
+    if action == DEFER:
+        w.defers += s.waiting == 0 and s.warnings == warned
     w.waits += s.waiting
     if s.n_held > held:
         w.holds += 1
@@ -206,17 +235,19 @@ def decide(s, w, L, action, kind):
         if L.order_hidden == 1 and s.status == ON and no_plan_left(s, w, L):
             s.status = FAILED
     w.short += s.any_short
+    w.overflow += s.status == ON and s.n_tail > 0
     phi = potential(s, w, L)
     r = phi - w.phi
     w.phi = phi
     if kind == SPARSE:
         r = phi if s.status != ON else 0.0
     elif kind == MAKESPAN:
-        r = -(float(s.now - before) + w.left - left) / w.lb
+        r = -(float(s.now - before) + w.left - left) / w.lb if s.stream == 0 else -(w.left - left) / w.bounds_sum
     elif kind == CONDUCTOR:
-        elapsed = float(s.now - s.t0)
+        lasts = float(s.now - s.t0) if s.stream == 0 else w.left
+        bound = w.lb if s.stream == 0 else w.bounds_sum
         base = base_in_time(s, w, L) if L.late < 1.0 else w.base
-        r = (1.0 - elapsed / (elapsed + w.lb)) * base if s.status == SOLVED else 0.0
+        r = (1.0 - lasts / (lasts + bound)) * base if s.status == SOLVED else 0.0
     w.reward_sum += r
     return r
 
@@ -246,7 +277,11 @@ def report(s, w, L, out):
     out.refreshes = w.refreshes
     out.decayed_calls = w.decayed_calls
     out.echo_calls = w.echo_calls
+    out.gated_calls = w.gated_calls
     out.reused = s.reused
+    out.workflows = s.n_flows
+    out.defers = w.defers
+    out.overflow = w.overflow
     out.steps = w.steps
     out.calls = w.calls
     out.cold_starts = w.cold_starts
@@ -299,8 +334,8 @@ def step_one(e, i):
     reward = 0.0
     terminated = 0
     truncated = 0
-    if w.pending == 1:
-        if e.autoreset == NEXT_STEP:
+    if w.pending > 0:  # 1: the episode has ended; more: the environment sits this step out
+        if w.pending == 1 and e.autoreset == NEXT_STEP:
             L = level_next(e, w)
             name_next(w, L, w.split, e.n)
             begin(s, w, L, e.exposure)
@@ -396,16 +431,18 @@ def look_ahead(e, i, s, w, L):
 
 @kernel
 def roll_out(e, i, s, w, L, action, future, spare):
-    """The total of the episode if `action` is taken now and the engine's rule plays on, in a future of its own."""
+    """The total of the episode if `action` is taken now and the engine's rule plays on, in a future of its own; what can still
+    be reached where the level cuts futures short."""
     copy_bytes(spare, address_of(s), e.stride)
     t = pit_at(spare)
     u = world_at(spare + t.size)
     another_future(t, u, L, future)
     limit = e.max_steps if e.max_steps > 0 else L.max_steps
+    cut = u.steps + L.depth if L.depth > 0 else limit
     decide(t, u, L, action, POTENTIAL)
-    while t.status == ON and u.steps < limit:
+    while t.status == ON and u.steps < min(limit, cut):
         decide(t, u, L, by_rule(e, i, t), POTENTIAL)
-    return u.phi if t.status != ON else 0.0
+    return u.phi if t.status != ON or u.steps < limit else 0.0
 
 
 @kernel

@@ -13,15 +13,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fq_env.bounds import check_draw
+from fq_env.bounds import check_draw, check_gates
 from fq_env.errors import FQError
 from fq_env.importers import wfformat
 from fq_env.level_files import LEVELS
-from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GOALS, MAX_PLANS
+from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GATES, MAX_GOALS, MAX_PLANS, N_STAGES
 from fq_env.workflows import Cv, Cvs, Factors, Finite, Observed, Part, Range, Share, Whole, Workflow
 from pit.errors import PitError
 from pit.files import load_yaml, parse
-from pit.layout import EXPOSURES, MAX_POOLS
+from pit.layout import EXPOSURES, MAX_PLACES, MAX_POOLS
 from pit.spec import Strict, SystemSpec
 
 
@@ -128,6 +128,19 @@ class Draw(Strict):
     deadline: Factors | None = None  # over the lower bound
 
 
+class Gate(Strict):
+    """A door that opens only in a certain state of the infrastructure: without `free` places of the pool left, or without a
+    loaded copy of the model, calls of this variant (`at`: in this pool alone) fail after a share `after` of their duration.
+    Nobody is told."""
+
+    verb: Literal["lite", "standard", "premium"]
+    at: str | None = None
+    pool: str | None = None
+    free: int = Field(default=1, ge=1, le=MAX_PLACES)
+    model: str | None = None
+    after: float = Field(default=0.3, gt=0, le=1)
+
+
 class Weights(Strict):
     """Weights of the score's bonuses."""
 
@@ -152,9 +165,13 @@ class Level(Strict):
     workflow: Workflow | None = None
     order: Order | None = None
     draw: Draw = Draw()
+    gates: list[Gate] = Field(default_factory=list, max_length=MAX_GATES)
     score: Weights
     horizon: float = Field(gt=1, le=1e4, allow_inf_nan=False, description="multiple of the lower bound at which it expires")
     max_steps: int = Field(ge=1, le=1_000_000_000)
+    lookahead_depth: int = Field(
+        default=0, ge=0, le=1_000_000, description="decisions after which lookahead takes what is still reachable; 0: never"
+    )
     history: list[str] = Field(default_factory=list, description="what each version of the environment changed")
     training: dict[str, Any] = Field(default_factory=dict)
 
@@ -186,6 +203,7 @@ class Level(Strict):
         elif self.workflow is not None:
             self._check_workflow(self.workflow)
         check_draw(self)
+        check_gates(self)
         return self
 
     def _check_workflow(self, workflow: Workflow) -> None:
@@ -215,6 +233,11 @@ class Level(Strict):
         return len(self.system.functions) if self.workflow is None else self.workflow.max_tasks
 
     @property
+    def max_workflows(self) -> int:
+        """The most workflows that an instance can have."""
+        return 1 if self.workflow is None else self.workflow.max_workflows
+
+    @property
     def max_edges(self) -> int:
         """The most edges that an instance can have."""
         return 0 if self.workflow is None else self.workflow.max_edges
@@ -223,6 +246,32 @@ class Level(Strict):
     def env_id(self) -> str:
         """The Gymnasium id."""
         return f"FunctionQuest/Level-{self.number:02d}-v0"
+
+
+class ExplicitLevel(Level):
+    """A level as the old model of infrastructure plays it: stage by stage, see `fq_env.explicit`."""
+
+
+@functools.lru_cache(maxsize=64)
+def plain_level(level: int | str | Path) -> Level:
+    """The level as it can be played with and without explicit stages: `standard` is its only verb beside `wait`.
+
+    Instances are those of the level itself; bounds and scores count what `standard` can do. What the Pit would begin by itself
+    (fallbacks, pre-warming, rebalancing) is off.
+    """
+    found = load_level(level)
+    off = {"verbs": ["standard"], "fallback": False, "prewarm": False, "rebalance": False}
+    return found.model_copy(update={"system": found.system.model_copy(update=off)})
+
+
+@functools.lru_cache(maxsize=64)
+def explicit_level(level: int | str | Path) -> ExplicitLevel:
+    """The plain level (`plain_level`) whose agent performs every stage of every call, with as many times its steps."""
+    plain = plain_level(level)
+    return ExplicitLevel.model_construct(**dict(plain.model_copy(update={"max_steps": plain.max_steps * (1 + N_STAGES)})))
+
+
+ARMS = {"plain": plain_level, "explicit": explicit_level}  # `plain-11`, `explicit-11`: of the comparison with the old model
 
 
 @functools.lru_cache(maxsize=64)
@@ -247,9 +296,13 @@ def recorded_level(path: str | Path, durations: str = "known", workers: int = wf
 
 
 def load_level(level: int | str | Path | Level) -> Level:
-    """A level by number, by path of a YAML file or of a recorded workflow (WfFormat JSON), or itself. Raises `FQError`."""
+    """A level by number, by path of a YAML file or of a recorded workflow (WfFormat JSON), as an arm of the comparison with
+    the old model (`plain-11`, `explicit-11`), or itself. Raises `FQError`."""
     if isinstance(level, Level):
         return level
+    arm = re.fullmatch(r"(plain|explicit)-(\d{1,2})", str(level))
+    if arm:
+        return ARMS[arm[1]](int(arm[2]))
     if isinstance(level, str) and re.fullmatch(r"\d{1,2}", level):
         level = int(level)
     if isinstance(level, int) and not isinstance(level, bool):

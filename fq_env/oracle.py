@@ -70,6 +70,8 @@ class Search:
     def __init__(self, engine: Engine, level: Level) -> None:
         if level.order is None:
             raise FQError(f"level {level.number} has no proven optimum; the search serves levels of hidden order")
+        if len(level.system.pools) > 1 or any(gate.pool is None for gate in level.gates):
+            raise FQError(f"level {level.number} has several pools or a gate that asks for a model; the search knows neither")
         self.level, order = level, level.order
         memory, block = engine.memory[0], engine.block
         hot, world = block.hot(memory)[0], block.hidden(memory)[0]
@@ -96,7 +98,8 @@ class Search:
             needs = tuple(bits(x) for x in order.alternatives(name))
             asks = (bits(getattr(order, key).get(name, [])) for key in ("soft", "prefers", "spoils"))
             self.calls.append(Call(i, 1 << f, lasts, price, bool(t["required"]), needs, *asks))
-        self.places, self.quality = int(hot["all_places"]), order.poor
+        self.kept = max((gate.free for gate in level.gates if gate.verb == "standard"), default=0)
+        self.places, self.quality = int(hot["all_places"]) - self.kept, order.poor  # a call beyond meets a closed gate
         self.lb, self.low, self.high = float(world["lb"]), float(world["cost_low"]), float(world["cost_high"])
         self.start = State(0, 0, int(world["have"]), 0, 0, 0, (), ())
         self.required = sum(1 << k for k, c in enumerate(self.calls) if c.required)
@@ -148,7 +151,9 @@ class Search:
                 poor = s.poor + (c.required and c.prefers & ~s.have != 0)
                 doing = tuple(sorted((*s.doing, (s.now + c.lasts, k))))
                 after = s._replace(poor=poor, doing=doing, path=(*s.path, c.task))
-                found.append(after if len(doing) < self.places else self.wait(after))
+                if len(doing) == self.places:  # nothing more can begin: only a gate leaves a decision, which is to wait
+                    after = self.wait(after._replace(path=(*after.path, -1)) if self.kept else after)
+                found.append(after)
             found += self.skips(s, busy)
         if s.doing:
             found.append(self.wait(s._replace(path=(*s.path, -1))))

@@ -9,24 +9,66 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from fq_env.state import goal, load_truth, sink, truth
+from fq_env.randomness import mix, to_noise
+from fq_env.state import goal, load_truth, sink, span, truth
 from pit.compiled import kernel
-from pit.layout import DONE, GIVEN_UP, N_VARIANTS, ON, SOLVED, STANDARD
-from pit.state import artifact, call, model, predecessor, ready, successor, task, variant
+from pit.estimates import has_choice
+from pit.layout import DONE, GIVEN_UP, N_VARIANTS, NEVER, ON, SOLVED, STANDARD
+from pit.state import artifact, call, flow, model, predecessor, ready, successor, task, variant
 
 _ONE = np.uint64(1)
 
 
 @kernel
 def bounds(s, w, L):
-    """Per task the least time, rank and cost; LB (us), least and sequential-cold cost (micro-units), all under true means."""
+    """Per task the least time, rank and cost; per workflow LB (us) and least work; LB, least and sequential-cold cost
+    (micro-units) of all, under true means."""
+    load_cost = -1.0
+    w.cost_high = 0.0
+    w.cost_left = 0.0
+    w.bounds_sum = 0.0
+    w.lb = 0.0
+    arrival = 0
+    for g in range(s.flow_rows):
+        f = flow(s, g)
+        w.work_left = 0.0
+        path, load, cheapest = longest(s, w, np.int64(f.first), np.int64(f.last))
+        if s.order_hidden == 1 and L.n_plans[w.goal_index] > 1:
+            cheapest_plan(s, w, L)
+        load_cost = cheapest if load_cost < 0.0 or cheapest < load_cost else load_cost
+        x = span(w, g)
+        x.lb = max(path, w.work_left / s.all_places) + max(load, 0.0)
+        x.left = x.lb
+        x.work = w.work_left
+        x.work_left = w.work_left
+        w.bounds_sum += f.weight * x.lb
+        arrival += gap(s, w, g) if g > 0 else 0
+        w.lb = max(w.lb, arrival + x.lb)
+    w.load_cost = max(load_cost, 0.0)
+    w.cost_low = w.cost_left + w.load_cost
+
+
+@kernel
+def mean_gap(s, w, g):
+    """us that pass in the mean between the arrivals of workflows g - 1 and g of a stream."""
+    return span(w, g - 1).work / s.all_places / w.load
+
+
+@kernel
+def gap(s, w, g):
+    """us between the arrivals of workflows g - 1 and g of a stream."""
+    return max(1, np.int64(mean_gap(s, w, g) * to_noise(mix(w.arrivals, g), w.gap_noise)))
+
+
+@kernel
+def longest(s, w, first, last):
+    """The tasks first..last - 1 of one workflow: (its longest path in us, the load that cannot be avoided in us, the least
+    price of one). Work and costs are added to the world's sums."""
     path = 0.0
     load = -1.0
     load_cost = -1.0
-    w.cost_high = 0.0
-    w.work_left = 0.0
-    w.cost_left = 0.0
-    for i in range(s.n_tasks - 1, -1, -1):
+    choice = has_choice(s, first, last)
+    for i in range(last - 1, first - 1, -1):
         t = task(s, i)
         g = goal(w, i)
         light, light_cost, usual = least(s, w, t, g)
@@ -38,7 +80,7 @@ def bounds(s, w, L):
         if twin and has_later(s, w, i):
             g.least = 0.0
             g.cost = 0.0
-        g.needed = is_needed(s, w, t)
+        g.needed = is_needed(s, w, t, choice)
         g.rank = 0.0
         if g.needed == 0:
             continue
@@ -53,20 +95,20 @@ def bounds(s, w, L):
         w.work_left += g.least
         load = light if load < 0.0 or light < load else load
         load_cost = light_cost if load_cost < 0.0 or light_cost < load_cost else load_cost
-    if s.order_hidden == 1 and L.n_plans[w.goal_index] > 1:
-        cheapest_plan(s, w, L)
-    w.load_cost = max(load_cost, 0.0)
-    w.cost_low = w.cost_left + w.load_cost
-    w.lb = max(path, w.work_left / s.all_places) + max(load, 0.0)
+    return path, load, load_cost
 
 
 @kernel
 def has_later(s, w, i):
-    """Whether a needed twin of task i stands behind it."""
+    """Whether a needed twin of task i stands behind it in its workflow, or in an earlier one."""
+    own = task(s, i).flow
     j = artifact(s, i).next_twin
-    while j != i and (j < i or goal(w, j).needed == 0):
+    while j != i:
+        other = task(s, j).flow
+        if ((j > i and other == own) or other < own) and goal(w, j).needed == 1:
+            return True
         j = artifact(s, j).next_twin
-    return j != i
+    return False
 
 
 @kernel
@@ -99,9 +141,9 @@ def least(s, w, t, g):
 
 
 @kernel
-def is_needed(s, w, t):
-    """Whether no run succeeds without task t, whatever alternative it takes."""
-    if t.required == 0 or s.any_join == 0 or t.succ_to == t.succ_from:
+def is_needed(s, w, t, choice):
+    """Whether no run succeeds without task t, whatever alternative it takes, if there is any `choice`."""
+    if t.required == 0 or not choice or t.succ_to == t.succ_from:
         return t.required
     for e in range(t.succ_from, t.succ_to):
         link = successor(s, e)
@@ -219,8 +261,7 @@ def task_done(s, w, L, i):
     if s.order_hidden == 1 and L.n_plans[w.goal_index] > 1:
         cheapest_plan(s, w, L)
     elif g.needed == 1:
-        w.cost_left -= g.cost
-        w.work_left -= g.least
+        share(s, w, t, g, -1.0)
     if t.quality != g.best:
         deliverable(s, w, i)
 
@@ -230,9 +271,18 @@ def artifact_lost(s, w, i):
     """Task i must run again: what is left grows, and quality may be gained."""
     g = goal(w, i)
     if g.needed == 1:
-        w.cost_left += g.cost
-        w.work_left += g.least
+        share(s, w, task(s, i), g, 1.0)
     deliverable(s, w, i)
+
+
+@kernel
+def share(s, w, t, g, sign):
+    """The share of a needed task in what is left is added (1.0) or taken away (-1.0)."""
+    w.cost_left += sign * g.cost
+    if s.stream == 1:
+        span(w, t.flow).work_left += sign * g.least
+    else:
+        w.work_left += sign * g.least
 
 
 @kernel
@@ -275,6 +325,47 @@ def time_left(s, w):
         path = max(path, g.rank - run)
         running += run * g.needed
     return max(path, (w.work_left - running) / s.all_places)
+
+
+@kernel
+def flow_times(s, w):
+    """us, sum of weight x flow time over the workflows of a stream: reached, or what it is at least; what each still needs is
+    noted."""
+    for g in range(s.n_flows):
+        span(w, g).path = 0.0
+        span(w, g).running = 0.0
+    for k in range(s.n_ready):
+        i = np.int64(ready(s, k).task)
+        x = span(w, task(s, i).flow)
+        x.path = max(x.path, goal(w, i).rank)
+    for k in range(s.n_calls):
+        c = call(s, k)
+        if c.hedge == 1 and is_second(s, k):
+            continue
+        g = goal(w, c.task)
+        x = span(w, task(s, c.task).flow)
+        run = min(s.now - c.start, np.int64(g.least)) if c.start >= 0 else 0
+        x.path = max(x.path, g.rank - run)
+        x.running += run * g.needed
+    total = 0.0
+    for g in range(s.flow_rows):
+        total += flow(s, g).weight * flow_time(s, w, g)
+    return total
+
+
+@kernel
+def flow_time(s, w, g):
+    """us from the arrival of workflow g to its end: reached, or what it is at least."""
+    f = flow(s, g)
+    x = span(w, g)
+    x.left = x.lb
+    if g >= s.n_flows:
+        return x.lb
+    if f.ended < NEVER:
+        x.left = 0.0
+        return float(f.ended - f.arrived)
+    x.left = max(x.path, (x.work_left - x.running) / s.all_places)
+    return float(s.now - f.arrived) + x.left
 
 
 @kernel
@@ -327,16 +418,36 @@ def base_in_time(s, w, L):
 @kernel
 def potential(s, w, L):
     """The best total still reachable; keeps `w.left` for the makespan reward."""
-    w.left = time_left(s, w) if s.status != SOLVED else 0.0
+    if s.stream == 1:
+        w.left = flow_times(s, w)
+    else:
+        w.left = time_left(s, w) if s.status != SOLVED else 0.0
     if s.status != ON and s.status != SOLVED:
         return 0.0
     elapsed = float(s.now - s.t0)
     o = 1.0
-    if elapsed + w.left > 0.0:
+    if s.stream == 1:
+        o = min(1.0, w.bounds_sum / w.left)
+    elif elapsed + w.left > 0.0:
         o = min(1.0, w.lb / (elapsed + w.left))
     left = w.cost_left + w.load_cost if s.status == ON else 0.0
     base = base_in_time(s, w, L) if L.late < 1.0 else w.base
     return weighted(L, base, efficiency(s, w, left), stability(s), o)
+
+
+@kernel
+def score_flows(s, w, out):
+    """Weighted means over a stream's workflows: flow time (us), and flow time over its bound."""
+    out.flow = 0.0
+    out.slowdown = 0.0
+    weights = 0.0
+    for g in range(s.flow_rows):
+        lasts = flow_time(s, w, g)
+        out.flow += flow(s, g).weight * lasts
+        out.slowdown += flow(s, g).weight * lasts / span(w, g).lb
+        weights += flow(s, g).weight
+    out.flow /= weights
+    out.slowdown /= weights
 
 
 @kernel
@@ -353,5 +464,11 @@ def score(s, w, L, out):
     out.efficiency = efficiency(s, w, 0.0)
     out.stability = stability(s)
     out.optimization = min(1.0, w.lb / makespan) if makespan > 0.0 else 1.0
+    out.flow = makespan + w.left
+    out.slowdown = out.flow / w.lb
+    if s.stream == 1:
+        out.optimization = min(1.0, w.bounds_sum / flow_times(s, w))
+        score_flows(s, w, out)
+    out.flow /= 1e6
     out.total = weighted(L, out.base, out.efficiency, out.stability, out.optimization)
     out.makespan = makespan / 1e6

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fq_env.sizes import MAX_ALTERNATIVES, MAX_BLUEPRINTS, MAX_GOALS, MAX_PLANS
+from fq_env.sizes import MAX_ALTERNATIVES, MAX_BLUEPRINTS, MAX_GATES, MAX_GOALS, MAX_PLANS, MAX_WEIGHTS
 from pit.compiled import record_at, table
 from pit.layout import MAX_POOLS
 from pit.state import EVENT, INDEX
@@ -27,9 +27,9 @@ def _record(fields: list[Any]) -> np.dtype[Any]:
 _RANGES = (
     "seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "siblings",
     "money", "rate", "straggler_rate", "straggler_factor", "optional", "any_join", "echoes", "crowd", "fresh", "deadline",
-    "onset", "drift_factor",
+    "onset", "drift_factor", "load", "gap_cv",
 )  # fmt: skip
-_WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "priorities", "distractors")
+_WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "priorities", "distractors", "workflows")
 LEVEL = _record(
     [(name, "f8", (2,)) for name in _RANGES]
     + [(name, "i8", (2,)) for name in _WHOLES]
@@ -51,6 +51,8 @@ LEVEL = _record(
         ("n_given", "i8"),
         ("given_edges", "i8"),
         ("n_given_edges", "i8"),
+        ("weights", "f8", (MAX_WEIGHTS,)),  # of a stream's workflows, one is drawn for each
+        ("n_weights", "i8"),
         ("earlier", "i8", (8,)),
         ("n_earlier", "i8"),
         ("slow_window", "i8"),  # us
@@ -60,6 +62,9 @@ LEVEL = _record(
         ("crowded", "f8", (MAX_POOLS,)),  # share of windows in which other tenants take places of it
         ("domains", "i8", (MAX_POOLS,)),  # pools of one fault domain are out together
         ("drift", "f8", (MAX_POOLS,)),  # chance that a pool decays
+        ("gates", "i8", (MAX_GATES, 5)),  # variant, its pool (-1 = any), pool (-1 = none), places that must be free, model
+        ("gate_after", "f8", (MAX_GATES,)),  # of a call's duration, after which it fails at the closed gate
+        ("n_gates", "i8"),
         ("any_outage", "i8"),
         ("any_drift", "i8"),
         ("any_crowd", "i8"),
@@ -76,6 +81,7 @@ LEVEL = _record(
         ("n_goals", "i8"),
         ("order_hidden", "i8"),
         ("max_steps", "i8"),
+        ("depth", "i8"),  # decisions after which lookahead cuts a future short; 0 = it is played to its end
         ("number", "i8"),
         ("key", "u8"),  # seed of the level's named instances
         ("template", "i8"),  # address of a Pit with the level's system, before any draw
@@ -94,6 +100,7 @@ WORLD = _record(
         ("stragglers", "u8"),
         ("outages", "u8"),
         ("tenants", "u8"),
+        ("arrivals", "u8"),
         ("outages_later", "u8"),  # of windows that begin after `branch`: another future has its own
         ("tenants_later", "u8"),
         ("branch", "i8"),  # us
@@ -111,6 +118,9 @@ WORLD = _record(
         ("straggler_rate", "f8"),
         ("noise", "f8"),  # sigma of durations
         ("load_noise", "f8"),  # sigma of loads
+        ("load", "f8"),  # a stream's work over what all places can do until the next workflow arrives
+        ("gap_noise", "f8"),  # sigma of the gaps
+        ("bounds_sum", "f8"),  # us, sum of weight x LB over a stream's workflows
         ("lb", "f8"),  # us, under true means
         ("cost_low", "f8"),  # micro-units
         ("cost_high", "f8"),
@@ -142,11 +152,14 @@ WORLD = _record(
         ("refreshes", "i8"),
         ("decayed_calls", "i8"),
         ("echo_calls", "i8"),
+        ("gated_calls", "i8"),
+        ("defers", "i8"),
+        ("overflow", "i8"),  # decisions after which an open task found no slot
         ("busy", "f8"),  # us of calls under way, all together
         ("critical_wait", "f8"),  # us that tasks on the critical path were ready before they began
         ("critical_quality", "f8"),  # sum over calls on the critical path
         ("critical_cost", "f8"),  # micro-units
-        ("pending", "i8"),  # next_step: the episode has ended, the next step resets
+        ("pending", "i8"),  # 1: the episode has ended (next_step: the next step resets); 2: sits the next step out
         ("event", EVENT),
         ("truth_at", "i4"),
         ("goal_at", "i4"),
@@ -154,6 +167,8 @@ WORLD = _record(
         ("load_truth_at", "i4"),
         ("edge_at", "i4"),
         ("sink_at", "i4"),
+        ("span_at", "i4"),
+        ("n_edges", "i4"),  # of the workflow drawn last
         ("n_sinks", "i4"),
         ("n_due", "i4"),  # events to come, the next one last
     ]
@@ -172,7 +187,18 @@ GOAL = _record(
         ("needed", "i4"),  # no run succeeds without it
     ]
 )
-DUE = _record([("when", "i8"), ("event", EVENT), ("task", "i4")])  # what will happen at `when`, us; -1 = about no task
+SPAN = _record(  # a workflow of a stream, under true means
+    [
+        ("lb", "f8"),  # us
+        ("work", "f8"),  # us, least work of what is needed
+        ("work_left", "f8"),  # us, of it what is not done
+        ("left", "f8"),  # us, lower bound of what is left
+        ("path", "f8"),  # us, scratch
+        ("running", "f8"),  # us, scratch
+    ]
+)
+# What will happen at `when`, us; task -1: about no task; gate: the closed one that the call met, counted from 1, 0 = none.
+DUE = _record([("when", "i8"), ("event", EVENT), ("task", "i4"), ("gate", "i4")])
 LOAD_TRUTH = _record([("mean", "f8"), ("count", "i8")])
 EDGE = _record([("source", "i2"), ("target", "i2"), ("soft", "i2")])  # soft as written
 GIVEN = _record(  # a task of a fixed workflow
@@ -186,6 +212,8 @@ EPISODE = _record(
     + [(name, "i8") for name in ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds")]
     + [(name, "i8") for name in ("poor_calls", "hedges", "cancels", "queued", "skips", "short", "stragglers")]
     + [(name, "i8") for name in ("outage_calls", "stale_calls", "refreshes", "reused", "late", "decayed_calls", "echo_calls")]
+    + [("gated_calls", "i8")]
+    + [("flow", "f8"), ("slowdown", "f8"), ("workflows", "i8"), ("defers", "i8"), ("overflow", "i8")]
     + [("instance_seed", "u8"), ("split", "i8"), ("instance", "i8"), ("level", "i8"), ("status", "i8")]
 )
 ADDRESSES = (
@@ -215,17 +243,19 @@ load_truth = table(WORLD, "load_truth_at", LOAD_TRUTH)
 edge = table(WORLD, "edge_at", EDGE)
 edge_at = record_at(EDGE)
 given_at = record_at(GIVEN)
+span = table(WORLD, "span_at", SPAN)
 sink = table(WORLD, "sink_at", INDEX)  # required sinks
 
 
 def world_tables(
-    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, follows: bool, twins: bool
+    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, flows: int, follows: bool, twins: bool
 ) -> tuple[dict[str, int], int]:
     """Offsets of the world's tables behind its record, and the bytes of both (a multiple of 64)."""
     rows = (
         ("truth_at", TRUTH, 3 * functions),
         ("load_truth_at", LOAD_TRUTH, models),
-        ("due_at", DUE, places + copies + MAX_POOLS + 1),  # the last one is spare
+        ("due_at", DUE, places + copies + MAX_POOLS + 2),  # one arrival; the last one is spare
+        ("span_at", SPAN, flows),
         ("goal_at", GOAL, tasks),
         ("edge_at", EDGE, edges),
         ("sink_at", INDEX, tasks),

@@ -22,6 +22,10 @@ def write_workflow(row: np.ndarray, level: Level) -> list[np.ndarray]:
         return [rows, edges]
     for name in ("siblings", "tasks", "width", "optional", "any_join", "echoes", "priorities"):
         row[name][0] = getattr(workflow, name)
+    if (stream := workflow.stream) is not None:
+        for name in ("workflows", "load", "gap_cv"):
+            row[name][0] = getattr(stream, name)
+        row["weights"][0, : len(stream.weights)], row["n_weights"] = stream.weights, len(stream.weights)
     drawn = workflow.drawn()
     weights = [workflow.shapes.get(name, 0.0) for name in (*FAMILIES, *drawn)]
     row["shapes"][0] = np.cumsum(weights)[-1]

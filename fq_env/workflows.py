@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fq_env.sizes import MAX_BLUEPRINTS
-from pit.layout import MAX_PRIORITY, MAX_TASKS
-from pit.spec import Name, Strict, SystemSpec, TaskSpec, WorkflowSpec, order_tasks
+from fq_env.sizes import MAX_BLUEPRINTS, MAX_WEIGHTS
+from pit.layout import MAX_PRIORITY, MAX_TASKS, MAX_WORKFLOWS
+from pit.spec import Name, Strict, SystemSpec, TaskSpec, Weight, WorkflowSpec, order_tasks
 
 
 def _ordered(pair: Any) -> Any:
@@ -33,6 +33,9 @@ Whole = Annotated[tuple[Count, Count], AfterValidator(_ordered), Field(descripti
 Part = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[tuple[Part, Part], AfterValidator(_ordered), Field(description="low, high, of 1")]
 Size = Annotated[int, Field(ge=1, le=MAX_TASKS)]
+Gap = Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)]
+Gaps = Annotated[tuple[Gap, Gap], AfterValidator(_ordered), Field(description="low, high")]
+Flows = Annotated[int, Field(ge=1, le=MAX_WORKFLOWS)]
 Sizes = Annotated[tuple[Size, Size], AfterValidator(_ordered), Field(description="low, high, both included")]
 FAMILIES = ("layered", "pipelines", "fork_join", "chain", "map_reduce", "out_tree", "in_tree", "series_parallel")
 MOST_GROWN = 4096  # tasks of a series_parallel workflow, whose drawing takes tasks x edges
@@ -162,6 +165,19 @@ class Given(Strict):
         return order_tasks(WorkflowSpec(system=system, tasks=self.tasks)).tasks
 
 
+class Stream(Strict):
+    """Several workflows on one system, each drawn as the rest of `workflow` says.
+
+    `load`: the least work of a workflow over what all places can do in the mean gap until the next one arrives. `gap_cv`: of
+    the gaps. `weights`: of flow times, one is drawn for each workflow.
+    """
+
+    workflows: Annotated[tuple[Flows, Flows], AfterValidator(_ordered)]
+    load: Factors
+    gap_cv: Gaps = (1.0, 1.0)
+    weights: list[Weight] = Field(default=[1.0], min_length=1, max_length=MAX_WEIGHTS)
+
+
 class Workflow(Strict):
     """Either one `given` workflow, or what is drawn: weights of `shapes` (families and blueprints), size, width, how often
     neighbours share their function, and which share of the tasks is optional, joins `any` or repeats an earlier one.
@@ -177,6 +193,7 @@ class Workflow(Strict):
     any_join: Share = (0.0, 0.0)  # of the tasks with two inputs or more
     priorities: tuple[int, int] = (0, 0)
     echoes: Share = (0.0, 0.0)  # of the tasks: twins of earlier ones
+    stream: Stream | None = None  # several workflows, one after the other
 
     @model_validator(mode="after")
     def _consistent(self) -> Workflow:
@@ -198,6 +215,8 @@ class Workflow(Strict):
             raise ValueError(f"shapes names {len(self.drawn())} blueprints; at most {MAX_BLUEPRINTS} can be drawn from")
         if self.shapes.get("series_parallel", 0) > 0 and self.tasks[1] > MOST_GROWN:
             raise ValueError(f"tasks: a series_parallel workflow has at most {MOST_GROWN} tasks, not {self.tasks[1]}")
+        if self.max_tasks > MAX_TASKS:
+            raise ValueError(f"tasks and stream.workflows give up to {self.max_tasks} tasks; at most {MAX_TASKS} fit")
         if not 0 <= self.priorities[0] <= self.priorities[1] <= MAX_PRIORITY:
             raise ValueError(f"priorities must be a range within 0..{MAX_PRIORITY}, not {self.priorities}")
         for name, blueprint in self.drawn().items():
@@ -220,7 +239,12 @@ class Workflow(Strict):
     @property
     def max_tasks(self) -> int:
         """The most tasks that an instance can have."""
-        return self.tasks[1] if self.given is None else len(self.given.tasks)
+        return self.tasks[1] * self.max_workflows if self.given is None else len(self.given.tasks)
+
+    @property
+    def max_workflows(self) -> int:
+        """The most workflows that an instance can have: 1, but for a stream."""
+        return 1 if self.stream is None else self.stream.workflows[1]
 
     @property
     def max_edges(self) -> int:
@@ -229,4 +253,5 @@ class Workflow(Strict):
             return sum(len(task.inputs) for task in self.given.tasks)
         # Per task: two inputs and one more successor (layered), two (fork_join), eight with four reducers (map_reduce).
         per_task = 8 if "map_reduce" in self.shapes else 4
-        return max([per_task * self.tasks[1], *(b.edges(b.items(self.tasks)[1]) for b in self.drawn().values())])
+        most = max([per_task * self.tasks[1], *(b.edges(b.items(self.tasks)[1]) for b in self.drawn().values())])
+        return most * self.max_workflows

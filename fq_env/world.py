@@ -8,14 +8,28 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from fq_env.randomness import DRIFT, DURATIONS, FAILURES, LOADS, OUTAGES, STRAGGLERS, TENANTS, mix, to_noise, to_uniform
-from fq_env.scoring import artifact_lost, task_done
-from fq_env.state import due, goal, load_truth, truth
+from fq_env.randomness import (
+    ARRIVALS,
+    DRIFT,
+    DURATIONS,
+    FAILURES,
+    LOADS,
+    OUTAGES,
+    STRAGGLERS,
+    TENANTS,
+    mix,
+    to_noise,
+    to_uniform,
+)
+from fq_env.scoring import artifact_lost, gap, mean_gap, task_done
+from fq_env.state import due, goal, load_truth, span, truth
 from pit.automation import find_call
 from pit.compiled import copy_record, kernel
 from pit.dag_tracker import has_echo, oldest_input
 from pit.interface import advance, apply, decision_due, pass_time
 from pit.layout import (
+    ACTIVE,
+    ARRIVE,
     CMD_CANCEL,
     CMD_FETCH,
     CMD_LOAD,
@@ -31,10 +45,12 @@ from pit.layout import (
     OK,
     ON,
     STANDARD,
+    STREAM_CLOSED,
     TENANT_LOAD,
     UNLOADED,
+    WARM,
 )
-from pit.state import call, command, copy, model, task, variant
+from pit.state import call, command, copy, flow, model, task, variant
 from pit.timers import next_timer
 
 _ONE = np.uint64(1)
@@ -58,6 +74,7 @@ def schedule(w, when, kind, subject, error, elapsed, quality, price, i):
     d = due(w, k)
     d.when = when
     d.task = i
+    d.gate = 0
     d.event.kind = kind
     d.event.subject = subject
     d.event.error = error
@@ -88,7 +105,12 @@ def begin_call(s, w, L, k):
     quality = -1.0
     w.calls += 1
     w.cold_starts += c.cold
-    if L.order_hidden == 1:
+    gate = closed_gate(s, L, c) if L.n_gates > 0 else 0
+    if gate > 0:
+        error = ERR_PRECONDITION
+        elapsed = max(1, np.int64(elapsed * L.gate_after[gate - 1]))
+        w.gated_calls += 1
+    elif L.order_hidden == 1:
         f = np.int64(c.function)
         if not works(s, w, L, f):
             error = ERR_PRECONDITION
@@ -113,7 +135,33 @@ def begin_call(s, w, L, k):
             elapsed = max(1, np.int64(elapsed * ((u - rate) / L.lost_rate)))
     price = elapsed * variant(s, row).price // 1_000_000
     note_call(s, w, c, t, elapsed, price)
-    schedule(w, s.now + elapsed, FINISHED, c.id, error, elapsed, quality, price, c.task)
+    schedule(w, s.now + elapsed, FINISHED, c.id, error, elapsed, quality, price, c.task).gate = gate
+
+
+@kernel
+def closed_gate(s, L, c):
+    """The first gate before call c that is closed now, counted from 1; 0 if none is."""
+    for g in range(L.n_gates):
+        at = L.gates[g, 1]
+        if L.gates[g, 0] == c.variant and (at < 0 or at == c.pool):
+            p = L.gates[g, 2]
+            if p >= 0:
+                pool = s.pools[p]
+                if pool.places - pool.busy - pool.tenants < L.gates[g, 3]:
+                    return g + 1
+            elif not is_loaded(s, L.gates[g, 4]):
+                return g + 1
+    return 0
+
+
+@kernel
+def is_loaded(s, m):
+    """Whether a copy of model m is warm or active."""
+    for i in range(s.copy_rows):
+        c = copy(s, i)
+        if c.model == m and (c.state == WARM or c.state == ACTIVE):
+            return True
+    return False
 
 
 @kernel
@@ -167,6 +215,18 @@ def first_tenants(s, w, L):
 
 
 @kernel
+def after_arrival(s, w):
+    """A workflow of a stream has arrived: when the next one does, or that there is none."""
+    g = np.int64(s.n_flows)
+    if g < s.flow_rows:
+        schedule(w, s.now + gap(s, w, g), ARRIVE, g, OK, 0, -1.0, 0, -1)
+    else:
+        w.event.kind = STREAM_CLOSED
+        w.event.subject = 0
+        apply(s, w.event)
+
+
+@kernel
 def works(s, w, L, f):
     """Hidden order: whether function f finds all that it needs."""
     found = L.n_needs[f] == 0
@@ -203,7 +263,8 @@ def note_call(s, w, c, t, elapsed, price):
     w.stale_calls += c.stale > 0
     if s.any_twins == 1:
         w.echo_calls += has_echo(s, np.int64(c.task))
-    if goal(w, c.task).rank >= NEARLY * w.left and t.required == 1:
+    left = w.left if s.stream == 0 else span(w, t.flow).left
+    if goal(w, c.task).rank >= NEARLY * left and t.required == 1:
         w.critical_wait += s.now - t.ready_time
         w.critical_quality += variant(s, 3 * c.function + c.variant).quality
         w.critical_cost += price
@@ -273,6 +334,8 @@ def happen(s, w, L):
         apply(s, d.event)
         if d.event.kind == TENANT_LOAD:
             plan_tenants(s, w, L, p, s.now // L.crowd_window)
+        elif d.event.kind == ARRIVE:
+            after_arrival(s, w)
         else:
             w.load_cost = 0.0
         return
@@ -282,7 +345,7 @@ def happen(s, w, L):
         if L.order_hidden == 1:
             w.have &= ~L.spoils[t.function]
     lost = -1
-    if error == ERR_LOST and t.calls == 1:
+    if error == ERR_LOST and t.calls == 1 and flow(s, t.flow).ended == NEVER:
         lost = oldest_input(s, i)
     apply(s, d.event)
     if lost >= 0:
@@ -320,6 +383,7 @@ def another_future(s, w, L, seed):
     w.failures = mix(seed, FAILURES)
     w.loads = mix(seed, LOADS)
     w.stragglers = mix(seed, STRAGGLERS)
+    w.arrivals = mix(seed, ARRIVALS)
     w.outages_later = mix(seed, OUTAGES)
     w.tenants_later = mix(seed, TENANTS)
     w.branch = s.now
@@ -351,6 +415,19 @@ def drift_again(s, w, L, seed):
 
 
 @kernel
+def arrive_again(s, w, d):
+    """The next workflow of a stream, which has not arrived by now, arrives at another time."""
+    g = np.int64(d.event.subject)
+    d.when = s.last_arrival
+    for k in range(TRIES):
+        if d.when <= s.now:
+            own = mix(w.arrivals, g * 64 + k + (1 << 20))
+            d.when = s.last_arrival + max(1, np.int64(mean_gap(s, w, g) * to_noise(own, w.gap_noise)))
+    if d.when <= s.now:
+        d.when = s.now + 1 + np.int64(0.25 * mean_gap(s, w, g))
+
+
+@kernel
 def draw_again(s, w, L, d):
     """The event d, which has not happened by now, happens at another time: a draw that agrees with that."""
     if d.event.kind == TENANT_LOAD:
@@ -358,6 +435,9 @@ def draw_again(s, w, L, d):
         k = next_change(s, w, L, p, s.now // L.crowd_window)
         d.when = k * L.crowd_window
         d.event.size = taken(s, w, L, p, k)
+        return
+    if d.event.kind == ARRIVE:
+        arrive_again(s, w, d)
         return
     began = d.when - d.event.elapsed
     ran = s.now - began
@@ -382,6 +462,8 @@ def draw_again(s, w, L, d):
                 if w.straggler_rate > 0.0:
                     lasts *= lateness(s, w, L, np.int64(c.pool), key)
                 elapsed = max(1, np.int64(lasts))
+                if d.gate > 0:
+                    elapsed = max(1, np.int64(elapsed * L.gate_after[d.gate - 1]))
         if d.event.error == ERR_ERROR or d.event.error == ERR_LOST:
             d.event.error = OK  # nobody knows that yet
     if elapsed <= ran:

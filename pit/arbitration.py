@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from pit import flows
 from pit.compiled import kernel
 from pit.layout import HELD, MAX_DOUBLINGS, N_SLOTS, NEVER, OVERDUE, PLAIN, QUEUED, STANDARD
 from pit.slot_key import key_of
-from pit.state import call, late, ready, task, variant
+from pit.state import call, flow, late, ready, task, variant
 
-_BUCKET = 16  # of a key: function, priority, bucket (64), echo (2), attempted (2), class (4)
+_BUCKET = 16  # of a key: octave, function (128), priority (4), bucket (64), echo (2), attempted (2), class (4)
+_OCTAVE = _BUCKET * 64 * 4 * 128
+_DEFERRED = N_SLOTS  # the slot of a task that stands in none and not in the tail
 
 
 @kernel
@@ -33,12 +36,17 @@ def find_late(s):
         k = n
         while k > 0:
             j = late(s, k - 1).task
-            rank = task(s, j).rank
-            if rank > t.rank or (rank == t.rank and j < i):
+            o = task(s, j)
+            if s.stream == 1 and o.flow != t.flow:
+                if flows.goes_first(s, np.int64(o.flow), np.int64(t.flow)):
+                    break
+            elif o.rank > t.rank or (o.rank == t.rank and j < i):
                 break
             late(s, k).task = j
             k -= 1
         late(s, k).task = i
+        if s.stream == 1:
+            t.octave = flow(s, t.flow).octave
         t.key = key_of(t)
         n += 1
 
@@ -61,6 +69,11 @@ def group_ready(s):
                 key -= bucket * _BUCKET
                 if width == 1:
                     key += (bucket >> 1) * _BUCKET
+                else:
+                    key %= _OCTAVE
+            if s.any_deferred == 1 and flow(s, t.flow).deferred == 1:
+                t.slot = _DEFERRED
+                continue
             g = n
             for j in range(n):  # no early exit: where it would leave is a guess that fails
                 g = j if s.keys[j] == key else g

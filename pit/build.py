@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,22 +119,29 @@ def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copie
         hot[key] = value
 
 
-def build_pit(workflow: WorkflowSpec, exposure: int, history: History | None = None) -> Built:
-    """A Pit's memory for one workflow. Raises `PitError`."""
-    workflow = order_tasks(workflow)
-    system = workflow.system
-    tasks, functions, models = workflow.tasks, list(system.functions), list(system.models)
-    index = {t.id: i for i, t in enumerate(tasks)}
-    inputs = [[index[a] for a in t.inputs] for t in tasks]
-    soft = [
-        {index[a] for a in t.inputs if a in t.soft or tasks[index[a]].optional} if t.join == "all" else set[int]()
-        for t in tasks
-    ]
+def build_pit(
+    workflow: WorkflowSpec, exposure: int, history: History | None = None, then: Sequence[WorkflowSpec] = ()
+) -> Built:
+    """A Pit's memory for one workflow, or for a stream of it and those `then`. Raises `PitError`."""
+    flows = [order_tasks(w) for w in (workflow, *then)]
+    workflow, system = flows[0], flows[0].system
+    for g, other in enumerate(flows):
+        if other.system != system:
+            raise PitError(f"workflow {g} of the stream ({other.name!r}) has another system than the first; give all the same")
+    tasks, functions, models = [t for w in flows for t in w.tasks], list(system.functions), list(system.models)
+    firsts = np.cumsum([0, *(len(w.tasks) for w in flows)])
+    inputs, soft = list[list[int]](), list[set[int]]()
+    for first, w in zip(firsts, flows, strict=False):
+        index = {t.id: int(first) + i for i, t in enumerate(w.tasks)}
+        for t in w.tasks:
+            inputs.append([index[a] for a in t.inputs])
+            loose = {index[a] for a in t.inputs if a in t.soft or tasks[index[a]].optional}
+            soft.append(loose if t.join == "all" else set())
     edges = sum(map(len, inputs))
     places = sum(p.places for p in system.pools.values())
     twins = any(t.content for t in tasks)
     offsets, size = state.tables(
-        len(tasks), edges, len(functions), len(models), copy_rows(system), places, system.prewarm, twins
+        len(tasks), edges, len(functions), len(models), copy_rows(system), places, len(flows), system.prewarm, twins
     )
     raw = np.zeros(size + 64, np.uint8)
     memory = raw[-raw.ctypes.data % 64 :][:size]  # aligned to a cache line
@@ -144,7 +152,10 @@ def build_pit(workflow: WorkflowSpec, exposure: int, history: History | None = N
     hot = memory[: state.PIT.itemsize].view(state.PIT)
     for name, offset in offsets.items():
         hot[name] = offset
-    hot["size"], hot["n_tasks"], hot["exposure"] = size, len(tasks), exposure
+    hot["size"], hot["exposure"] = size, exposure
+    hot["flow_rows"], hot["stream"], hot["stream_open"] = len(flows), len(flows) > 1, len(flows) > 1
+    table = rows("flow_at", state.FLOW, len(flows))
+    table["first"], table["last"], table["weight"] = firsts[:-1], firsts[1:], [w.weight for w in flows]
     variants = rows("variant_at", state.VARIANT, 3 * len(functions))
     model_rows = rows("model_at", state.MODEL, len(models))
     fill_system(hot, variants, model_rows, rows("copy_at", state.COPY, copy_rows(system)), system)
@@ -163,12 +174,12 @@ def build_pit(workflow: WorkflowSpec, exposure: int, history: History | None = N
         links["soft"] = [producer in soft[consumer] for consumer, producer in pairs]
     for i, t in enumerate(tasks):
         table["function"][i] = functions.index(t.function)
-        table["hint"][i] = 0 if t.seconds is None else microseconds(t.seconds)
         table["required"][i] = not t.optional
         table["join_any"][i], table["priority"][i] = t.join == "any", t.priority
     hot["any_join"], hot["any_twins"] = any(t.join == "any" for t in tasks), twins
     artifacts, latest = rows("artifact_at", state.ARTIFACT, len(tasks)), dict[int, int]()
     for i, t in enumerate(tasks):
+        artifacts["hint"][i] = 0 if t.seconds is None else microseconds(t.seconds)
         artifacts["content"][i], artifacts["next_twin"][i] = t.content, i
         if t.content:  # into the ring, behind the twin before
             ring, twin = artifacts["next_twin"], latest.get(t.content, i)
@@ -182,10 +193,10 @@ def build_pit(workflow: WorkflowSpec, exposure: int, history: History | None = N
         "models": len(models),
         "copies": copy_rows(system),
         "places": places,
+        "flows": len(flows),
     }
-    return Built(
-        memory, offsets, counts, workflow, [t.id for t in tasks], functions, list(system.pools), models
-    )  # fmt: skip
+    ids = [t.id for t in tasks] if len(flows) == 1 else [f"{g}/{t.id}" for g, w in enumerate(flows) for t in w.tasks]
+    return Built(memory, offsets, counts, workflow, ids, functions, list(system.pools), models)
 
 
 def _fill_history(variants: np.ndarray, models: np.ndarray, functions: list[str], names: list[str], history: History) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from pit import flows
 from pit.compiled import kernel
-from pit.estimates import bound, find_influence, learn_ratio, rank_all, standard_cost
+from pit.estimates import bound, find_influence, learn_ratio, rank_all
 from pit.layout import (
     BLOCKED,
     DONE,
@@ -16,6 +17,7 @@ from pit.layout import (
     GIVEN_UP,
     HELD,
     N_VARIANTS,
+    NEVER,
     ON,
     OVERDUE,
     PLAIN,
@@ -28,7 +30,7 @@ from pit.layout import (
     STANDARD,
 )
 from pit.slot_key import key_of
-from pit.state import artifact, model, near, predecessor, ready, successor, task, variant
+from pit.state import artifact, call, flow, model, near, predecessor, ready, successor, task, variant
 
 
 @kernel
@@ -41,36 +43,51 @@ def rank_again(s, row):
             s.drift = 1
     if s.drift == 1 and s.finishes >= max(RANK_EVERY_MIN, s.n_tasks // RANK_EVERY_SHARE):
         rank_all(s)
-        n = s.n_ready
-        s.n_ready = 0
-        for k in range(n):  # insertion into the sorted front of the same list
-            place_ready(s, ready(s, k).task)
+        sort_ready(s)
 
 
 @kernel
 def arrive(s):
-    """The workflow is there: estimates, ranks, bounds, counts; tasks without open inputs become ready."""
-    for f in range(3 * s.n_functions):
-        v = variant(s, f)
-        if v.usable == 1 or f % N_VARIANTS == STANDARD:
-            learn_ratio(v)
-    for i in range(s.n_tasks):
+    """The next workflow is there: estimates, ranks, bounds, counts; its tasks without open inputs become ready."""
+    if s.n_flows == 0:
+        for f in range(3 * s.n_functions):
+            v = variant(s, f)
+            if v.usable == 1 or f % N_VARIANTS == STANDARD:
+                learn_ratio(v)
+    w = flow(s, s.n_flows)
+    note_arrival(s, w)
+    first = np.int64(w.first)
+    last = np.int64(w.last)
+    w.required_left = 0
+    w.n_sinks = 0
+    for i in range(first, last):
         t = task(s, i)
+        hint = artifact(s, i).hint
         standard = variant(s, 3 * t.function + STANDARD).nominal
         for k in range(N_VARIANTS):
             nominal = variant(s, 3 * t.function + k).nominal
-            t.base[k] = nominal if t.hint <= 0.0 else t.hint * nominal / standard
+            t.base[k] = nominal if hint <= 0.0 else hint * nominal / standard
+        t.flow = s.n_flows - 1
         t.state = BLOCKED
         t.open_inputs = 1 if t.join_any == 1 else t.pred_to - t.pred_from
-        s.n_required += t.required
-        s.n_sinks += t.required & (t.succ_to == t.succ_from)
-    s.required_left = s.n_required
-    s.lb = bound(s)
+        w.required_left += t.required
+        w.n_sinks += t.required & (t.succ_to == t.succ_from)
+    s.n_required += w.required_left
+    s.required_left += w.required_left
+    s.n_sinks += w.n_sinks
+    w.lb = bound(s, first, last)
+    s.lb_sum += w.lb
+    s.lb = s.lb_sum / s.n_flows
     rank_all(s)
-    s.work_total = s.work_left
-    s.unit = s.work_left / s.n_tasks
-    find_influence(s)
-    for i in range(s.n_tasks):
+    work = 0.0
+    for i in range(first, last):
+        work += task(s, i).work
+    s.work_total += work
+    s.unit = s.work_total / s.n_tasks
+    find_influence(s, first, last, w.n_sinks)
+    if s.stream == 1:
+        sort_ready(s)
+    for i in range(first, last):
         t = task(s, i)
         if t.required == 1:
             v = variant(s, 3 * t.function + STANDARD)
@@ -81,21 +98,90 @@ def arrive(s):
             s.upper_cost += cost
         if t.open_inputs == 0:
             make_ready(s, i)
-    s.cp_start = task(s, ready(s, 0).task).rank if s.n_ready > 0 else 0.0
+    s.cp_start = max(s.cp_start, critical_path_left(s))
+
+
+@kernel
+def note_arrival(s, w):
+    """Workflow `w` is the next one: counts, gaps between arrivals; nobody is deferred any more."""
+    if s.n_flows > 0:
+        gap = float(s.now - s.last_arrival)
+        s.gap_squares += gap * gap
+    s.last_arrival = s.now
+    s.n_flows += 1
+    s.n_active += 1
+    s.n_tasks = w.last
+    w.arrived = s.now
+    w.ended = NEVER
+    flows.end_deferrals(s)
+
+
+@kernel
+def critical_path_left(s):
+    """us of the longest path that is left: over ready tasks, and over tasks in flight less what they have run."""
+    path = 0.0
+    for k in range(s.n_ready if s.stream == 1 else min(s.n_ready, 1)):
+        path = max(path, task(s, ready(s, k).task).rank)
+    for k in range(s.n_calls):
+        c = call(s, k)
+        t = task(s, c.task)
+        path = max(path, t.rank - (min(float(s.now - c.start), t.work) if c.start >= 0 else 0.0))
+    return path
+
+
+@kernel
+def sort_ready(s):
+    """A stream's ready tasks are put in order and into groups again, after some workflow's remaining work has changed."""
+    flows.find_octaves(s)
+    n = s.n_ready
+    s.n_ready = 0
+    for k in range(n):  # insertion into the sorted front of the same list
+        place_ready(s, ready(s, k).task)
+
+
+@kernel
+def end_flow(s, g):
+    """Workflow g has all that is required of it: in a stream, what it has not begun is given up."""
+    w = flow(s, g)
+    w.ended = s.now
+    s.n_active -= 1
+    flows.end_deferrals(s)
+    if s.stream == 1:
+        for i in range(w.first, w.last):
+            if task(s, i).state <= READY:
+                drop(s, i)
+
+
+@kernel
+def drop(s, i):
+    """Task i, blocked or ready, whose workflow has ended, is given up."""
+    t = task(s, i)
+    if t.state == READY:
+        leave_ready(s, i)
+    t.state = GIVEN_UP
+    s.n_given_up += 1
+    t.quality = 0.0
+    flows.take_share(s, t, -1.0)
+    set_near(s, i)
 
 
 @kernel
 def place_ready(s, i):
     """Inserts task i into the ready tasks: larger rank, then earlier ready, then smaller index."""
     t = task(s, i)
+    if s.stream == 1:
+        t.octave = flow(s, t.flow).octave
     t.key = key_of(t)
     k = s.n_ready
     while k > 0:
         j = ready(s, k - 1).task
         o = task(s, j)
-        if o.rank > t.rank:
+        if s.stream == 1 and o.flow != t.flow:
+            if flows.goes_first(s, np.int64(o.flow), np.int64(t.flow)):
+                break
+        elif o.rank > t.rank:
             break
-        if o.rank == t.rank and (o.ready_time < t.ready_time or (o.ready_time == t.ready_time and j < i)):
+        elif o.rank == t.rank and (o.ready_time < t.ready_time or (o.ready_time == t.ready_time and j < i)):
             break
         ready(s, k).task = j
         k -= 1
@@ -275,6 +361,7 @@ def release_alternatives(s, j):
             t.required = 0
             s.n_required -= 1
             s.required_left -= 1
+            flow(s, t.flow).required_left -= 1
             for e in range(t.pred_from, t.pred_to):
                 task(s, predecessor(s, e).task).touched = 1
 
@@ -302,17 +389,22 @@ def reused(s, i):
 def complete(s, i):
     """What the output of task i means for the rest."""
     t = task(s, i)
-    s.work_left -= t.work
-    s.cost_left -= standard_cost(s, t)
+    flows.take_share(s, t, -1.0)
+    g = np.int64(t.flow)
     if t.required == 1:
         s.required_left -= 1
+        flow(s, g).required_left -= 1
         if t.succ_to == t.succ_from:
             s.sinks_done += 1
             s.quality_done += t.quality
     for e in range(t.succ_from, t.succ_to):
         tell(s, successor(s, e).task)
-    if s.required_left == 0:
+    if flow(s, g).required_left == 0 and flow(s, g).ended == NEVER:
+        end_flow(s, g)
+    if s.required_left == 0 and s.stream_open == 0:
         s.status = SOLVED
+    elif s.stream == 1:
+        sort_ready(s)
 
 
 @kernel
@@ -324,6 +416,10 @@ def failed(s, i, lost):
     t.state = BLOCKED
     if s.any_twins == 1:
         tell_twins(s, i)
+    if flow(s, t.flow).ended < NEVER:
+        drop(s, i)
+        sort_ready(s)
+        return
     if lost:
         lose_input(s, i)
     if s.max_attempts > 0 and t.attempts >= s.max_attempts:
@@ -367,9 +463,9 @@ def lose_input(s, i):
 def run_again(s, found):
     """Done task `found` must run once more, and nothing else: its successors lack it again."""
     t = task(s, found)
-    s.work_left += t.work
-    s.cost_left += standard_cost(s, t)
+    flows.take_share(s, t, 1.0)
     s.required_left += t.required
+    flow(s, t.flow).required_left += t.required
     for e in range(t.succ_from, t.succ_to):
         j = successor(s, e).task
         o = task(s, j)
@@ -387,6 +483,8 @@ def run_again(s, found):
         set_near(s, j)
     t.state = BLOCKED
     open_again(s, found)
+    if s.stream == 1:
+        sort_ready(s)
 
 
 @kernel
@@ -407,8 +505,7 @@ def give_up(s, first):
         t.state = GIVEN_UP
         s.n_given_up += 1
         t.quality = 0.0
-        s.work_left -= t.work
-        s.cost_left -= standard_cost(s, t)
+        flows.take_share(s, t, -1.0)
         set_near(s, i)
         if t.required == 1:
             s.status = FAILED
@@ -420,6 +517,8 @@ def give_up(s, first):
                 o.touched = 1
             elif o.join_any == 0:
                 tell(s, link.task)
+    if s.stream == 1:
+        sort_ready(s)
 
 
 @kernel

@@ -11,7 +11,7 @@ import numpy as np
 
 from pit.compiled import bits_of, kernel
 from pit.layout import DONE, N_VARIANTS, PRIOR_COUNT, PRIOR_SQUARE, RANK_EDGES, STANDARD
-from pit.state import model, predecessor, successor, task, variant
+from pit.state import flow, model, predecessor, successor, task, variant
 
 _EDGES = len(RANK_EDGES)
 _OCTAVE_OF_1 = 1023  # the exponent bits of 1.0
@@ -51,7 +51,7 @@ def bucket(x):
 
 @kernel
 def rank_all(s):
-    """Work, rank and bucket of every task, from the last to the first; work and cost left."""
+    """Work, rank and bucket of every task, from the last to the first; work and cost left, in a stream by workflow, too."""
     for i in range(s.n_tasks - 1, -1, -1):
         t = task(s, i)
         t.work = t.base[STANDARD] * variant(s, 3 * t.function + STANDARD).ratio
@@ -61,14 +61,19 @@ def rank_all(s):
             for e in range(t.succ_from, t.succ_to):
                 best = max(best, task(s, successor(s, e).task).rank)
             t.rank = t.work + best
-        t.bucket = bucket(t.rank / s.lb)
+        t.bucket = bucket(t.rank / flow(s, t.flow).lb)
     s.work_left = 0.0
     s.cost_left = 0.0
+    if s.stream == 1:
+        for g in range(s.n_flows):
+            flow(s, g).remaining = 0.0
     for i in range(s.n_tasks):
         t = task(s, i)
         if t.state < DONE:
             s.work_left += t.work
             s.cost_left += standard_cost(s, t)
+            if s.stream == 1:
+                flow(s, t.flow).remaining += t.work
     for f in range(s.n_functions):
         v = variant(s, 3 * f + STANDARD)
         v.ranked_ratio = v.ratio
@@ -95,12 +100,23 @@ def least_of(s, t):
 
 
 @kernel
-def find_needed(s):
-    """Marks the tasks without which no run succeeds, whatever alternative it takes (`touched`)."""
-    for i in range(s.n_tasks - 1, -1, -1):
+def has_choice(s, first, last):
+    """Whether some task among first..last - 1, a workflow's, joins `any`."""
+    found = False
+    if s.any_join == 1:
+        for i in range(first, last):
+            found |= task(s, i).join_any == 1
+    return found
+
+
+@kernel
+def find_needed(s, first, last):
+    """Marks the tasks without which a workflow's run succeeds in no way, whatever alternative it takes (`touched`)."""
+    choice = has_choice(s, first, last)
+    for i in range(last - 1, first - 1, -1):
         t = task(s, i)
         t.touched = t.required
-        if s.any_join == 1 and t.required == 1 and t.succ_to > t.succ_from:
+        if choice and t.required == 1 and t.succ_to > t.succ_from:
             t.touched = 0
             for e in range(t.succ_from, t.succ_to):
                 o = task(s, successor(s, e).task)
@@ -109,10 +125,10 @@ def find_needed(s):
 
 
 @kernel
-def longest_path(s):
+def longest_path(s, first, last):
     """us of the critical path of required tasks over the fastest variants and the shorter alternatives; uses `rank`."""
     path = 0.0
-    for i in range(s.n_tasks):
+    for i in range(first, last):
         t = task(s, i)
         before = -1.0
         for e in range(t.pred_from, t.pred_to):
@@ -127,10 +143,10 @@ def longest_path(s):
 
 
 @kernel
-def pool_area(s, p):
+def pool_area(s, first, last, p):
     """us that the needed tasks which only pool p can do fill its places."""
     area = 0.0
-    for i in range(s.n_tasks):
+    for i in range(first, last):
         t = task(s, i)
         if t.touched == 0:
             continue
@@ -150,10 +166,10 @@ def pool_area(s, p):
 
 
 @kernel
-def least_load(s):
+def least_load(s, first, last):
     """us of the load that cannot be avoided."""
     load = -1.0
-    for i in range(s.n_tasks):
+    for i in range(first, last):
         t = task(s, i)
         if t.touched == 0:
             continue
@@ -166,26 +182,27 @@ def least_load(s):
 
 
 @kernel
-def bound(s):
-    """LB_est, us: critical path or the fullest pool's area, and the load that cannot be avoided."""
-    find_needed(s)
-    path = longest_path(s)
+def bound(s, first, last):
+    """LB_est of the workflow of tasks first..last - 1, us: critical path or the fullest pool's area, and the load that cannot
+    be avoided."""
+    find_needed(s, first, last)
+    path = longest_path(s, first, last)
     for p in range(s.n_pools):
-        path = max(path, pool_area(s, p))
-    path += least_load(s)
-    for i in range(s.n_tasks):
+        path = max(path, pool_area(s, first, last, p))
+    path += least_load(s, first, last)
+    for i in range(first, last):
         task(s, i).touched = 0
     return path
 
 
 @kernel
-def find_influence(s):
-    """What one task's quality means for the mean of the required sinks, from the last task to the first."""
-    for i in range(s.n_tasks - 1, -1, -1):
+def find_influence(s, first, last, sinks):
+    """What one task's quality means for the mean of its workflow's required sinks, from the last task to the first."""
+    for i in range(last - 1, first - 1, -1):
         t = task(s, i)
         x = 0.0
         if t.required == 1 and t.succ_to == t.succ_from:
-            x = 1.0 / s.n_sinks
+            x = 1.0 / sinks
         for e in range(t.succ_from, t.succ_to):
             o = task(s, successor(s, e).task)
             x += s.quality_flow * o.influence / (o.pred_to - o.pred_from)

@@ -6,6 +6,7 @@ Whoever drives it owns the clock and carries out the commands. The rule book is 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,16 +67,24 @@ class Pit:
         workflow: tasks and system; tasks are put in topological order.
         exposure: `hidden`, `partial` or `full`: which columns of the observation are filled.
         history: what earlier runs measured (durations, loads); None starts from the nominal values.
+        then: workflows that may follow, over the same system: a stream. Each comes by an event `arrive` with its number.
 
     Raises:
         PitError: the workflow or system is not valid, or the exposure is unknown.
     """
 
-    def __init__(self, workflow: WorkflowSpec, *, exposure: str = "full", history: History | None = None) -> None:
+    def __init__(
+        self,
+        workflow: WorkflowSpec,
+        *,
+        exposure: str = "full",
+        history: History | None = None,
+        then: Sequence[WorkflowSpec] = (),
+    ) -> None:
         if exposure not in EXPOSURES:
             raise PitError(f"exposure {exposure!r} is unknown; choose one of {', '.join(EXPOSURES)}")
         announce("drive")
-        built = build_pit(workflow, EXPOSURES.index(exposure), history)
+        built = build_pit(workflow, EXPOSURES.index(exposure), history, then)
         self.workflow = built.workflow
         self.task_ids, self.function_names = built.task_ids, built.function_names
         self.pool_names, self.model_names = built.pool_names, built.model_names
@@ -212,7 +221,9 @@ class Pit:
         models["near"] = 0
         tasks = memory[self._offsets["task_at"] :][: self._counts["tasks"] * state.TASK.itemsize].view(state.TASK)
         tasks["slot"] = 0
-        tasks["key"] = 0  # a running task's key is made when slots are looked for
+        tasks["key"] = tasks["octave"] = 0  # a running task's are made when slots are looked for
+        flows = memory[self._offsets["flow_at"] :][: self._counts["flows"] * state.FLOW.itemsize].view(state.FLOW)
+        flows["mark"] = 0
         late = self._offsets["late_at"]
         memory[late : late + self._counts["places"] * state.INDEX.itemsize] = 0
         memory[self._offsets["command_at"] :] = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pit import arbitration, automation, dag_tracker, observation, pool_manager, rules, slots, timers
+from pit import arbitration, automation, dag_tracker, flows, observation, pool_manager, rules, slots, timers
 from pit.automation import find_call
 from pit.between_calls import between_calls
 from pit.compiled import entry, kernel
@@ -15,6 +15,7 @@ from pit.layout import (
     ARRIVE,
     BACK_OFF,
     COOLDOWN,
+    DEFER,
     ERR_THROTTLED,
     EXPIRED,
     FINISHED,
@@ -38,8 +39,10 @@ from pit.layout import (
     REFRESH,
     REJECTED,
     SKIP,
+    SOLVED,
     STANDARD,
     STARTED,
+    STREAM_CLOSED,
     TENANT_LOAD,
     UNLOADED,
     WAIT,
@@ -54,7 +57,7 @@ from pit.timers import next_timer, other_timer
 def legal(s, action):
     """Whether an action is legal now."""
     if action >= WAIT:
-        return action <= REFRESH and (slots.globals_legal(s) >> (action - WAIT)) & 1 == 1
+        return action <= DEFER and (slots.globals_legal(s) >> (action - WAIT)) & 1 == 1
     if action < 0 or action >= N_SLOTS * N_VERBS or s.status != ON or s.arrived == 0:
         return False
     slots.refresh_slots(s)
@@ -65,7 +68,7 @@ def legal(s, action):
 @kernel
 def first_legal(s):
     """The first legal action, -1 if none."""
-    for a in range(REFRESH + 1):
+    for a in range(DEFER + 1):
         if legal(s, a):
             return a
     return -1
@@ -139,6 +142,8 @@ def do_global(s, action):
         dag_tracker.give_up(s, dag_tracker.first_optional(s))
     elif action == REFRESH:
         dag_tracker.run_again(s, dag_tracker.stalest(s))
+    elif action == DEFER:
+        flows.defer(s, flows.least_urgent(s))
     else:
         arbitration.back_off(s, 1 if action == BACK_OFF else 4)
     s.outcome = OUT_NONE
@@ -177,20 +182,30 @@ def pass_time(s, t):
 @kernel
 def apply(s, e):
     """One event; False if it does not fit the state and is ignored."""
-    if (s.arrived == 1) == (e.kind == ARRIVE) or s.status != ON:
+    if (s.arrived == 0 and e.kind != ARRIVE) or s.status != ON:
         s.ignored += 1
         return False
     fits = False
     if e.kind == ARRIVE:
-        s.arrived = 1
-        s.t0 = s.now
-        if s.deadline < NEVER:
-            s.deadline += s.now
-        if s.horizon < NEVER:
-            s.horizon += s.now
-        open_pools(s)
-        dag_tracker.arrive(s)
-        fits = True
+        if s.arrived == 0:
+            s.arrived = 1
+            s.t0 = s.now
+            if s.deadline < NEVER:
+                s.deadline += s.now
+            if s.horizon < NEVER:
+                s.horizon += s.now
+            open_pools(s)
+            dag_tracker.arrive(s)
+            fits = True
+        elif s.stream_open == 1 and e.subject == s.n_flows and e.subject < s.flow_rows:
+            dag_tracker.arrive(s)
+            fits = True
+    elif e.kind == STREAM_CLOSED:
+        if s.stream_open == 1:
+            s.stream_open = 0
+            fits = True
+            if s.required_left == 0:
+                s.status = SOLVED
     elif e.kind == FINISHED or e.kind == REJECTED or e.kind == STARTED:
         k = find_call(s, e.subject) if e.subject >= 0 else -1
         if k >= 0 and call(s, k).start >= 0:
@@ -259,7 +274,7 @@ def decision_due(s):
         return True
     if (s.arrived == 0) | (s.waiting == 1):
         return False
-    idle = s.n_calls + s.n_loading + s.n_cooling + s.n_held + s.all_tenants == 0
+    idle = s.n_calls + s.n_loading + s.n_cooling + s.n_held + s.all_tenants + s.stream_open == 0
     no_start = (s.n_ready == s.n_held + s.n_queued) | (s.n_full == s.n_pools)
     if no_start & ((s.n_late == 0) | (not timers.overruns_matter(s))) & (not idle) & (not timers.refresh_matters(s)):
         return False

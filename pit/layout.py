@@ -35,11 +35,11 @@ WAIT = N_SLOTS * N_VERBS  # 112
 GLOBAL_ACTIONS = ("wait", "back_off", "back_off_long", "skip", "refresh", "defer", "rule") + tuple(
     f"reserved_{i}" for i in range(9)
 )
-BACK_OFF, BACK_OFF_LONG, SKIP, REFRESH = WAIT + 1, WAIT + 2, WAIT + 3, WAIT + 4
-ENABLED = VERBS + GLOBAL_ACTIONS[:5]  # what a system can enable, in the order of its bits; `wait` always is
+BACK_OFF, BACK_OFF_LONG, SKIP, REFRESH, DEFER = range(WAIT + 1, WAIT + 6)
+ENABLED = VERBS + GLOBAL_ACTIONS[:6]  # what a system can enable, in the order of its bits; `wait` always is
 DEFAULT_VERBS = ("lite", "standard", "premium", "hold")
 WAIT_BIT = N_VERBS
-SKIP_BIT, REFRESH_BIT = ENABLED.index("skip"), ENABLED.index("refresh")
+SKIP_BIT, REFRESH_BIT, DEFER_BIT = (ENABLED.index(name) for name in ("skip", "refresh", "defer"))
 MAX_PRIORITY = 3
 # Numbers of a calibrated rule: for each verb a bias, a weight for each slot feature, one for each feature of each pool and one
 # for each global; for each global action that a system can enable the same without slot features.
@@ -69,7 +69,7 @@ EVENTS = (
     "config_changed",
     "stream_closed",
 )
-ARRIVE, STARTED, LOADED, LOAD_FAILED, UNLOADED, FINISHED, REJECTED, TENANT_LOAD = range(8)
+ARRIVE, STARTED, LOADED, LOAD_FAILED, UNLOADED, FINISHED, REJECTED, TENANT_LOAD, CONFIG_CHANGED, STREAM_CLOSED = range(10)
 COMMANDS = ("start", "cancel", "load", "unload", "fetch", "store", "delete")
 CMD_START, CMD_CANCEL, CMD_LOAD, CMD_UNLOAD, CMD_FETCH, CMD_STORE, CMD_DELETE = range(7)
 ERRORS = ("ok", "error", "timeout", "throttled", "precondition", "access", "load", "invalid", "cancelled", "lost")
@@ -104,8 +104,24 @@ MAX_DOUBLINGS = 16  # of a back-off
 PREWARM_AFTER = 2  # times that a model must have followed another before it is loaded ahead
 ZERO_TIME_PER_OPEN = 4  # a wait is forced after 4 x open tasks + 64 actions at one time
 ZERO_TIME_BASE = 64
+# Health: see section 8 of the rule book.
+CHANCE_PRIOR, CHANCE_COUNT, CHANCE_SHARE = 0.06, 2.0, 4.0  # failures, calls behind a pool's chance; calls behind a row's
+CHANCE_MEMORY = 0.9  # what each further call leaves of the weight of those before
+KNOWN_BAD, KNOWN_CALLS = 0.5, 10.0  # failures and calls behind the rate that is known of a record
+RISE_FACTOR, RISE_MARGIN, RISE_LIMIT = 2.0, 0.05, 4.0  # CUSUM of failures: over how many times the known rate, how far
+CLEAN_CALLS = 25  # in a row until a failing record has recovered
+CALM_FLOOR, CALM_COUNT = 0.1, 16.0  # least spread over the ratio; observations from which a suspicion freezes the estimate
+Z_MOST, DRAG_ALLOWED, DRAG_LIMIT, BACK_LIMIT = 4.0, 0.7, 12.0, 12.0  # CUSUMs of standardised durations, there and back
+LEVEL_EWMA, LEVEL_MOST = 0.25, 8.0  # of durations over calm ones
+ADAPT_COUNT = 6.0  # observations that an adapted estimate counts for
+TOGETHER = 8.0  # mean calls within which troubles of two pools are one
+INVALID_CALLS = 2  # errors `invalid` in a row from which an API has changed
+HEALINGS = 16  # actions that the healing record keeps
 SCORE_WEIGHTS = (1.0, 1.0, 2.0)  # efficiency, stability, optimization where no level sets its own
 NEVER = 2**62  # a time that does not come, microseconds
+MAX_OCTAVE = 15  # of a workflow's remaining work over the mean call
+URGENCY_SCALE = 8.0  # a weight of 1 with eight mean calls left is half way
+MAX_WORKFLOWS = 10_000  # of one stream
 # Half-octaves of rank / LB: bucket = how many of these edges are larger than the ratio.
 RANK_EDGES = tuple(2.0 ** (1 - k // 2) * (1.0 if k % 2 == 0 else 0.7071067811865476) for k in range(20))
 
@@ -127,8 +143,20 @@ class Feature(NamedTuple):
 SLOT_FEATURES = (
     Feature("ready_count", "c / (c + 4), c = members; 0 only in an empty slot", 0, 1, HIDDEN),
     Feature("rank", "min(1, rank / cp_left); 0 if order_hidden or cp_left <= 0", 0, 1, HIDDEN),
-    Feature("slack", "clip((deadline - now - rank) / LB, -1, 1); 1 without deadline", -1, 1, HIDDEN),
-    Feature("influence", "x / (x + 1), x = influence(head) x n: what its quality means for the required sinks", 0, 1, HIDDEN),
+    Feature(
+        "slack_or_urgency",
+        "clip((deadline - now - rank) / LB, -1, 1); 1 without deadline; in a stream x / (x + 1), x = 8 x urgency(its workflow) x unit",
+        -1,
+        1,
+        HIDDEN,
+    ),
+    Feature(
+        "influence",
+        "x / (x + 1), x = influence(head) x tasks of its workflow: what its quality means for the required sinks",
+        0,
+        1,
+        HIDDEN,
+    ),
     Feature("duration", "sq(est(standard))", 0, 1, HIDDEN),
     Feature("spread", "clip(spread(standard) / est(standard), 0, 1)", 0, 1, HIDDEN),
     Feature("delay_lite", "-1 if lite is not usable, else sq(delay(lite))", -1, 1, PARTIAL),
@@ -220,7 +248,13 @@ GLOBAL_FEATURES = (
     Feature("score_base", "sum of quality of done required sinks / number of required sinks", 0, 1, HIDDEN),
     Feature("score_efficiency", "clip(1 - spent / upper_cost, 0, 1); 1 if upper_cost <= 0", 0, 1, PARTIAL),
     Feature("score_stability", "max(0, 1 - warning_weight x warnings)", 0, 1, HIDDEN),
-    Feature("score_optimization", "min(1, LB / (e + max(cp_left, work_left / all places)))", 0, 1, PARTIAL),
+    Feature(
+        "score_optimization",
+        "min(1, LB / (e + max(cp_left, work_left / all places))); in a stream min(1, sum of weight x LB(g) / sum of weight x flow(g)), flow(g) = end - arrival, or now - arrival + remaining(g) / all places; each sum in order of g",
+        0,
+        1,
+        PARTIAL,
+    ),
     Feature("warnings", "w / (w + 4)", 0, 1, HIDDEN),
     Feature("next_event", "sq(expected time to the next event); 1 if none is expected", 0, 1, FULL),
     Feature(
@@ -241,10 +275,16 @@ GLOBAL_FEATURES = (
     Feature("duration_error", "average |elapsed / est - 1|, each at most 1", 0, 1, FULL),
     Feature("load_error", "the same for loads", 0, 1, FULL),
     Feature("failure_error", "average |failed - predicted|", 0, 1, FULL),
-    Feature("workflows", "1 / (1 + 4) while the status is running, else 0", 0, 1, HIDDEN),
-    Feature("arrival_rate", "0 (no stream yet)", 0, 1, HIDDEN),
-    Feature("arrival_cv", "0 (no stream yet)", 0, 1, HIDDEN),
-    Feature("stream_open", "0 (no stream yet)", 0, 1, HIDDEN),
+    Feature("workflows", "c / (c + 4), c = active workflows; 0 once the status is not running", 0, 1, HIDDEN),
+    Feature("arrival_rate", "LB / (LB + m), m = mean gap between arrivals; 0 before the second arrival", 0, 1, HIDDEN),
+    Feature(
+        "arrival_cv",
+        "c / (c + 1), c = sqrt(max(SS / k - m x m, 0)) / m, SS the sum of the k gaps' squares, m their mean; 0 for k < 2 or m = 0",
+        0,
+        1,
+        HIDDEN,
+    ),
+    Feature("stream_open", "1 while more workflows may come, else 0", 0, 1, HIDDEN),
     Feature("tail_tasks", "c / (c + 8), c = open tasks that found no slot", 0, 1, HIDDEN),
     Feature("tail_work", "w / (w + LB), w = sum of their work", 0, 1, HIDDEN),
     Feature("tail_rank", "min(1, highest rank among them / cp_left); 0 if none or cp_left <= 0", 0, 1, HIDDEN),

@@ -6,11 +6,12 @@ demand).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from pit import arbitration, dag_tracker, pool_manager, stale_manager
+from pit import arbitration, dag_tracker, flows, pool_manager, stale_manager
 from pit.compiled import clear, float32_at, kernel, put, put_byte
 from pit.layout import (
     DONE,
@@ -41,13 +42,14 @@ from pit.layout import (
     SKIP_BIT,
     SLOT_FEATURES,
     STANDARD,
+    URGENCY_SCALE,
     WAIT,
     columns,
 )
 from pit.pool_manager import HERE, LOAD
 from pit.scales import clip, contrast, count2, count4, count8, crowd, squash
 from pit.slots import enabled, globals_legal, mask_slot, refresh_slots, wait_legal
-from pit.state import artifact, call, copy, late, model, near, predecessor, ready, task, variant
+from pit.state import artifact, call, copy, flow, late, model, near, predecessor, ready, task, variant
 
 # Exposure class of each column of one slot, of one pool, and of the globals.
 _SLOT_CLASS = np.array([f.exposure for f in SLOT_FEATURES])
@@ -153,13 +155,13 @@ def freshness(s, t):
 
 @kernel
 def twins(s, i):
-    """c / (c + 4) of the unfinished twins of task i, negative if one of them is in flight."""
+    """c / (c + 4) of the unfinished twins of task i that have arrived, negative if one of them is in flight."""
     n = 0
     sign = 1.0
     j = artifact(s, i).next_twin
     while j != i:
         state = task(s, j).state
-        n += state < DONE
+        n += (state < DONE) & (j < s.n_tasks)
         if state == RUNNING:
             sign = -1.0
         j = artifact(s, j).next_twin
@@ -189,8 +191,12 @@ def encode_slot(s, g, at, path, skipped):
     put(at, 0, count4(slot.count))
     if s.order_hidden == 0 and path > 0.0:
         put(at, 1, min(1.0, t.rank / path))
-    put(at, 2, 1.0 if s.deadline == NEVER else clip((s.deadline - s.now - t.rank) / s.lb, -1.0, 1.0))
-    put(at, 3, crowd(t.influence * s.n_tasks, 1.0))
+    w = flow(s, t.flow)
+    if s.stream == 1:
+        put(at, 2, crowd(URGENCY_SCALE * flows.urgency(s, np.int64(t.flow)) * s.unit, 1.0))
+    else:
+        put(at, 2, 1.0 if s.deadline == NEVER else clip((s.deadline - s.now - t.rank) / s.lb, -1.0, 1.0))
+    put(at, 3, crowd(t.influence * (w.last - w.first), 1.0))
     put(at, 4, squash(est, s.unit))
     put(at, 5, clip(t.base[STANDARD] * v.deviation / est, 0.0, 1.0))
     if v.kinds & (1 << LITE):
@@ -255,8 +261,8 @@ def running(s):
     first = _NONE
     for p in range(s.n_pools):
         s.pools[p].room = _NONE
-    if s.n_ready > 0:
-        path = task(s, ready(s, 0).task).rank
+    for k in range(s.n_ready if s.stream == 1 else min(s.n_ready, 1)):
+        path = max(path, task(s, ready(s, k).task).rank)
     for k in range(s.n_calls):
         c = call(s, k)
         t = task(s, c.task)
@@ -353,6 +359,19 @@ def encode_tail(s, at, path):
 
 
 @kernel
+def encode_stream(s, at):
+    """Arrivals of workflows, and whether more may come."""
+    gaps = s.n_flows - 1
+    if gaps > 0:
+        mean = float(s.last_arrival - s.t0) / gaps
+        put(at, 37, s.lb / (s.lb + mean))
+        if gaps > 1 and mean > 0.0:
+            cv = math.sqrt(max(s.gap_squares / gaps - mean * mean, 0.0)) / mean
+            put(at, 38, crowd(cv, 1.0))
+    put(at, 39, s.stream_open)
+
+
+@kernel
 def encode_globals(s, at, path, work, overrun, first):
     """The 48 globals at float address `at`; `first` = when the first started call is expected to end."""
     elapsed = float(s.now - s.t0)
@@ -382,12 +401,17 @@ def encode_globals(s, at, path, work, overrun, first):
         if s.upper_cost > 0.0:
             efficiency = clip(1.0 - s.spent / s.upper_cost, 0.0, 1.0)
         put(at, 25, efficiency)
-        left = max(path, s.work_left / s.all_places)
-        put(at, 27, min(1.0, s.lb / (elapsed + left)) if elapsed + left > 0.0 else 1.0)
+        if s.stream == 1:
+            put(at, 27, flows.flow_ratio(s))
+        else:
+            left = max(path, s.work_left / s.all_places)
+            put(at, 27, min(1.0, s.lb / (elapsed + left)) if elapsed + left > 0.0 else 1.0)
         put(at, 32, s.n_full / s.n_pools)
     if s.exposure == FULL:
         encode_first_slot(s, at, first)
-    put(at, 36, 1.0 / (1.0 + 4.0) if s.status == ON else 0.0)
+    put(at, 36, count4(s.n_active) if s.status == ON else 0.0)
+    if s.stream == 1:
+        encode_stream(s, at)
     if s.n_tail > 0:
         encode_tail(s, at, path)
     if s.cp_start > 0.0:

@@ -135,6 +135,7 @@ def preferred_start(s, rule, theta, preferred):
     if (rule == SEQUENTIAL and s.n_calls > 0) or (rule == SMALLEST and theta > 0.0 and s.n_calls >= theta):
         return -1
     best = -1
+    highest = 0.0
     for g in range(s.n_slots):
         slot = s.slots[g]
         t = task(s, slot.head)
@@ -144,6 +145,11 @@ def preferred_start(s, rule, theta, preferred):
         if rule == FIFO:
             if best < 0 or came_first(s, slot.head, s.slots[best // N_VERBS].head):
                 best = g * N_VERBS + k
+            continue
+        if rule == CRITICAL_PATH and s.stream == 1:
+            if best < 0 or t.rank > highest:
+                best = g * N_VERBS + k
+                highest = t.rank
             continue
         if rule != WARM_WAIT or slot.mode[k] == HERE:
             return g * N_VERBS + k

@@ -7,6 +7,6 @@ from pit.compiled import kernel
 
 @kernel
 def key_of(t):
-    """Function, priority, bucket (64), echo (2), whether attempted (2) and class (4) of a task."""
+    """Octave (16), function (128), priority (4), bucket (64), echo (2), whether attempted (2) and class (4) of a task."""
     flags = t.echo * 8 + (4 if t.attempts > 0 else 0) + t.mark
-    return ((t.function * 4 + t.priority) * 64 + t.bucket) * 16 + flags
+    return (((t.octave * 128 + t.function) * 4 + t.priority) * 64 + t.bucket) * 16 + flags

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from pit import arbitration, automation, dag_tracker, pool_manager
+from pit import arbitration, automation, dag_tracker, flows, pool_manager
 from pit.compiled import kernel, put_word
 from pit.layout import (
     CANCEL,
+    DEFER_BIT,
     HEDGE,
     HOLD,
     LITE,
@@ -34,7 +35,12 @@ _ONES = np.uint64(0x0001010101010101)
 @kernel
 def wait_legal(s):
     """Whether `wait` may be chosen: something is in flight, loads, cools down, is held or closed; or all is over."""
-    if s.n_calls > 0 or s.n_loading + s.n_cooling + s.n_held + s.all_tenants > 0 or s.status != ON or s.arrived == 0:
+    if (
+        s.n_calls > 0
+        or s.n_loading + s.n_cooling + s.n_held + s.all_tenants + s.stream_open > 0
+        or s.status != ON
+        or s.arrived == 0
+    ):
         return True
     if s.any_tight == 1:
         for p in range(s.n_pools):
@@ -68,7 +74,7 @@ def refresh_legal(s):
 
 @kernel
 def globals_legal(s):
-    """Bits of the legal global actions: wait 0, back_off 1, back_off_long 2, skip 3, refresh 4."""
+    """Bits of the legal global actions: wait 0, back_off 1, back_off_long 2, skip 3, refresh 4, defer 5."""
     bits = 1 if wait_legal(s) else 0
     if s.verbs >> (WAIT_BIT + 1) != 0 and s.status == ON and s.arrived == 1:
         if (enabled(s, WAIT_BIT + 1) or enabled(s, WAIT_BIT + 2)) and back_off_legal(s):
@@ -77,6 +83,8 @@ def globals_legal(s):
             bits |= 8
         if refresh_legal(s):
             bits |= 16
+        if s.n_active > 1 and enabled(s, DEFER_BIT) and flows.least_urgent(s) >= 0:
+            bits |= 32
     return bits
 
 

@@ -35,6 +35,7 @@ Seconds = Annotated[float, Field(ge=0, le=1e8, allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=1e-5, le=1e8, allow_inf_nan=False)]
 Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
@@ -223,9 +224,13 @@ class TaskSpec(Strict):
 
 
 class WorkflowSpec(Strict):
-    """Tasks over a system; `instruments` binds functions to real calls and belongs to the conductor."""
+    """Tasks over a system; `instruments` binds functions to real calls and belongs to the conductor.
+
+    `weight`: what an hour of this workflow's flow time counts beside other workflows of a stream.
+    """
 
     name: Name = "workflow"
+    weight: Weight = 1.0
     system: SystemSpec
     tasks: list[TaskSpec] = Field(min_length=1, max_length=MAX_TASKS)
     instruments: dict[str, Any] = Field(default_factory=dict)

@@ -77,6 +77,9 @@ PIT = _record(
         ("reserve", "i8"),  # us that a queued gang claims its pools
         ("time_out", "f8"),  # multiple of the estimate
         ("stale_quality", "f8"),  # what a stale input still counts
+        ("lb_sum", "f8"),  # us, of the workflows that have arrived
+        ("last_arrival", "i8"),  # us
+        ("gap_squares", "f8"),  # us^2, sum over the gaps between arrivals
         ("task_at", "i4"),  # offsets of the tables, bytes behind this record's start
         ("succ_at", "i4"),
         ("pred_at", "i4"),
@@ -85,13 +88,17 @@ PIT = _record(
         ("late_at", "i4"),
         ("follow_at", "i4"),
         ("artifact_at", "i4"),
+        ("flow_at", "i4"),
         ("variant_at", "i4"),
         ("model_at", "i4"),
         ("copy_at", "i4"),
         ("call_at", "i4"),
         ("command_at", "i4"),
         ("size", "i4"),  # bytes of record and tables
-        ("n_tasks", "i4"),
+        ("n_tasks", "i4"),  # of the workflows that have arrived: the first rows
+        ("n_flows", "i4"),  # workflows that have arrived
+        ("flow_rows", "i4"),  # workflows whose tasks stand in the table
+        ("n_active", "i4"),  # workflows that have arrived and not ended
         ("n_functions", "i4"),
         ("n_models", "i4"),
         ("n_pools", "i4"),
@@ -133,6 +140,9 @@ PIT = _record(
         ("victim_size", "i8"),
         ("victim_demand", "f8"),
         ("verbs", "u4"),  # bit per enabled verb or global, in the order of `layout.ENABLED`
+        ("stream", "u1"),  # more workflows may come, or could have
+        ("stream_open", "u1"),
+        ("any_deferred", "u1"),
         ("any_join", "u1"),  # some task joins `any`
         ("any_fresh", "u1"),  # some artifacts grow stale
         ("any_gang", "u1"),  # some variant takes places of two pools
@@ -181,10 +191,11 @@ TASK = _record(
         ("required", "u1"),
         ("bucket", "u1"),
         ("near", "u1"),
+        ("flow", "i2"),  # its workflow
+        ("octave", "u1"),  # of its workflow's remaining work, as of the last sorting of ready tasks
         # ... and what events read
         ("work", "f8"),  # us
         ("near_time", "f8"),  # us, latest expected end among calls of its inputs
-        ("hint", "f8"),  # us, 0 = none
         ("quality", "f8"),  # of its artifact
         ("influence", "f8"),  # of its quality on the mean of the required sinks
         ("succ_from", "i4"),
@@ -205,8 +216,25 @@ ARTIFACT = _record(
     [
         ("created", "i8"),  # us
         ("size", "i8"),  # bytes
+        ("hint", "f8"),  # us that its author gave its task, 0 = none
         ("content", "i4"),  # of its task: equal for twins, 0 = none
         ("next_twin", "i4"),  # the next task of the ring of its twins; itself if it has none
+    ]
+)
+FLOW = _record(
+    [
+        ("weight", "f8"),
+        ("lb", "f8"),  # us, LB_est at its arrival
+        ("remaining", "f8"),  # us, work of its tasks not done nor given up
+        ("arrived", "i8"),  # us
+        ("ended", "i8"),  # us; NEVER while it is active
+        ("first", "i4"),  # its tasks: first, and behind the last
+        ("last", "i4"),
+        ("required_left", "i4"),
+        ("n_sinks", "i4"),  # required sinks
+        ("octave", "u1"),  # of remaining over the mean call
+        ("deferred", "u1"),  # stands in no slot
+        ("mark", "u1"),  # scratch
     ]
 )
 VARIANT = _record(
@@ -303,6 +331,7 @@ task = table(PIT, "task_at", TASK)
 successor = table(PIT, "succ_at", LINK)
 predecessor = table(PIT, "pred_at", LINK)
 artifact = table(PIT, "artifact_at", ARTIFACT)
+flow = table(PIT, "flow_at", FLOW)
 late = table(PIT, "late_at", INDEX)
 follow = table(PIT, "follow_at", INDEX)  # row = model before * n_models + model: how often it has followed
 ready = table(PIT, "ready_at", INDEX)
@@ -315,10 +344,11 @@ command = table(PIT, "command_at", COMMAND)
 
 
 def tables(
-    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, follows: bool, twins: bool
+    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, flows: int, follows: bool, twins: bool
 ) -> tuple[dict[str, int], int]:
     """Offsets of all tables for these capacities, and the bytes of record and tables together (a multiple of 64).
 
+    `flows`: workflows of a stream, 1 if there is none.
     `follows`: whether which model follows which is counted (pre-warming). `twins`: whether tasks may take over outputs.
     """
     rows = (
@@ -328,6 +358,7 @@ def tables(
         ("call_at", CALL, places),
         ("late_at", INDEX, places),
         ("follow_at", INDEX, models * models if follows else 0),
+        ("flow_at", FLOW, flows),
         ("ready_at", INDEX, tasks),
         ("near_at", INDEX, tasks),
         ("task_at", TASK, tasks),

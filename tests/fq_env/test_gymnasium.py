@@ -62,7 +62,8 @@ def test_observations_stay_in_bounds_and_legal_actions_cost_no_warning(level):
             assert np.isfinite(table).all()
             assert (table >= bounds[:, 0]).all() and (table <= bounds[:, 1]).all()
             early = sum(task["attempts"] for task in env.view()["tasks"]) if info["wrong_calls"] else 0
-            assert info["warnings"] == early  # a call before its time is the player's mistake, not the mask's
+            # A call before its time, or at a closed gate, is the player's mistake, not the mask's.
+            assert early <= info["warnings"] <= early + info["gated_calls"]
 
 
 @pytest.mark.parametrize("level", LEVELS)

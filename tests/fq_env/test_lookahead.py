@@ -25,7 +25,7 @@ def test_it_is_the_same_every_time() -> None:
     assert twice[0].tobytes() == twice[1].tobytes()
 
 
-@pytest.mark.parametrize("level", [11, 14])
+@pytest.mark.parametrize("level", [11, 14, 16])
 def test_it_leaves_the_world_as_it_is_and_does_not_know_what_will_be_drawn(level: int) -> None:
     """With other seeds of everything that is still to come, and other ends of what is under way, it decides the same."""
     engine = Engine(level, 1, split="train", autoreset="disabled")

@@ -43,14 +43,16 @@ class Node(NamedTuple):
 def graph(engine: Engine, i: int = 0) -> list[Node]:
     """The tasks of environment i, which has just been reset."""
     block, memory = engine.block, engine.memory[i]
-    tasks = block.rows(memory, "task_at", state.TASK, int(block.hot(memory)["n_tasks"][0]))
+    n = int(block.hot(memory)["n_tasks"][0])
+    tasks = block.rows(memory, "task_at", state.TASK, n)
+    hints = block.rows(memory, "artifact_at", state.ARTIFACT, n)["hint"].tolist()
     out, inn = (block.rows(memory, name, state.LINK, block.edges).tolist() for name in ("succ_at", "pred_at"))
     return [
         Node(
-            int(t["function"]), bool(t["required"]), bool(t["join_any"]), int(t["priority"]), float(t["hint"]),
+            int(t["function"]), bool(t["required"]), bool(t["join_any"]), int(t["priority"]), hint,
             out[t["succ_from"] : t["succ_to"]], inn[t["pred_from"] : t["pred_to"]],
         )
-        for t in tasks
+        for t, hint in zip(tasks, hints, strict=True)
     ]  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def read_pit(engine: Engine, i: int) -> TwinPit:
     for t, artifact in zip(tasks, artifacts, strict=True):
         own = links[int(t["pred_from"]) : int(t["pred_to"])]
         workflow.append(
-            {"function": int(t["function"]), "hint": float(t["hint"]), "optional": not t["required"],
+            {"function": int(t["function"]), "hint": float(artifact["hint"]), "optional": not t["required"],
              "priority": int(t["priority"]), "any": bool(t["join_any"]), "content": int(artifact["content"]),
              "inputs": own["task"].tolist(),
              "soft": set(own["task"][own["soft"] != 0].tolist())}
