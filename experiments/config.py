@@ -52,7 +52,7 @@ class StopConfig:
     """When a training ends before its budget is spent."""
 
     when_solved: bool = MISSING
-    patience: int = MISSING
+    patience: int | None = MISSING
     progress: float = MISSING
     mastery: float = MISSING
 
@@ -94,6 +94,7 @@ class TrainConfig:
     gamma: float = MISSING
     gae_lambda: float = MISSING
     ent_coef: float = MISSING
+    ent_coef_end: float | None = MISSING
     vf_coef: float = MISSING
     clip_range: float = MISSING
     max_grad_norm: float = MISSING
@@ -156,7 +157,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "evaluation.test": (0, 1_000_000),
     "evaluation.fit": (1, 65_536),
     "checkpoint.every": (1, 1e9),
-    "stop.patience": (1, 1e9),
     "stop.progress": (0.0, 1.0),
     "stop.mastery": (0.0, 10.0),
     **{f"recipe_options.{key}": limits for key, limits in RECIPE_RANGES.items()},
@@ -253,6 +253,14 @@ def exposure_after(cfg: TrainConfig, frames: int) -> str:
     return EXPOSURES[sum(frames >= phase * cfg.total_timesteps for phase in cfg.phases)]
 
 
+def ent_coef_after(cfg: TrainConfig, frames: int) -> float:
+    """The weight of the entropy bonus after so many frames of the budget."""
+    own = cfg.recipe_options.ppo.ent_coef if cfg.recipe == "srl_rlvr" else None
+    first = cfg.ent_coef if own is None else own
+    last = first if cfg.ent_coef_end is None else cfg.ent_coef_end
+    return first + (last - first) * min(1.0, frames / cfg.total_timesteps)
+
+
 def _training(key: str, default: Any, *, _root_: DictConfig) -> Any:
     """The resolver `${training:KEY,DEFAULT}`. A level that cannot be read gives the default here, its error in `finished`."""
     try:
@@ -300,9 +308,7 @@ def finished(config: DictConfig) -> TrainConfig:
     check(cfg, config)
     if cfg.n_envs < len(levels):
         raise ExperimentError(f"n_envs={cfg.n_envs}: {len(levels)} levels need at least as many environments")
-    if cfg.recipe != "plain" and len(levels) > 1:
-        raise ExperimentError(f"recipe={cfg.recipe}: trains one level at a time; take recipe=plain, or one level")
-    if cfg.recipe != "plain" and isinstance(levels[0], ExplicitLevel):
+    if cfg.recipe != "plain" and any(isinstance(level, ExplicitLevel) for level in levels):
         raise ExperimentError(f"level={cfg.level} recipe={cfg.recipe}: no teacher knows explicit stages; take recipe=plain")
     return cfg
 
@@ -318,6 +324,10 @@ def check(cfg: TrainConfig, config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if not low <= value <= high:
             raise ExperimentError(f"{key}={value}: must lie between {low:g} and {high:g}")
+    if cfg.stop.patience is not None and cfg.stop.patience < 1:
+        raise ExperimentError(f"stop.patience={cfg.stop.patience}: must be null or at least 1, such as 12")
+    if cfg.ent_coef_end is not None and not 0.0 <= cfg.ent_coef_end <= 10.0:
+        raise ExperimentError(f"ent_coef_end={cfg.ent_coef_end}: must be null or lie between 0 and 10, such as 0.001")
     if cfg.target_kl is not None and not 0.0 < cfg.target_kl <= 10.0:
         raise ExperimentError(f"target_kl={cfg.target_kl}: must be null or lie between 0 and 10, such as 0.03")
     if len(cfg.phases) != len(EXPOSURES) - 1 or not 0.0 <= cfg.phases[0] <= cfg.phases[1] <= 1.0:

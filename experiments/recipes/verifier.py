@@ -29,7 +29,7 @@ class Replay:
     """What a replay of k trajectories found.
 
     Attributes:
-        verdicts: (k,) of `VERDICTS`; an illegal action ends a replay.
+        verdicts: (k,) of `VERDICTS`; an illegal action ends a replay, and so do scores of other actions than the legal ones.
         rule: (k,) float64, totals of the rule on the same instances.
         examples: frames of all episodes up to where their replay ended, weights 1.
         advantages: (frames,) float32, as the trajectories claim them.
@@ -88,6 +88,10 @@ def replay(
             inside = (wanted >= 0) & (wanted < N_ACTIONS)
             legal = inside & engine.masks[rows, wanted.clip(0, N_ACTIONS - 1)]
             verdicts[live[~legal]] = ILLEGAL
+            told = trajectories.counts[at]
+            sound = (told == 0) | (told == engine.masks[rows].sum(axis=1))
+            verdicts[live[legal & ~sound]] = UNCONFIRMED
+            legal &= sound
             live, rows, at = live[legal], rows[legal], at[legal]
             if not live.size:
                 break
@@ -115,7 +119,10 @@ def replay(
     at = np.concatenate(steps) if steps else np.zeros(0, np.int64)
     returns = returns_of(rewards, lengths, gamma)
     ones = np.ones(len(at), np.float32)
-    examples = Examples(frames, trajectories.actions[at], ones, returns[at].astype(np.float32), episodes)
+    counts = trajectories.counts
+    firsts = np.where(counts > 0, np.cumsum(counts) - counts, -1)[at]
+    followed = returns[at].astype(np.float32)
+    examples = Examples(frames, trajectories.actions[at], ones, followed, episodes, firsts, trajectories.expected)
     return Replay(verdicts, bar, examples, trajectories.advantages[at])
 
 
