@@ -10,18 +10,23 @@ import numpy as np
 
 from pit import arbitration, artifact_store, dag_tracker, pool_manager, stale_manager
 from pit.automation import before_call, deny, emit_copy, emit_fetch, emit_tier, estimate, unload
-from pit.compiled import kernel
+from pit.compiled import apart, inside, kernel
 from pit.layout import CMD_LOAD, DONE, ON, PLAIN, PREWARM_AFTER, STANDARD, TOLD_ROWS
 from pit.pool_manager import NO
 from pit.state import artifact, copy, follow, model, ready, store_of, task, variant
 
 
-@kernel
+@inside
 def between_calls(s):
     """Synchronise, rebalance and pre-warm; nothing is left to do for fallbacks and dependencies."""
-    if s.status != ON:
-        return
-    if s.any_twins == 1:
+    if (s.n_queued > 0) | (s.any_twins + s.rebalance + s.prewarm + s.any_store > 0):
+        look_around(s)
+
+
+@apart
+def look_around(s):
+    """`between_calls`, where there may be something to do."""
+    if s.status == ON and s.any_twins == 1:
         reuse(s)
     if s.n_queued > 0 and s.status == ON:
         serve_queues(s)

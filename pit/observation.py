@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pit import arbitration, artifact_store, dag_tracker, flows, pool_manager, stale_manager
-from pit.compiled import clear, float32_at, kernel, put, put_byte
+from pit.compiled import kernel
 from pit.layout import (
     DONE,
     FULL,
@@ -25,7 +25,6 @@ from pit.layout import (
     N_GLOBAL_FEATURES,
     N_OBSERVATION,
     N_POOL_FEATURES,
-    N_RULE_GLOBALS,
     N_SLOT_FEATURES,
     N_SLOTS,
     NEVER,
@@ -46,10 +45,11 @@ from pit.layout import (
     WAIT,
     columns,
 )
+from pit.memory import clear, float32_at, put, put_byte
 from pit.pool_manager import HERE, LOAD
 from pit.scales import clip, contrast, count2, count4, count8, crowd, squash
-from pit.slots import enabled, globals_legal, mask_slot, refresh_slots, wait_legal
-from pit.state import artifact, call, copy, flow, late, model, near, predecessor, ready, task, variant
+from pit.slots import enabled, mask_globals, mask_slot, refresh_slots, wait_legal
+from pit.state import artifact, call, copy, flow, model, near, predecessor, ready, task, variant
 
 # Exposure class of each column of one slot, of one pool, and of the globals.
 _SLOT_CLASS = np.array([f.exposure for f in SLOT_FEATURES])
@@ -210,7 +210,7 @@ def encode_slot(s, g, at, path, skipped):
         put(at, 21, overrun_of(s, np.int64(slot.head)))
     is_skipped = (skipped == -2) | (skipped == slot.head)
     optional = (t.mark == PLAIN) & (t.required == 0)
-    put(at, 23, _STATUS[4 + is_skipped if optional else t.mark])
+    put(at, 23, _STATUS[t.mark + optional * (4 + is_skipped)])  # plain is 0
     if s.any_fresh == 1:
         put(at, 22, freshness(s, t))
     if s.order_hidden == 1:
@@ -233,7 +233,7 @@ def encode_pools(s, out):
         if s.exposure == FULL:
             put(at, 5, pool.failures)
             put(at, 6, clip(pool_manager.utilisation(s, p), 0.0, 1.0))
-            put(at, 7, 1.0 - pool.failures)
+            put(at, 7, pool.health)
 
 
 @kernel
@@ -348,7 +348,7 @@ def encode_tail(s, at, path):
     rank = 0.0
     oldest = s.now
     for k in range(s.n_ready + s.n_late):
-        t = task(s, ready(s, k).task if k < s.n_ready else late(s, k - s.n_ready).task)
+        t = task(s, ready(s, k).task)
         if t.slot < 0:
             work += t.work
             rank = max(rank, t.rank)
@@ -459,9 +459,7 @@ def encode(s, out, mask, whole):
         encode_slot(s, g, at, path, skipped)
         mask_slot(s, g, mask)
     clear_rest(s, out)
-    legal = globals_legal(s)
-    for k in range(N_RULE_GLOBALS):
-        put_byte(mask, WAIT + k, (legal >> k) & 1)
+    mask_globals(s, mask)
     if s.exposure > 0:
         encode_pools(s, out)
     clear(out + 4 * GLOBAL_OFFSET, 4 * N_GLOBAL_FEATURES)

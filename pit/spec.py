@@ -138,6 +138,7 @@ class SystemSpec(Strict):
     fallback: bool = False
     prewarm: bool = False
     rebalance: bool = False
+    heal: bool = False
     store: StoreSpec | None = None
     deny: list[str] = Field(default_factory=list, description="functions, or FUNCTION.VARIANT, that this tenant may not use")
 

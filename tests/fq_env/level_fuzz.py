@@ -53,6 +53,10 @@ def sources() -> list[tuple[str, Any]]:
         "task_cv": 0.3,
         "earlier": [0, 5],
         "failure_rate": 0.1,
+        "api_change": {"bench": 0.5},
+        "change_onset": [0.1, 0.5],
+        "change_after": 0.2,
+        "config_seconds": 5.0,
     }
     found += [(".yaml", level_data(drawn, draw=draw)), (".yaml", level_data({"given": {"tasks": [*tasks, joined]}}))]
     stored = copy.deepcopy(level_data(drawn, draw=draw | {"size": [1, 100]}, gates=[{"verb": "standard", "pool": "bench"}]))
