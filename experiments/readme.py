@@ -54,7 +54,7 @@ def refresh(readme: Path, folder: Path) -> None:
 
 
 def refresh_studies(readme: Path, folder: Path) -> None:
-    """Puts what the stored studies of `folder` conclude between their markers. Raises ExperimentError if they are not there."""
+    """Puts what the stored studies of `folder` conclude between their markers. Raises ExperimentError without these."""
     before, _, behind = _split(readme, STUDIES)
     write_text(readme, f"{before}{STUDIES[0]}\n{studies_of(folder, readme.parent)}\n{STUDIES[1]}{behind}")
 
