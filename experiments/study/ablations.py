@@ -170,8 +170,9 @@ def study(settings: Settings) -> dict[str, Any]:
 def text_of(settings: Settings, levels: list[dict[str, Any]], sums: dict[str, dict[str, float]], cpu: float) -> list[str]:
     """The page: the budget, the table, what the parts are."""
     cfg = settings.cfg
-    before = f"""{cfg.n:,} test instances, the same for every arm, {settings.seeds} training seeds, {settings.frames:,} frames of PPO a
-training (a reduced budget: the levels' own are in their files), the policy of the best of its looks at validation instances. The
-teacher plays {cfg.teacher} train instances and looks ahead {cfg.rollouts} times for each action. All trainings took {cpu / 60:.0f} CPU
-minutes. perf: 0 = random, 1 = the best known; intervals over seeds and instances, paired. All policies are judged with the mask."""
+    before = f"""{cfg.n:,} test instances, the same for every arm, {settings.seeds} training seeds, {settings.frames:,} frames
+of PPO a training (a reduced budget: the levels' own are in their files), the policy of the best of its looks at validation
+instances. The teacher plays {cfg.teacher} train instances and looks ahead {cfg.rollouts} times for each action. All trainings
+took {cpu / 60:.0f} CPU minutes. perf: 0 = random, 1 = the best known; intervals over seeds and instances, paired. All
+policies are judged with the mask."""
     return [before, "", *table(levels, sums), "", "## Without it", "", *(f"* **{part}**: {SAID[part]}" for part in sums)]

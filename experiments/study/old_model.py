@@ -211,17 +211,17 @@ def draw(canvas: Any, levels: list[dict[str, Any]]) -> None:
 
 def text_of(settings: Settings, levels: list[dict[str, Any]]) -> list[str]:
     """The page: how to read figure and table, the table, what is compared."""
-    before = f"""The figure: perf at looks at validation instances (mean over seeds, band from the worst to the best, dotted the mark).
-The table: {settings.cfg.n:,} test instances, the same for every arm, {settings.seeds} training seeds, the policy of the best look;
-intervals over seeds and instances; leads are paired. perf: 0 = random, 1 = the proven optimum or the best player that is not
-trained, on the plain level."""
+    before = f"""The figure: perf at looks at validation instances (mean over seeds, band from the worst to the best, dotted
+the mark). The table: {settings.cfg.n:,} test instances, the same for every arm, {settings.seeds} training seeds, the policy
+of the best look; intervals over seeds and instances; leads are paired. perf: 0 = random, 1 = the proven optimum or the best
+player that is not trained, on the plain level."""
     after = f"""## What is compared
 
 * Both arms know of `standard` and `wait` alone and play the same worlds; what the Pit would begin by itself is off. Levels
   {", ".join(map(str, settings.numbers))}.
 * The explicit arm is favoured where there was a choice: stages take no simulated time and cannot fail, only the stage that is
-  due is legal, and nothing else is while a call is to be closed. What is left of the old model is six steps a call, and a longer
-  way from an action to what follows.
+  due is legal, and nothing else is while a call is to be closed. What is left of the old model is six steps a call, and a
+  longer way from an action to what follows.
 * `no mask`: trained without being told what is legal, so the stages can be done in a wrong order; judged with the mask.
 * Hyper-parameters are those of the level for both arms, found for the implicit one; only lambda of the explicit arms is lifted
   so that credit reaches as many calls. `same calls` gets as many times the frames as a plain step has explicit ones.
