@@ -18,7 +18,7 @@ from fq_env.errors import FQError
 from fq_env.importers import wfformat
 from fq_env.level_files import LEVELS
 from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GATES, MAX_GOALS, MAX_PLANS, N_STAGES
-from fq_env.workflows import Cv, Cvs, Factors, Finite, Observed, Part, Range, Share, Whole, Workflow
+from fq_env.workflows import Bytes, Cv, Cvs, Factors, Finite, Observed, Part, Range, Share, Whole, Workflow
 from pit.errors import PitError
 from pit.files import load_yaml, parse
 from pit.layout import EXPOSURES, MAX_PLACES, MAX_POOLS
@@ -124,8 +124,13 @@ class Draw(Strict):
     onset: Range = (0.1, 0.5)  # over the lower bound, when it does
     drift_factor: Factors = (2.0, 4.0)  # on the durations of its calls from then on
     drift_failure: Part = 0.0  # chance that such a call fails
+    api_change: dict[str, Part] = Field(default_factory=dict)  # per pool: chance of each of its variants to change its API
+    change_onset: Range = (0.1, 0.5)  # over the lower bound, when it does; its calls are `invalid` until it is configured
+    change_after: float = Field(default=0.1, gt=0, le=1)  # of its duration, after which such a call has failed
+    config_seconds: float = Field(default=10.0, ge=0, le=1e6)  # how long a configuration takes
     fresh: Factors = (1.0, 1.0)  # per instance, on all `fresh_seconds`
     deadline: Factors | None = None  # over the lower bound
+    size: Bytes | None = None  # bytes, of a task's artifact
 
 
 class Gate(Strict):

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from experiments import cli
-from experiments.readme import check_studies
+from experiments.readme import STUDIES, check_readme
 from experiments.side_by_side import INTERRUPTED
 from experiments.study.settings import StudyConfig, checked
 
@@ -20,7 +20,7 @@ def study(cfg: StudyConfig) -> dict[str, Any]:
     from experiments.study import ablations, old_model
 
     settings = checked(cfg)
-    check_studies(cfg.readme)
+    check_readme(cfg.readme, STUDIES)
     run = {"implicit_vs_explicit": old_model.study, "ablations": ablations.study}[cfg.name]
     return run(settings)
 

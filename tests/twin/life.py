@@ -206,6 +206,10 @@ class TwinLife(TwinTracking):
     def track_error(self, i: int, error: int) -> None:
         task = self.tasks[i]
         task["attempts"] += 1
+        if self.stream and self.flow_of(i)["ended"] is not None:
+            self.reached["stream: a call fails after the end"] += 1
+            self.give_up_quietly(i)
+            return
         if error == L.ERR_LOST:
             self.lose_an_input(i)
         if 0 < self.system["max_attempts"] <= task["attempts"]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 
 import pit.layout as L
-from tests.twin.estimates import Table, TwinEstimates
+from tests.twin.estimates import Table
+from tests.twin.flows import TwinFlows
 
 
-class TwinSlots(TwinEstimates):
+class TwinSlots(TwinFlows):
     """Open tasks as slots, what a call would need, and where it would get its copy."""
 
     # ------------------------------------------------------------------ slots
     def ready_in_order(self) -> list[int]:
-        return sorted(self.ready_tasks(), key=lambda i: (-self.tasks[i]["rank"], self.tasks[i]["ready"], i))
+        tasks = self.tasks
+        return sorted(self.ready_tasks(), key=lambda i: (*self.urgency_order(i), -tasks[i]["rank"], tasks[i]["ready"], i))
 
     def overdue_tasks(self) -> list[int]:
         """Tasks that run and stand in slots: all with hidden order, else those that have overrun where that matters."""
@@ -23,7 +25,7 @@ class TwinSlots(TwinEstimates):
             late = {call["task"] for call in self.calls.values() if call["overrun"] >= 1}
         else:
             return []
-        return sorted(late, key=lambda i: (-self.tasks[i]["rank"], i))
+        return sorted(late, key=lambda i: (*self.urgency_order(i), -self.tasks[i]["rank"], i))
 
     def task_class(self, i: int) -> int:
         task = self.tasks[i]
@@ -33,13 +35,14 @@ class TwinSlots(TwinEstimates):
 
     def slots(self) -> tuple[list[list[int]], list[int]]:
         """(members of each slot, tail), heads first."""
-        members = self.ready_in_order() + self.overdue_tasks()
+        members = [i for i in self.ready_in_order() + self.overdue_tasks() if not self.flow_of(i)["deferred"]]
         for width in (1, 2, len(L.RANK_EDGES) + 1):
             groups: dict[tuple, list[int]] = {}
             for i in members:
                 t = self.tasks[i]
                 echo = t["state"] == L.READY and self.twin_runs(i)
-                key = (t["function"], t["priority"], t["bucket"] // width, t["attempts"] > 0, self.task_class(i), echo)
+                place = (t["bucket"] // width, self.octave(i)) if width <= 2 else ()
+                key = (t["function"], t["priority"], *place, t["attempts"] > 0, self.task_class(i), echo)
                 groups.setdefault(key, []).append(i)
             if len(groups) <= L.N_SLOTS:
                 break
@@ -249,7 +252,7 @@ class TwinSlots(TwinEstimates):
         return bool(self.calls) or moving or any(pool["tenants"] for pool in self.pools)
 
     def wait_legal(self) -> bool:
-        if self.something_under_way() or any(task["hold"] is not None for task in self.tasks):
+        if self.open or self.something_under_way() or any(task["hold"] is not None for task in self.tasks):
             return True
         return any(self.is_closed(p) or self.short_of_tokens(p) for p in range(len(self.pools)))
 
@@ -267,4 +270,5 @@ class TwinSlots(TwinEstimates):
         mask[L.BACK_OFF_LONG] = back_off and "back_off_long" in verbs
         mask[L.SKIP] = "skip" in verbs and bool(self.skippable())
         mask[L.REFRESH] = "refresh" in verbs and bool(self.refreshable())
+        mask[L.DEFER] = "defer" in verbs and len(self.deferrable()) >= 2
         return mask
