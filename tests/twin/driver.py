@@ -363,9 +363,7 @@ def roam(pit: Any, seed: int, steps: int, workflow: Workflow, more: int = 0) -> 
             break
 
 
-def drive(
-    a: Any, b: Any, seed: int, steps: int, workflow: Workflow, check: Any = None, more: int = 0
-) -> list[Operation]:
+def drive(a: Any, b: Any, seed: int, steps: int, workflow: Workflow, check: Any = None, more: int = 0) -> list[Operation]:
     """Drive two Pits of one workflow, or of it and `more` that follow, through one random history, in lockstep.
 
     Returns the operations. `check(a)` is called after each. AssertionError at the first difference.

@@ -106,8 +106,9 @@ class TwinEstimates:
 
     @classmethod
     def plain(
-        cls, workflow: Table, exposure: str = "full", history: History | None = None, rows: int = 64, then: Sequence[Table] = ()
-    ) -> Self:
+        cls, workflow: Table, exposure: str = "full", history: History | None = None, rows: int = 64,
+        then: Sequence[Table] = (),
+    ) -> Self:  # fmt: skip
         """From workflows as a person writes them (names, seconds, prices), tasks already in topological order."""
         s, workflows = workflow["system"], [workflow, *then]
         budgets, pools, models = list(s["memory"]), list(s["pools"]), list(s["models"])
