@@ -31,14 +31,14 @@ HISTORIES = int(os.environ.get("FQ_TWIN_HISTORIES", "12"))  # 12: every exposure
 PER_LEVEL, BLOCK = int(os.environ.get("FQ_TWIN_PER_LEVEL", "200")), 50
 COUNTS = (
     "steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds", "instance_seed", "status",
-    "poor_calls", "hedges", "cancels", "queued", "stragglers", "workflows", "overflow",
+    "poor_calls", "hedges", "cancels", "queued", "stragglers", "workflows", "overflow", "skips", "short",
 )  # fmt: skip
 RARE_COUNTS = (
     "outage_calls", "decayed_calls", "stale_calls", "refreshes", "reused", "late", "echo_calls", "gated_calls", "defers",
 )  # fmt: skip
 FIGURES = (
     "total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum", "makespan", "lb", "cost",
-    "cost_low", "flow", "slowdown",
+    "cost_low", "flow", "slowdown", "busy", "critical_wait", "critical_quality", "critical_cost",
 )  # fmt: skip
 
 

@@ -61,8 +61,11 @@ class TwinGame(TwinScore):
         self.cancels = self.refreshes = self.reused = self.outage_calls = self.stale_calls = self.echo_calls = 0
         self.credited = 0
         self.decayed_calls = self.gated_calls = self.defers = self.overflow = 0
+        self.skips = self.short = self.critical_wait = self.busy = self.critical_cost = 0
+        self.critical_quality = 0.0
         self.started = list[int]()
         self.set_bounds()
+        self.lefts = list(self.bounds)
         self.set_arrivals(float(world["load"]), float(world["gap_noise"]))
         self.horizon = math.floor(level.horizon * self.lb)
         self.arrive(0)
@@ -119,8 +122,10 @@ class TwinGame(TwinScore):
             self.holds += pit.carried < L.WAIT and pit.carried % L.N_VERBS == L.HOLD
             self.refreshes += pit.carried == L.REFRESH
             self.defers += pit.carried == L.DEFER
+            self.skips += pit.carried == L.SKIP
         self.settle()
         self.overflow += bool(pit.slots()[1])
+        self.short += any(pit.refused_for_means_alone(members[0]) for members in pit.slots()[0])
         if self.given_up() > given_up and pit.status == L.ON and pit.system["order_hidden"]:
             lost = {pit.tasks[i]["function"] for i in self.given_up()}
             if all(plan & lost for plan in self.plans):
@@ -185,7 +190,7 @@ class TwinGame(TwinScore):
         self.count_left()
 
     def put(self, kind: int, subject: int, error: int, elapsed: int, price: int, quality: float = -1.0) -> None:
-        event = (kind, subject, error, elapsed, quality, 0, math.floor(elapsed * price / 10**6))
+        event = (kind, subject, error, elapsed, quality, 0, elapsed * price // 10**6)
         self.queue.append((self.pit.now + elapsed, kind, subject, event))
 
     def start(self, k: int, i: int, f: int, v: int) -> None:
@@ -220,7 +225,13 @@ class TwinGame(TwinScore):
                 error, elapsed = L.ERR_ERROR, max(1, math.floor(elapsed * ((u / rate) * after)))
             elif u < rate + lost:
                 error, elapsed = L.ERR_LOST, max(1, math.floor(elapsed * ((u - rate) / lost)))
-        self.put(L.FINISHED, k, error, elapsed, self.pit.functions[f]["variants"][v]["price"], quality)
+        variant = self.pit.functions[f]["variants"][v]
+        self.put(L.FINISHED, k, error, elapsed, variant["price"], quality)
+        self.busy += elapsed
+        if not task["optional"] and self.rank[i] >= 0.9 * self.lefts[task["flow"]]:
+            self.critical_wait += self.pit.now - task["ready"]
+            self.critical_quality += variant["quality"]
+            self.critical_cost += elapsed * variant["price"] // 10**6
 
     def closed_gate(self, v: int, p: int) -> Any:
         """The first gate of the file that is closed to a call of variant v in pool p which is begun now."""
@@ -303,5 +314,7 @@ class TwinGame(TwinScore):
             "outage_calls": self.outage_calls, "stale_calls": self.stale_calls,
             "echo_calls": self.echo_calls, "refreshes": self.refreshes,
             "reused": self.reused, "late": self.late_sinks(), "decayed_calls": self.decayed_calls,
-            "gated_calls": self.gated_calls, "defers": self.defers, "overflow": self.overflow,
+            "gated_calls": self.gated_calls, "defers": self.defers, "overflow": self.overflow, "skips": self.skips,
+            "short": self.short, "busy": self.busy / 1e6, "critical_wait": self.critical_wait / 1e6,
+            "critical_quality": self.critical_quality, "critical_cost": self.critical_cost / 1e6,
         }  # fmt: skip

@@ -166,6 +166,18 @@ class TwinSlots(TwinFlows):
             return False
         return True
 
+    def refused_for_means_alone(self, i: int) -> bool:
+        """Some start in the slot of head i would be legal but for tokens or money."""
+        if self.task_class(i) != L.PLAIN:
+            return False
+        for v in self.usable(i):
+            variant = self.variant(i, v)
+            case = self.copy_for(variant)[0]
+            closed = any(self.is_closed(p) for p in variant["taken"])
+            if not (closed or self.lacking(variant) or case == "none" or self.claimed(i, variant)) and not self.can_begin(i, v):
+                return True
+        return False
+
     def queued_in(self, p: int) -> list[int]:
         marked = [i for i, task in enumerate(self.tasks) if task["queued"] is not None]
         return [i for i in marked if self.variant(i, L.STANDARD)["pool"] == p]
