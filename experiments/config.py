@@ -19,7 +19,7 @@ from experiments.errors import ExperimentError
 from experiments.recipes.settings import RANGES as RECIPE_RANGES
 from experiments.recipes.settings import RECIPES, RecipeConfig, fault
 from fq_env.errors import FQError
-from fq_env.level import Level, load_level
+from fq_env.level import ARMS, ExplicitLevel, Level, load_level
 from fq_env.level_files import LEVELS
 from fq_env.state import REWARDS
 from pit.layout import EXPOSURES
@@ -165,10 +165,29 @@ RANGES: dict[str, tuple[float, float]] = {
 @functools.lru_cache(maxsize=64)
 def level_of(level: int | str) -> Level:
     """The level that a command's `level=` names. Raises ExperimentError for one that does not exist or is not sound."""
+    found = any_level(level)
+    if str(level).startswith(tuple(f"{arm}-" for arm in ARMS)):
+        raise ExperimentError(f"level={level}: is an arm of a comparison, not one of the levels; name level {found.number}")
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def any_level(level: int | str) -> Level:
+    """As `level_of`, and the arms of the comparison with the old model, too: `plain-11`, `explicit-11`."""
     try:
         return load_level(level)
     except FQError as error:
         raise ExperimentError(f"level={level}: {error}") from None
+
+
+def without_stages(level: Level, what: str) -> Level:
+    """The level; refuses one with explicit stages, for which there is no `what`. Raises ExperimentError."""
+    if isinstance(level, ExplicitLevel):
+        number = level.number
+        raise ExperimentError(
+            f"level=explicit-{number}: explicit stages have no {what}; take level {number} or plain-{number}"
+        )
+    return level
 
 
 def level_words(value: Any) -> list[str]:
@@ -197,7 +216,7 @@ def trained_levels(value: Any) -> list[Level]:
         ExperimentError: one does not exist or is not sound, or a range holds none.
     """
     if isinstance(value, str) and not re.fullmatch(r"all|[\d, -]*[,-][\d, -]*", value):
-        return [level_of(value)]
+        return [any_level(value)]
     levels = levels_of(list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value)
     if not levels:
         raise ExperimentError(f"level={value}: names no level; there are {', '.join(map(str, LEVELS))}")
@@ -280,6 +299,8 @@ def finished(config: DictConfig) -> TrainConfig:
         raise ExperimentError(f"n_envs={cfg.n_envs}: {len(levels)} levels need at least as many environments")
     if cfg.recipe != "plain" and len(levels) > 1:
         raise ExperimentError(f"recipe={cfg.recipe}: trains one level at a time; take recipe=plain, or one level")
+    if cfg.recipe != "plain":
+        without_stages(levels[0], f"recipe={cfg.recipe}")
     return cfg
 
 

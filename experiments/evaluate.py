@@ -51,12 +51,12 @@ def play_policy(
     watch: Watch | None = None,
 ) -> np.ndarray:
     """Plays the instances `first`..`first + n - 1` of `split` greedily; their episode records (n,) in that order."""
-    from fq_env.engine import Engine
+    from fq_env.engine import make_engine
 
     blocks = []
     for start in range(first, first + n, CHUNK):
         size = min(CHUNK, first + n - start)
-        engine = Engine(level, size, exposure=exposure, autoreset="disabled")
+        engine = make_engine(level, size, exposure=exposure, autoreset="disabled")
         engine.reset(split=split, instances=range(start, start + size))
         actions = np.zeros(size, np.int64)
         live = np.arange(size)
@@ -285,15 +285,15 @@ def name_of(group: Sequence[Policy]) -> str:
 
 def level_for(level: Any, policies: Sequence[Policy]) -> Level:
     """The level that `level=` names, or the one on which all policies were trained. Raises ExperimentError."""
-    from experiments.config import level_of
+    from experiments.config import any_level
 
     if level is not None:
-        return level_of(level)
+        return any_level(level)
     trained_on = sorted({level for policy in policies for level in policy.levels}, key=lambda level: (len(level), level))
     if len(trained_on) != 1:
         what = f"the policies were trained on levels {', '.join(trained_on)}" if trained_on else "no policy names one"
         raise ExperimentError(f"level=null: {what}; say which to play, for example level={(trained_on or ['11'])[0]}")
-    return level_of(trained_on[0])
+    return any_level(trained_on[0])
 
 
 def play_method(policies: Sequence[Policy], level: Level, *, split: str, n: int, first: int = 0) -> np.ndarray:

@@ -20,6 +20,7 @@ from experiments import cli, statistics
 from experiments.errors import ExperimentError
 from experiments.files import check_out, read_json, write_json
 from experiments.probes import PROBES, probe
+from experiments.readme import HEADROOM, check_readme, headroom_text, write_between
 
 WANTED = 0.05  # headroom from which a level can carry a claim
 
@@ -37,6 +38,7 @@ class HeadroomConfig:
     jobs: int = MISSING
     fast: bool = MISSING
     out: str | None = MISSING
+    readme: str | None = MISSING
 
 
 def measure(word: str, split: str, n: int, few: int, rollouts: int, fit: int) -> dict[str, Any]:
@@ -109,6 +111,7 @@ def headroom(cfg: HeadroomConfig) -> list[dict[str, Any]]:
             "must be at least 16, 4, 1, 1 and 1"
         )
     check_out(cfg.out)
+    check_readme(cfg.readme, HEADROOM)
     share = 4 if cfg.fast else 1
     found = []
     with ProcessPoolExecutor(cfg.jobs) as pool:
@@ -125,6 +128,9 @@ def headroom(cfg: HeadroomConfig) -> list[dict[str, Any]]:
             if cfg.out is not None:
                 _keep(Path(cfg.out), row)
     print(markdown(found))
+    if cfg.readme is not None and cfg.out is not None:
+        write_between(Path(cfg.readme), headroom_text(read_json(Path(cfg.out))["levels"]), HEADROOM)
+        print(f"\nrefreshed: {cfg.readme}")
     return found
 
 

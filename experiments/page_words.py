@@ -96,6 +96,10 @@ DRAWS = {
     "onset": "when it does, over the lower bound",
     "drift_factor": "on the durations of its calls from then on",
     "drift_failure": "chance that such a call fails",
+    "api_change": "chance of each of its variants to change its API during the instance",
+    "change_onset": "when it does, over the lower bound; its calls fail until it is configured anew",
+    "change_after": "of a call's duration, after which such a call has failed",
+    "config_seconds": "how long a configuration takes",
     "fresh": "factor on how long outputs stay fresh",
     "deadline": "over the lower bound",
 }

@@ -1,4 +1,4 @@
-"""The results in the README: made from stored result files alone, between two markers, never by hand."""
+"""The tables in the README: made from stored result files alone, each between two markers, never by hand."""
 
 from __future__ import annotations
 
@@ -13,36 +13,63 @@ from experiments.errors import ExperimentError
 from experiments.files import write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+HEADROOM = ("<!-- headroom:begin -->", "<!-- headroom:end -->")
 INTRODUCTION = """Held-out instances, the same for everybody. IQM: mean of the middle half of the scores of all seeds. In
 brackets 95 % intervals, bootstrap over training seeds and instances; leads are paired differences of means. perf: 0 = random,
 1 = the proven optimum or, where none is known, the best player that is not trained. Levels' pages have all players."""
 
 
-def check_readme(readme: str | None) -> None:
+def check_readme(readme: str | None, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Before the work is done: refuses a file without the two markers. Raises ExperimentError."""
     if readme is not None:
-        _split(Path(readme))
+        _split(Path(readme), marks)
 
 
-def _split(readme: Path) -> tuple[str, str, str]:
+def _split(readme: Path, marks: tuple[str, str]) -> tuple[str, str, str]:
     """What stands before, between and behind the markers."""
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    before, begin, rest = text.partition(BEGIN)
-    between, end, behind = rest.partition(END)
+    before, begin, rest = text.partition(marks[0])
+    between, end, behind = rest.partition(marks[1])
     if not begin or not end:
-        raise ExperimentError(f"readme={readme}: needs the lines {BEGIN} and {END}, between which the results go")
+        raise ExperimentError(f"readme={readme}: needs the lines {marks[0]} and {marks[1]}, between which the results go")
     return before, between, behind
 
 
-def shown(readme: Path) -> str:
+def shown(readme: Path, marks: tuple[str, str] = (BEGIN, END)) -> str:
     """What stands between the markers. Raises ExperimentError if they are not there."""
-    return _split(readme)[1].strip()
+    return _split(readme, marks)[1].strip()
+
+
+def write_between(readme: Path, text: str, marks: tuple[str, str]) -> None:
+    """Puts the text between the markers, atomically. Raises ExperimentError if they are not there."""
+    before, _, behind = _split(readme, marks)
+    write_text(readme, f"{before}{marks[0]}\n{text}\n{marks[1]}{behind}")
 
 
 def refresh(readme: Path, folder: Path) -> None:
     """Puts the stored results of `folder` between the markers, atomically. Raises ExperimentError if they are not there."""
-    before, _, behind = _split(readme)
-    write_text(readme, f"{before}{BEGIN}\n{text_of(folder)}\n{END}{behind}")
+    write_between(readme, text_of(folder), (BEGIN, END))
+
+
+def headroom_text(levels: list[dict[str, Any]]) -> str:
+    """The table of headroom, a row a level, from the rows that `experiments.headroom` stores."""
+    lines = [
+        "| level | random | fifo | best rule | lookahead or optimum | instances, futures | headroom, perf |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for level in levels:
+        rows = {row["player"]: row for row in level["rows"]}
+        hard = [row for row in level["rows"] if "lead" in row]
+        rule = max((row for row in level["rows"] if "lead" not in row), key=lambda row: row["total"])
+        best = max(hard, key=lambda row: row["total"])
+        seen = f"{best['n']}, {level['rollouts']}" if best["player"] == "lookahead" else f"{best['n']}, –"
+        cells = [
+            f"{level['level']} {level['name']}", f"{rows['random']['total']:.3f}", f"{rows['fifo']['total']:.3f}",
+            f"{rule['player']} {rule['total']:.3f}", f"{best['total']:.3f}", seen,
+            "–" if best["player"] != "lookahead" else f"{level['headroom']:.3f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def text_of(folder: Path) -> str:

@@ -29,6 +29,7 @@ from experiments.config import TrainConfig, finished, title_of, trained_levels
 from experiments.errors import ExperimentError
 from experiments.files import new_folder, write_json, write_text, write_with
 from experiments.recipes.told import lines
+from fq_env.level import ExplicitLevel
 
 PACKAGES = (
     *("function-quest", "numpy", "numba", "gymnasium", "torch", "stable-baselines3", "sb3-contrib"),
@@ -230,7 +231,7 @@ def report(folder: Path, cfg: TrainConfig, about: dict[str, Any], table: list[di
     resumed = "".join(f"\n* resumed {how}" for how in facts["resumed"])
     phases = lines(facts["recipe"])
     widths = f" {cfg.net_arch}" if cfg.net_arch else ""
-    bundle = " The bundle for the conductor is in `bundle/`." if table else ""
+    bundle = " The bundle for the conductor is in `bundle/`." if table and not isinstance(level, ExplicitLevel) else ""
     rate = facts["frames"] / max(facts["seconds"], 1e-9)
     packages = ", ".join(f"{name} {about['packages'][name]}" for name in ("numba", "torch") if name in about["packages"])
     text = f"""# Level {level.number}, {level.name}: {cfg.algo}, seed {cfg.seed}

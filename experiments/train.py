@@ -210,6 +210,7 @@ def _conclude(run: Run, cfg: TrainConfig, examiner: Looker, overseer: Overseer, 
     from experiments.export import export_model
     from experiments.files import write_json
     from experiments.recipes.told import told
+    from fq_env.level import ExplicitLevel
 
     folder, best = run.folder, load_model(run.folder, cfg.algo)
     test = examiner.test(torch_logits(best)) if cfg.evaluation.test else []
@@ -225,7 +226,8 @@ def _conclude(run: Run, cfg: TrainConfig, examiner: Looker, overseer: Overseer, 
         "recipe": told(folder),
     }
     examiner.publish(folder, run.versions, overseer.rows.rows, test, facts)
-    if test:
+    bundled = bool(test) and not isinstance(trained_levels(cfg.level)[0], ExplicitLevel)  # which no runtime can play
+    if bundled:
         shutil.rmtree(folder / "bundle", ignore_errors=True)  # of an earlier attempt, or exported meanwhile
         export_model(best, run, trained_levels(cfg.level), folder / "bundle", golden=64, table=test, rule=examiner.rule)
     if not math.isfinite(score):
@@ -238,7 +240,7 @@ def _conclude(run: Run, cfg: TrainConfig, examiner: Looker, overseer: Overseer, 
     if test:
         print(f"{examiner.markdown(test)}\n")
     print(f"run folder: {folder}\nreport:     {folder / 'report.md'}")
-    if test:
+    if bundled:
         print(f"bundle:     {folder / 'bundle'}", flush=True)
     return float(score)
 

@@ -17,6 +17,7 @@ import numpy as np
 from omegaconf import MISSING
 
 from experiments import cli, statistics
+from experiments.config import without_stages
 from experiments.errors import ExperimentError
 from experiments.evaluate import SPLITS, Referee, greedy, level_for, open_policies, seated
 from pit import layout
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from fq_env.level import Level
 
 INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
+WATCHING = "view to watch"
 HOME, TO_END_OF_LINE, BELOW = "\x1b[H", "\x1b[K", "\x1b[J"  # of a terminal: a frame is drawn over the one before
 # Answers the next action of the engine's one environment.
 Choose = Callable[["Engine"], int]
@@ -58,7 +60,7 @@ def contestant(cfg: WatchConfig) -> tuple[str, Level, str, Choose]:
     if cfg.player is not None:
         if cfg.bundle is not None:
             raise ExperimentError(f"bundle={cfg.bundle} player={cfg.player}: only one can play; leave one out")
-        level = level_for(cfg.level if cfg.level is not None else 11, [])
+        level = without_stages(level_for(cfg.level if cfg.level is not None else 11, []), WATCHING)
         return cfg.player, level, level.exposure, rule_player(cfg.player, level, cfg.fit)
     path = cfg.bundle
     if path is None:
@@ -73,7 +75,7 @@ def contestant(cfg: WatchConfig) -> tuple[str, Level, str, Choose]:
     if len(policies) != 1:
         raise ExperimentError(f"bundle={path}: names {len(policies)} policies; one can play")
     (policy,) = policies
-    level = level_for(cfg.level, policies)
+    level = without_stages(level_for(cfg.level, policies), WATCHING)
 
     def choose(engine: Engine) -> int:
         return int(greedy(policy.logits(engine.obs), engine.masks)[0])

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fq_env.errors import FQError
-from fq_env.level import Level, Order, load_level
+from fq_env.level import ExplicitLevel, Level, Order, load_level
 from fq_env.state import (
     AUTORESETS,
     ENGINE,
@@ -23,6 +23,7 @@ from fq_env.state import (
     REWARDS,
     SPLITS,
     WORLD,
+    due_rows,
     world_tables,
 )
 from fq_env.tables import write_workflow
@@ -89,6 +90,7 @@ class Block:
         self.pit, self.pit_size = state.tables(*sizes)
         self.world, self.world_size = world_tables(*sizes)
         self.stride = self.pit_size + self.world_size
+        self.due = due_rows(self.functions, self.copies, self.places)
 
     @staticmethod
     def _most(level: Level, name: str, value: int, index: int) -> int:
@@ -141,16 +143,17 @@ def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
         row[name][0] = getattr(draw, name) or (0, 0)
     for name in ("slow", "outage", "crowd"):
         row[f"{name}_window"] = int(getattr(draw, f"{name}_seconds") * 1e6)
+    row["config_time"] = int(draw.config_seconds * 1e6)
     for name in (
         "exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "lost_rate", "slow_share", "slow_factor",
-        "outage_failure", "outage_after", "drift_failure",
+        "outage_failure", "outage_after", "drift_failure", "change_after",
     ):  # fmt: skip
         row[name] = getattr(draw, name)
     for p, pool in enumerate(level.system.pools):
         row["outages"][0, p], row["crowded"][0, p] = draw.outages.get(pool, 0.0), draw.crowded.get(pool, 0.0)
-        row["drift"][0, p] = draw.drift.get(pool, 0.0)
+        row["drift"][0, p], row["api_change"][0, p] = draw.drift.get(pool, 0.0), draw.api_change.get(pool, 0.0)
         row["domains"][0, p] = draw.fault_domains.get(pool, p)
-    for name, table in (("outage", "outages"), ("crowd", "crowded"), ("drift", "drift")):
+    for name, table in (("outage", "outages"), ("crowd", "crowded"), ("drift", "drift"), ("change", "api_change")):
         row[f"any_{name}"] = row[table].any()
     for k, gate in enumerate(level.gates):
         at, room = (-1 if name is None else list(level.system.pools).index(name) for name in (gate.at, gate.pool))
@@ -195,6 +198,7 @@ def _write_order(row: np.ndarray, order: Order, functions: list[str]) -> None:
 _RANGES = (
     "seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "money", "rate",
     "straggler_rate", "straggler_factor", "crowd", "fresh", "deadline", "onset", "drift_factor",
+    "change_onset",
 )  # fmt: skip
 _kernels: list[Any] = []
 
@@ -207,6 +211,16 @@ def kernels() -> list[Any]:
 
         _kernels.append(kernel)
     return _kernels
+
+
+def make_engine(levels: Any, n: int, **options: Any) -> Engine:
+    """An engine for an agent: `Engine`, or for explicit levels the one with the old model's stages around it."""
+    given = levels if isinstance(levels, Sequence) and not isinstance(levels, str) else [levels]
+    if any(isinstance(load_level(x), ExplicitLevel) for x in given):
+        from fq_env.explicit import ExplicitEngine
+
+        return ExplicitEngine(levels, n, **options)
+    return Engine(levels, n, **options)
 
 
 class Engine:
@@ -234,6 +248,8 @@ class Engine:
         FQError: an unknown level, split, exposure, reward or autoreset mode.
     """
 
+    block_type = Block
+
     def __init__(
         self,
         levels: int | str | Path | Level | Sequence[int | str | Path | Level],
@@ -259,7 +275,7 @@ class Engine:
             raise FQError(f"max_episode_steps is {max_episode_steps}; it must be at least 1")
         unique = list({id(level): level for level in chosen}.values())
         self.n, self.threads, self.unique = n, threads, unique
-        self.block = Block(unique)
+        self.block = self.block_type(unique)
         self._templates = [self.block.template(level) for level in unique]
         self._levels = np.concatenate([level_record(v, *t) for v, t in zip(unique, self._templates, strict=True)])
         self._tables = [write_workflow(self._levels[k : k + 1], level) for k, level in enumerate(unique)]

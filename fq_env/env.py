@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from fq_env.engine import RESET, STEP, Engine
+from fq_env.engine import RESET, STEP, make_engine
 from fq_env.errors import FQError
 from fq_env.picture import render_picture
 from fq_env.render import render_text
@@ -134,7 +134,8 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
     import fq_env, gymnasium
     env = gymnasium.make("FunctionQuest/Level-11-v0", exposure="full", reward="potential", render_mode="ansi")
     ```
-    * `level`: number, path of a level file, or `Level`; the ids set it.
+    * `level`: number, path of a level file, or `Level`; the ids set it. `FunctionQuest/Explicit-NN-v0` sets `"explicit-NN"`,
+      the old model, whose agent performs every stage of every call (`fq_env/README.md`, section 7).
     * `exposure`: `"hidden"`, `"partial"`, `"full"`, or None for the level's own.
     * `reward`: `"potential"`, `"sparse"`, `"makespan"`, `"conductor"`.
     * `max_episode_steps`: int or None for the level's own limit. (`gymnasium.make` keeps this keyword for its own
@@ -158,7 +159,9 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
         self.render_mode = check_render_mode(render_mode)
         self.observation_space = observation_space()
         self.action_space = action_space()
-        engine = Engine(level, 1, exposure=exposure, reward=reward, autoreset="disabled", max_episode_steps=max_episode_steps)
+        engine = make_engine(
+            level, 1, exposure=exposure, reward=reward, autoreset="disabled", max_episode_steps=max_episode_steps
+        )
         self._engine = engine
         self._begun, self._ended, self._streams = False, True, False
         # Bound once: beside a step of a small level every look-up counts.
@@ -207,8 +210,8 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
             total, base, efficiency, stability, optimization, phi0, reward_sum, makespan, lb, cost, cost_low, busy,
             critical_wait, critical_quality, critical_cost, steps, calls, cold_starts, loads, wrong_calls, warnings, waits,
             holds, poor_calls, hedges, cancels, queued, skips, short, stragglers, outage_calls, stale_calls, refreshes,
-            reused, late, decayed_calls, echo_calls, gated_calls, flow, slowdown, workflows, defers, overflow, _,
-            split, instance, level, status,
+            reused, late, decayed_calls, echo_calls, gated_calls, changed_calls, flow, slowdown, workflows, defers,
+            overflow, _, split, instance, level, status,
         ) = _EPISODE.unpack_from(self._episode)  # fmt: skip
         return {
             "total": total, "base": base, "efficiency": efficiency, "stability": stability, "optimization": optimization,
@@ -218,8 +221,9 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
             "warnings": warnings, "waits": waits, "holds": holds, "poor_calls": poor_calls, "hedges": hedges,
             "cancels": cancels, "queued": queued, "skips": skips, "short": short, "stragglers": stragglers,
             "outage_calls": outage_calls, "stale_calls": stale_calls, "refreshes": refreshes, "reused": reused, "late": late,
-            "decayed_calls": decayed_calls, "echo_calls": echo_calls, "gated_calls": gated_calls, "flow": flow,
-            "slowdown": slowdown, "workflows": workflows, "defers": defers, "overflow": overflow,
+            "decayed_calls": decayed_calls, "echo_calls": echo_calls, "gated_calls": gated_calls,
+            "changed_calls": changed_calls, "flow": flow, "slowdown": slowdown,
+            "workflows": workflows, "defers": defers, "overflow": overflow,
             "split": split, "instance": instance, "level": level, "status": status,
             "instance_seed": self._instance_seed[0],  # np.uint64: a Python int would overflow Gymnasium's vectors
             "is_success": status == layout.SOLVED,

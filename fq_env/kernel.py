@@ -10,7 +10,8 @@ import numpy as np
 from numba import uint64
 
 from fq_env.families import draw_echoes, draw_graph, draw_stream
-from fq_env.generation import draw_drift, draw_order, draw_physics
+from fq_env.futures import another_future
+from fq_env.generation import draw_changes, draw_drift, draw_order, draw_physics
 from fq_env.randomness import (
     ARRIVALS,
     DURATIONS,
@@ -46,7 +47,7 @@ from fq_env.state import (
     level_at,
     world_at,
 )
-from fq_env.world import after_arrival, another_future, first_tenants, run
+from fq_env.world import after_arrival, first_tenants, run
 from pit.compiled import address_of, copy_bytes, entry, fetcher, kernel, parallel_entry
 from pit.dag_tracker import stalest
 from pit.interface import act, apply
@@ -118,6 +119,8 @@ def begin(s, w, L, exposure):
         s.deadline = np.int64(uniform(w, L.deadline[0], L.deadline[1]) * w.lb)
     if L.any_drift == 1:
         draw_drift(s, w, L)
+    if L.any_change == 1:
+        draw_changes(s, w, L)
     deliverable_at_first(s, w)
     w.n_due = 0
     w.event.kind = ARRIVE
@@ -146,6 +149,7 @@ def begin(s, w, L, exposure):
     w.stale_calls = 0
     w.refreshes = 0
     w.decayed_calls = 0
+    w.changed_calls = 0
     w.echo_calls = 0
     w.gated_calls = 0
     w.defers = 0
@@ -276,6 +280,7 @@ def report(s, w, L, out):
     out.stale_calls = w.stale_calls
     out.refreshes = w.refreshes
     out.decayed_calls = w.decayed_calls
+    out.changed_calls = w.changed_calls
     out.echo_calls = w.echo_calls
     out.gated_calls = w.gated_calls
     out.reused = s.reused
@@ -334,8 +339,8 @@ def step_one(e, i):
     reward = 0.0
     terminated = 0
     truncated = 0
-    if w.pending == 1:
-        if e.autoreset == NEXT_STEP:
+    if w.pending > 0:  # 1: the episode has ended; more: the environment sits this step out
+        if w.pending == 1 and e.autoreset == NEXT_STEP:
             L = level_next(e, w)
             name_next(w, L, w.split, e.n)
             begin(s, w, L, e.exposure)

@@ -17,7 +17,7 @@ from fq_env.bounds import check_draw, check_gates
 from fq_env.errors import FQError
 from fq_env.importers import wfformat
 from fq_env.level_files import LEVELS
-from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GATES, MAX_GOALS, MAX_PLANS
+from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GATES, MAX_GOALS, MAX_PLANS, N_STAGES
 from fq_env.workflows import Cv, Cvs, Factors, Finite, Observed, Part, Range, Share, Whole, Workflow
 from pit.errors import PitError
 from pit.files import load_yaml, parse
@@ -124,6 +124,10 @@ class Draw(Strict):
     onset: Range = (0.1, 0.5)  # over the lower bound, when it does
     drift_factor: Factors = (2.0, 4.0)  # on the durations of its calls from then on
     drift_failure: Part = 0.0  # chance that such a call fails
+    api_change: dict[str, Part] = Field(default_factory=dict)  # per pool: chance of each of its variants to change its API
+    change_onset: Range = (0.1, 0.5)  # over the lower bound, when it does; its calls are `invalid` until it is configured
+    change_after: float = Field(default=0.1, gt=0, le=1)  # of its duration, after which such a call has failed
+    config_seconds: float = Field(default=10.0, ge=0, le=1e6)  # how long a configuration takes
     fresh: Factors = (1.0, 1.0)  # per instance, on all `fresh_seconds`
     deadline: Factors | None = None  # over the lower bound
 
@@ -248,6 +252,32 @@ class Level(Strict):
         return f"FunctionQuest/Level-{self.number:02d}-v0"
 
 
+class ExplicitLevel(Level):
+    """A level as the old model of infrastructure plays it: stage by stage, see `fq_env.explicit`."""
+
+
+@functools.lru_cache(maxsize=64)
+def plain_level(level: int | str | Path) -> Level:
+    """The level as it can be played with and without explicit stages: `standard` is its only verb beside `wait`.
+
+    Instances are those of the level itself; bounds and scores count what `standard` can do. What the Pit would begin by itself
+    (fallbacks, pre-warming, rebalancing) is off.
+    """
+    found = load_level(level)
+    off = {"verbs": ["standard"], "fallback": False, "prewarm": False, "rebalance": False}
+    return found.model_copy(update={"system": found.system.model_copy(update=off)})
+
+
+@functools.lru_cache(maxsize=64)
+def explicit_level(level: int | str | Path) -> ExplicitLevel:
+    """The plain level (`plain_level`) whose agent performs every stage of every call, with as many times its steps."""
+    plain = plain_level(level)
+    return ExplicitLevel.model_construct(**dict(plain.model_copy(update={"max_steps": plain.max_steps * (1 + N_STAGES)})))
+
+
+ARMS = {"plain": plain_level, "explicit": explicit_level}  # `plain-11`, `explicit-11`: of the comparison with the old model
+
+
 @functools.lru_cache(maxsize=64)
 def _read(path: Path) -> Level:
     try:
@@ -270,9 +300,13 @@ def recorded_level(path: str | Path, durations: str = "known", workers: int = wf
 
 
 def load_level(level: int | str | Path | Level) -> Level:
-    """A level by number, by path of a YAML file or of a recorded workflow (WfFormat JSON), or itself. Raises `FQError`."""
+    """A level by number, by path of a YAML file or of a recorded workflow (WfFormat JSON), as an arm of the comparison with
+    the old model (`plain-11`, `explicit-11`), or itself. Raises `FQError`."""
     if isinstance(level, Level):
         return level
+    arm = re.fullmatch(r"(plain|explicit)-(\d{1,2})", str(level))
+    if arm:
+        return ARMS[arm[1]](int(arm[2]))
     if isinstance(level, str) and re.fullmatch(r"\d{1,2}", level):
         level = int(level)
     if isinstance(level, int) and not isinstance(level, bool):

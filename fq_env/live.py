@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fq_env.level import Level
+from fq_env.level import ExplicitLevel, Level
+from fq_env.sizes import N_STAGES
 from pit import layout
 
 
@@ -16,6 +17,7 @@ def _never(level: Level) -> set[str]:
     """Slot and pool features that are zero in every observation of the level, at any exposure."""
     system = level.system
     never = set[str]()
+    stages = isinstance(level, ExplicitLevel)  # they stand where variants are compared
     if not any(function.fresh_seconds for function in system.functions.values()):
         never.add("freshness")
     if not {"hedge", "cancel"} & set(system.verbs) and not system.order_hidden:
@@ -29,7 +31,7 @@ def _never(level: Level) -> set[str]:
     if not ((system.order_hidden and any(function.code for function in system.functions.values())) or level.has_twins):
         never.add("code_or_twins")
     for verb in ("lite", "premium"):
-        if not _used(level, verb):
+        if not _used(level, verb) and not stages:
             never |= {f"duration_{verb}", f"quality_{verb}", f"price_{verb}"}
     return never
 
@@ -41,8 +43,8 @@ def _used(level: Level, verb: str) -> bool:
 
 
 def _slots(level: Level) -> int:
-    """The most slots that can be filled: one per ready task."""
-    return min(layout.N_SLOTS, level.max_tasks)
+    """The most slots that can be filled: one per ready task; with explicit stages three more, of calls that have ended."""
+    return min(layout.N_SLOTS, level.max_tasks + 3 * isinstance(level, ExplicitLevel))
 
 
 def live_columns(level: Level, exposure: str | None = None) -> np.ndarray:
@@ -68,8 +70,9 @@ def live_columns(level: Level, exposure: str | None = None) -> np.ndarray:
 def live_actions(level: Level) -> np.ndarray:
     """Actions that can be legal, bool (128,): the level's verbs on the slots that can be filled, and `wait`."""
     live = np.zeros(layout.N_ACTIONS, bool)
+    stages = isinstance(level, ExplicitLevel)
     for verb, name in enumerate(layout.VERBS):
-        if _used(level, name):
+        if verb < N_STAGES if stages else _used(level, name):
             live[verb : _slots(level) * layout.N_VERBS : layout.N_VERBS] = True
     live[layout.WAIT] = True
     for k, name in enumerate(layout.GLOBAL_ACTIONS):

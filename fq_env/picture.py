@@ -20,6 +20,7 @@ MARGIN, TOP, BOTTOM, GRAPH_RIGHT = 14, 96, 490, 612  # pixels
 MOST_NODES, LEAST_ROW, LEAST_COLUMN = 64, 19, 50  # beyond them a graph becomes counted groups
 MOST_BANDS, BAND_GAP, SIDE = 4, 12, 12
 MOST_BINS = 10  # columns of counted groups
+MOST_FLOWS = 12  # workflows of a stream
 NODE = (92, 36)  # the largest node
 BLUE, DARK_BLUE, RED = "#a5d8ff", "#1864ab", "#e03131"
 STATES = {  # state: (what the legend says, colour, mark)
@@ -54,6 +55,8 @@ def draw(view: dict[str, Any]) -> Canvas:
     canvas.text(MARGIN, TOP + 8, text, size, bold=True)
     if view["order_hidden"]:
         _tiles(canvas, view, calls)
+    elif view["stream"] is not None:
+        _stream(canvas, view, calls)
     else:
         _graph(canvas, view, calls)
     draw_pools(canvas, view, (GRAPH_RIGHT + 16, TOP, WIDTH - GRAPH_RIGHT - 16 - MARGIN, BOTTOM - TOP))
@@ -262,6 +265,36 @@ def _groups(canvas: Canvas, view: dict[str, Any], calls: dict[int, dict[str, Any
             y += tall + 2
         if c + 1 < count:
             canvas.arrow(x + step - 13, top + high / 2, x + step - 1, top + high / 2, LINE, 1.2)
+
+
+def _stream(canvas: Canvas, view: dict[str, Any], calls: dict[int, dict[str, Any]]) -> None:
+    """A bar for each workflow of a stream, the newest that fit: its tasks by state, its weight, how long it has taken."""
+    flows = list(enumerate(view["workflows"]))
+    most = max(len(flow["tasks"]) for _, flow in flows)
+    shown = flows[-MOST_FLOWS:]
+    coming = "more may come" if view["stream"] else "no more will come"
+    hidden = f"; the first {len(flows) - len(shown)} are not shown" if len(shown) < len(flows) else ""
+    canvas.text(MARGIN, TOP + 28, f"{_number(len(flows), 'workflow')} so far, {coming}{hidden}", 10, GREY)
+    row = min(46.0, (BOTTOM - TOP - 44) / len(shown))
+    for r, (g, flow) in enumerate(shown):
+        y = TOP + 42 + r * row
+        end = view["now"] if flow["ended"] is None else flow["ended"]
+        words = (
+            f"{seconds(end - flow['arrived'])} old" if flow["ended"] is None else f"done in {seconds(end - flow['arrived'])}"
+        )
+        words = "deferred" if flow["deferred"] else words
+        canvas.text(MARGIN, y + row * 0.26, f"workflow {g}", 11, bold=True)
+        canvas.text(MARGIN, y + row * 0.68, f"weight {flow['weight']:g}, {words}", 9, GREY)
+        x, wide, high = MARGIN + 150.0, GRAPH_RIGHT - MARGIN - 160, row * 0.76
+        kinds = [kind_of(view["tasks"][k], calls) for k in flow["tasks"]]
+        for kind in (k for k in STATES if k in kinds):
+            part = wide * kinds.count(kind) / most
+            canvas.box(x, y, part, high, STATES[kind][1], LINE)
+            mark = STATES[kind][2]
+            if mark is not None and part >= 34:
+                canvas.mark("play" if kind == "running" else mark, x + 9, y + high / 2, 8, MARK_INKS.get(mark, INK))
+            canvas.text(x + part - 3, y + high / 2, str(kinds.count(kind)), 10, bold=True, anchor="rm")
+            x += part
 
 
 def _tiles(canvas: Canvas, view: dict[str, Any], calls: dict[int, dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from fq_env.env import FunctionQuestEnv, read_options
 from fq_env.errors import FQError
-from fq_env.level import load_level
+from fq_env.level import ExplicitLevel, load_level
 from fq_env.oracle import exact_best
 from fq_env.players import play
 from fq_env.render import PARTS, seconds, slot_words
@@ -54,6 +54,8 @@ class Game:
 
     def __init__(self, level: int | str, split: str, instance: int, exposure: str | None) -> None:
         self.level = load_level(level)
+        if isinstance(self.level, ExplicitLevel):
+            raise FQError(f"level {level!r} has explicit stages, which is nothing for people; play {self.level.number}")
         self.split, self.instance = split, instance
         read_options({"split": split, "instance": instance})
         self.env = FunctionQuestEnv(self.level, exposure=exposure, render_mode="ansi")

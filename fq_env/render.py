@@ -18,7 +18,7 @@ def seconds(value: float) -> str:
 
 def render_text(view: dict[str, Any]) -> str:
     """The state of one environment as a block of text without a final newline."""
-    lines = [clock_line(view), score_line(view), *(pool_line(pool) for pool in view["pools"])]
+    lines = [clock_line(view), score_line(view), *flow_lines(view), *(pool_line(pool) for pool in view["pools"])]
     for call in view["calls"]:
         ends = "waits for its model, done" if call["start"] is None else "done"
         left = max(0.0, call["expected_end"] - view["now"])
@@ -40,6 +40,21 @@ def score_line(view: dict[str, Any]) -> str:
         return f"score   at best {view['reachable']:.3f} (at the start {view['phi0']:.3f}) | {spent}"
     parts = ", ".join(f"{name} {view['episode'][name]:.3f}" for name in PARTS)
     return f"score   {view['episode']['total']:.3f} ({parts}) | {spent}"
+
+
+def flow_lines(view: dict[str, Any]) -> list[str]:
+    """A stream's workflows that are not done, and how many are."""
+    if view["stream"] is None:
+        return []
+    lines, done = [], 0
+    for g, flow in enumerate(view["workflows"]):
+        done += flow["ended"] is not None
+        if flow["ended"] is None:
+            left = sum(view["tasks"][k]["state"] not in ("done", "given_up") for k in flow["tasks"])
+            words = f"{left} of {len(flow['tasks'])} tasks left, {seconds(view['now'] - flow['arrived'])} old"
+            lines.append(f"flow {g:<2} weight {flow['weight']:g}: {words}{', deferred' if flow['deferred'] else ''}")
+    coming = "more may come" if view["stream"] else "no more will come"
+    return [f"stream  {len(view['workflows'])} workflows so far, {done} done, {coming}", *lines]
 
 
 def pool_line(pool: dict[str, Any]) -> str:

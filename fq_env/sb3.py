@@ -13,7 +13,7 @@ import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
-from fq_env.engine import Engine
+from fq_env.engine import make_engine
 from fq_env.env import action_space, observation_space, read_options
 from fq_env.errors import FQError
 from fq_env.state import EPISODE
@@ -43,7 +43,7 @@ class FunctionQuestVecEnv(VecEnv):
         max_episode_steps: int | None = None,
         threads: int = 1,
     ) -> None:
-        self._engine = Engine(
+        self._engine = make_engine(
             level,
             n_envs,
             exposure=exposure,

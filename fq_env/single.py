@@ -59,7 +59,10 @@ operate.targetoptions["nogil"] = False  # giving up the interpreter's lock would
 
 
 def bind(engine: Engine) -> tuple[Callable[[int, int, int, Any, int], tuple[float, bool, bool]], int, int]:
-    """`operate`, past Numba's dispatcher, and its first two arguments for an engine with n = 1."""
+    """`operate`, past Numba's dispatcher, and its first two arguments for an engine with n = 1; its own if it has one."""
+    own = getattr(engine, "operate", None)
+    if own is not None:
+        return own, 0, engine._address
     compiled = engine._compiled
     function = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
     return operate.compile((types.int64,) * 5), function, engine._address

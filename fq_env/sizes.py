@@ -7,3 +7,4 @@ MAX_BLUEPRINTS = 8  # that one level draws from
 MAX_WEIGHTS = 8  # that workflows of a stream draw from
 MAX_EDGES = 2_000_000  # of one workflow
 MAX_GATES = 4  # of one level
+N_STAGES = 6  # of a call in the old model: allocate, validate, invoke, store, track, release

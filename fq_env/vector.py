@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from fq_env.engine import Engine
+from fq_env.engine import make_engine
 from fq_env.env import RENDER_MODES, action_space, check_render_mode, observation_space, read_options
 from fq_env.errors import FQError
 from fq_env.picture import render_picture
@@ -73,7 +73,7 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.single_action_space = action_space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._engine = Engine(
+        self._engine = make_engine(
             level,
             num_envs,
             exposure=exposure,

@@ -47,6 +47,7 @@ class Memory:
         links = int(self.tasks["pred_to"].max(initial=0))
         self.links = block.rows(memory, "pred_at", state.LINK, links)
         self.created = block.rows(memory, "artifact_at", state.ARTIFACT, len(self.tasks))["created"]
+        self.flows = block.rows(memory, "flow_at", state.FLOW, int(self.hot["n_flows"]))
         self.variants = block.rows(memory, "variant_at", state.VARIANT, N_VARIANTS * len(self.functions))
         self.model_rows = block.rows(memory, "model_at", state.MODEL, len(self.models))
         calls = block.rows(memory, "call_at", state.CALL, block.places)
@@ -68,8 +69,9 @@ def pit_view(engine: Engine, i: int) -> dict[str, Any]:
     `level` (title), `now`, `deadline` and `horizon` (None without one), `status`, `outcome` (of the last action), `last` (the
     last action, None before the first), `news` (calls that ended at this very moment), `warnings`, `spent`, `money` (None
     without a limit); `reachable` and `phi0` (the best total now and at the start), `episode` (the score and its parts once
-    it is over, else None); `order_hidden`, `held` (functions whose outcome is held); and as lists of
-    dictionaries `pools` (with their `copies`), `tasks`, `calls` in flight, `slots`.
+    it is over, else None); `order_hidden`, `held` (functions whose outcome is held); `stream` (None, or whether more workflows
+    may come); and as lists of dictionaries `workflows` that have arrived, `pools` (with their `copies`), `tasks`, `calls` in
+    flight, `slots`.
     """
     m = Memory(engine, i)
     hot, world = m.hot, m.world
@@ -93,6 +95,17 @@ def pit_view(engine: Engine, i: int) -> dict[str, Any]:
         "episode": dict(zip(episode.dtype.names or (), episode.item(), strict=True)) if ended else None,
         "order_hidden": bool(hot["order_hidden"]),
         "held": held(m),
+        "stream": bool(hot["stream_open"]) if hot["stream"] else None,
+        "workflows": [
+            {
+                "weight": float(w["weight"]),
+                "arrived": seconds_of(w["arrived"]),
+                "ended": None if w["ended"] >= NEVER else seconds_of(w["ended"]),
+                "deferred": bool(w["deferred"]),
+                "tasks": list(range(w["first"], w["last"])),
+            }
+            for w in m.flows
+        ],
         "pools": [pool_row(m, p, name) for p, name in enumerate(m.level.system.pools)],
         "tasks": tasks,
         "calls": [call_row(m, c) for c in m.calls],

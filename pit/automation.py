@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pit import arbitration, artifact_store, dag_tracker, health, pool_manager, stale_manager
+from pit import arbitration, artifact_store, dag_tracker, healing, health, pool_manager, stale_manager
 from pit.compiled import copy_record, kernel
-from pit.estimates import observe_duration
 from pit.layout import (
     CMD_CANCEL,
     CMD_FETCH,
@@ -24,6 +23,7 @@ from pit.layout import (
     ERR_LOST,
     ERR_PRECONDITION,
     ERR_THROTTLED,
+    FELL_BACK,
     IDLE,
     N_VARIANTS,
     OK,
@@ -319,7 +319,7 @@ def after_call(s, k, error, elapsed, quality, size, price, with_copy):
     if with_copy:
         release_copy(s, k)
     s.spent += price
-    log(s, c, row, error, elapsed)
+    log(s, c, row, error, elapsed, quality)
     drop_call(s, k)
     pool_manager.call_changed(s, m)
     if error != OK:
@@ -330,25 +330,29 @@ def after_call(s, k, error, elapsed, quality, size, price, with_copy):
 
 
 @kernel
-def log(s, c, row, error, elapsed):
+def log(s, c, row, error, elapsed, quality):
     """What is learned from the end of call c."""
-    pool = s.pools[c.pool]
+    p = np.int64(c.pool)
+    pool = s.pools[p]
+    if health.outcome(s, p, row, error):
+        healing.mend(s, row)
     if error == OK:
         if elapsed > 0:
-            observe_duration(s, row, elapsed / task(s, c.task).base[c.variant])
+            healing.learn_duration(s, p, row, elapsed / task(s, c.task).base[c.variant])
+        if s.watched == 1 and quality >= 0.0 and variant(s, row).quality > 0.0:
+            health.cohere(s, row, p, quality / variant(s, row).quality)
         s.duration_error = health.relative_error(s.duration_error, elapsed, c.est)
         dag_tracker.rank_again(s, row)
-        health.outcome(s, c.pool, 0.0)
         pool.in_row = 0
     else:
         if error == ERR_PRECONDITION or error == ERR_ACCESS:
             s.warnings += 1
-        health.outcome(s, c.pool, 1.0)
         pool.in_row += 1
         if error == ERR_THROTTLED and pool.period > 0:
             pool.credit = 0
             pool.credited = s.now
         s.outcome = OUT_DENIED if error == ERR_ACCESS else OUT_FAILED
+    health.note_health(s, p)
     s.hint_cold = c.cold
     s.hint_queued = c.queued
     s.hint_throttled = 1 if error == ERR_THROTTLED else 0
@@ -368,6 +372,7 @@ def fall_back(s, i, f, used):
             planned = pool_manager.can_begin(s, t.base[k], v)
             if planned & 3 != NO and not arbitration.claimed(s, i, v):
                 outcome = s.outcome
+                health.note_healing(s, FELL_BACK, 3 * f + k, health.chance(s, 3 * f + k))
                 before_call(s, i, f, k, planned, 0)
                 s.outcome = outcome
                 return

@@ -110,6 +110,7 @@ def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copie
         "fallback": system.fallback,
         "prewarm": system.prewarm,
         "rebalance": system.rebalance,
+        "heal": system.heal,
         "last_model": -1,
         "n_limited": sum(pool.rate is not None for pool in system.pools.values()),
         "deadline": NEVER if system.deadline_seconds is None else microseconds(system.deadline_seconds),
@@ -152,7 +153,7 @@ def build_pit(
     hot = memory[: state.PIT.itemsize].view(state.PIT)
     for name, offset in offsets.items():
         hot[name] = offset
-    hot["size"], hot["exposure"] = size, exposure
+    hot["size"], hot["exposure"], hot["watched"] = size, exposure, 1
     hot["flow_rows"], hot["stream"], hot["stream_open"] = len(flows), len(flows) > 1, len(flows) > 1
     table = rows("flow_at", state.FLOW, len(flows))
     table["first"], table["last"], table["weight"] = firsts[:-1], firsts[1:], [w.weight for w in flows]

@@ -9,7 +9,7 @@ import numpy as np
 
 from pit import flows
 from pit.compiled import kernel
-from pit.estimates import bound, find_influence, learn_ratio, rank_all
+from pit.estimates import bound, find_influence, learn_ratio, look_for_drift, rank_all
 from pit.layout import (
     BLOCKED,
     DONE,
@@ -21,7 +21,6 @@ from pit.layout import (
     ON,
     OVERDUE,
     PLAIN,
-    RANK_DRIFT,
     RANK_EVERY_MIN,
     RANK_EVERY_SHARE,
     READY,
@@ -37,10 +36,7 @@ from pit.state import artifact, call, flow, model, near, predecessor, ready, suc
 def rank_again(s, row):
     """After a finish: marks drift of the function of `row` (its standard variant) and recomputes ranks when it is time."""
     s.finishes += 1
-    if row % N_VARIANTS == STANDARD:
-        v = variant(s, row)
-        if abs(v.ratio - v.ranked_ratio) > RANK_DRIFT * v.ranked_ratio:
-            s.drift = 1
+    look_for_drift(s, row)
     if s.drift == 1 and s.finishes >= max(RANK_EVERY_MIN, s.n_tasks // RANK_EVERY_SHARE):
         rank_all(s)
         sort_ready(s)

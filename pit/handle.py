@@ -15,8 +15,25 @@ from pit import observation, rules, state
 from pit.build import build_pit
 from pit.compiled import announce
 from pit.errors import PitError
+from pit.health import FAILING, SLOW
 from pit.interface import ACT, ADVANCE, APPLY, DUE, OBSERVE, RULE, TIMER, drive
-from pit.layout import ACTIVE, DONE, EXPOSURES, N_ACTIONS, N_OBSERVATION, SOLVED, STATUSES, WARM
+from pit.layout import (
+    ACTIVE,
+    CHANCE_SHARE,
+    DONE,
+    ERRORS,
+    EXPOSURES,
+    HEALING_ACTIONS,
+    HEALINGS,
+    N_ACTIONS,
+    N_OBSERVATION,
+    NEVER,
+    PATTERNS,
+    SOLVED,
+    STATUSES,
+    VERBS,
+    WARM,
+)
 from pit.spec import History, WorkflowSpec
 
 # Fields of the hot record that can be computed from the rest.
@@ -58,6 +75,40 @@ class Command(NamedTuple):
     pool: int
     copy: int
     model: int
+
+
+class Signature(NamedTuple):
+    """Health of one variant (`function.variant`) or pool; times in us.
+
+    `chance` that its next call fails; `level` of durations over calm ones; `coherence` of told qualities with expected ones, 1
+    where none was told; `pattern` since `since` (`none` since 0); how often it failed in a row, and the last error.
+    """
+
+    name: str
+    chance: float
+    level: float
+    coherence: float
+    failing: bool
+    slow: bool
+    mending: bool
+    in_row: int
+    last_error: str
+    pattern: str
+    since: int
+
+
+class Healing(NamedTuple):
+    """An action that was to mend something: when (us), on which variant or pool, and what it achieved by `ended`.
+
+    `before`, `after`: chance of a failure; of an `adaptation` how far estimates were off, as a share. None: not known yet.
+    """
+
+    time: int
+    action: str
+    subject: str
+    before: float
+    ended: int | None
+    after: float | None
 
 
 class Pit:
@@ -198,6 +249,58 @@ class Pit:
     def models(self) -> np.ndarray:
         """The model table (a live view; do not write)."""
         return self._table("model_at", state.MODEL, self._counts["models"])
+
+    def _subjects(self) -> list[str]:
+        """Names of the rows of the record of health."""
+        return [*(f"{f}.{v}" for f in self.function_names for v in VERBS[:3]), *self.pool_names]
+
+    def patterns(self) -> np.ndarray:
+        """Pattern of every variant (row = function * 3 + variant), then of every pool: codes of `pit.layout.PATTERNS` (a live
+        view; do not write)."""
+        rows = 3 * self._counts["functions"] + len(self.pool_names)
+        return self._table("signature_at", state.SIGNATURE, rows)["pattern"]
+
+    def chance(self, row: int) -> float:
+        """The chance that the next call of the variant or pool of this row of `patterns` fails."""
+        chances, variants = self._hot["pools"]["failures"][0], self.variants()
+        if row >= len(variants):
+            return float(chances[row - len(variants)])
+        h = self._table("vital_at", state.VITAL, len(variants))[row]
+        return float((CHANCE_SHARE * chances[variants["pool"][row]] + h["fails"]) / (CHANCE_SHARE + h["calls"]))
+
+    def signatures(self) -> list[Signature]:
+        """Health of every usable variant, then of every pool; empty before the arrival."""
+        names, variants, hot = self._subjects(), self.variants(), self._hot[0]
+        vitals = self._table("vital_at", state.VITAL, len(names))
+        rows = self._table("signature_at", state.SIGNATURE, len(names))
+        found = []
+        for r, name in enumerate(names) if hot["arrived"] else ():
+            h, g, pool = vitals[r], rows[r], r - len(variants)
+            if pool < 0 and not variants["usable"][r]:
+                continue
+            mending, bits = pool < 0 and bool(variants["mending"][r]), int(h["state"])
+            in_row = int(h["in_row"] if pool < 0 else hot["pools"]["in_row"][pool])
+            found.append(
+                Signature(
+                    name, self.chance(r), float(h["level"]), float(g["coherence"]), bool(bits & FAILING), bool(bits & SLOW),
+                    mending, in_row, ERRORS[g["last_error"]], PATTERNS[g["pattern"]], int(g["since"]),
+                )
+            )  # fmt: skip
+        return found
+
+    def healings(self) -> list[Healing]:
+        """The last healing actions, the oldest first."""
+        names, count = self._subjects(), int(self._hot["n_healings"][0])
+        rows = self._table("healing_at", state.HEALING, HEALINGS)
+        found = []
+        for k in range(max(0, count - HEALINGS), count):
+            row = rows[k % HEALINGS]
+            ended = int(row["ended"])
+            known = (ended, float(row["after"])) if ended < NEVER else (None, None)
+            found.append(
+                Healing(int(row["time"]), HEALING_ACTIONS[row["kind"]], names[row["subject"]], float(row["before"]), *known)
+            )
+        return found
 
     def snapshot(self) -> bytes:
         """The whole memory."""

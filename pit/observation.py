@@ -155,13 +155,13 @@ def freshness(s, t):
 
 @kernel
 def twins(s, i):
-    """c / (c + 4) of the unfinished twins of task i, negative if one of them is in flight."""
+    """c / (c + 4) of the unfinished twins of task i that have arrived, negative if one of them is in flight."""
     n = 0
     sign = 1.0
     j = artifact(s, i).next_twin
     while j != i:
         state = task(s, j).state
-        n += state < DONE
+        n += (state < DONE) & (j < s.n_tasks)
         if state == RUNNING:
             sign = -1.0
         j = artifact(s, j).next_twin
@@ -231,7 +231,7 @@ def encode_pools(s, out):
         if s.exposure == FULL:
             put(at, 5, pool.failures)
             put(at, 6, clip(pool_manager.utilisation(s, p), 0.0, 1.0))
-            put(at, 7, 1.0 - pool.failures)
+            put(at, 7, pool.health)
 
 
 @kernel

@@ -413,8 +413,10 @@ def pool_delay(s, pool, units):
 
 @kernel
 def start_delay(s, v):
-    """us until a call of variant v would begin: its copy, a place, tokens, the end of a back-off."""
+    """us until a call of variant v would begin: its copy, a place, tokens, the end of a back-off, a new configuration."""
     delay = max(copy_delay(s, v), place_delay(s, v))
+    if v.mending == 1:
+        delay = max(delay, s.unit)
     if s.any_tight == 1:
         pool = s.pools[v.pool]
         if pool.period > 0:

@@ -35,12 +35,8 @@ _ONES = np.uint64(0x0001010101010101)
 @kernel
 def wait_legal(s):
     """Whether `wait` may be chosen: something is in flight, loads, cools down, is held or closed; or all is over."""
-    if (
-        s.n_calls > 0
-        or s.n_loading + s.n_cooling + s.n_held + s.all_tenants + s.stream_open > 0
-        or s.status != ON
-        or s.arrived == 0
-    ):
+    under_way = s.n_calls + s.n_loading + s.n_cooling + s.n_mending
+    if under_way + s.n_held + s.all_tenants + s.stream_open > 0 or s.status != ON or s.arrived == 0:
         return True
     if s.any_tight == 1:
         for p in range(s.n_pools):

@@ -120,6 +120,7 @@ class SystemSpec(Strict):
     fallback: bool = False
     prewarm: bool = False
     rebalance: bool = False
+    heal: bool = False
     deny: list[str] = Field(default_factory=list, description="functions, or FUNCTION.VARIANT, that this tenant may not use")
 
     @field_validator("verbs")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pit.compiled import record_at, table
-from pit.layout import MAX_POOLS, N_SLOTS
+from pit.layout import HEALINGS, MAX_POOLS, N_SLOTS
 
 
 def _record(fields: list[Any]) -> np.dtype[Any]:
@@ -24,7 +24,8 @@ POOL = _record(
         ("busy", "i4"),  # places taken
         ("tenants", "i4"),  # places that other tenants take
         ("budget", "i4"),  # index of the memory budget, -1 = none
-        ("failures", "f8"),  # EWMA of failed calls, 0..1
+        ("failures", "f8"),  # chance that its next call fails, 0..1
+        ("health", "f8"),  # (1 - failures) / level of durations, 0..1
         ("utilisation", "f8"),  # EWMA at `settled`
         ("settled", "i8"),  # us, when utilisation was last stored
         ("loading", "i4"),  # copies in state loading
@@ -89,6 +90,9 @@ PIT = _record(
         ("follow_at", "i4"),
         ("artifact_at", "i4"),
         ("flow_at", "i4"),
+        ("vital_at", "i4"),
+        ("signature_at", "i4"),
+        ("healing_at", "i4"),
         ("variant_at", "i4"),
         ("model_at", "i4"),
         ("copy_at", "i4"),
@@ -117,6 +121,9 @@ PIT = _record(
         ("all_tenants", "i4"),  # places that other tenants take, over all pools
         ("reused", "i4"),  # tasks whose output was that of a twin
         ("n_auto", "i4"),  # automatic loads under way
+        ("n_mending", "i4"),  # variants that are being configured anew
+        ("n_healings", "i4"),  # actions in the healing record so far; it keeps the last ones
+        ("open_healings", "i4"),  # of those kept, whose outcome is not known yet
         ("last_model", "i4"),  # of the last call that has one; -1 = none yet
         ("n_calls", "i4"),  # in flight: the first rows of the call table, in order of their ids
         ("n_idle", "i4"),  # idle rows of the copy table
@@ -154,6 +161,8 @@ PIT = _record(
         ("fallback", "u1"),
         ("prewarm", "u1"),
         ("rebalance", "u1"),
+        ("heal", "u1"),
+        ("watched", "u1"),  # somebody asks for more of health than what pools' calls come to
         ("exposure", "u1"),
         ("order_hidden", "u1"),
         ("status", "u1"),
@@ -252,6 +261,7 @@ VARIANT = _record(
         ("usable", "u1"),
         ("kinds", "u1"),  # bit per usable variant of the function
         ("forbidden", "u1"),  # the function is (standard's row)
+        ("mending", "u1"),  # it is being configured anew
         ("tokens", "i4"),
         ("served", "i4"),  # calls of the function begun from a queue (standard's row)
         ("fresh", "i8"),  # us that an artifact of the function stays fresh; 0 = for ever (standard's row)
@@ -320,6 +330,50 @@ CALL = _record(
         ("limit", "i8"),  # us after its start, of the next overrun
     ]
 )
+VITAL = _record(  # health of a variant or pool: one cache line, all that a calm call looks at
+    [
+        ("calls", "f8"),  # the latest ones weigh most
+        ("fails", "f8"),
+        ("rise", "f8"),  # CUSUM of failures
+        ("drag", "f8"),  # CUSUM of standardised durations
+        ("level", "f8"),  # EWMA of durations over calm ones
+        ("calm", "f8"),  # ratio before trouble (variants)
+        ("scale", "f8"),  # 1 / spread of that (variants)
+        ("known", "i4"),  # calls that its usual rate of failures was learned from
+        ("in_row", "u2"),  # failures in a row, at most 65,535
+        ("invalid", "u1"),  # errors `invalid` since the last ok, at most 255
+        ("state", "u1"),  # bits of `pit.health`
+    ]
+)
+SIGNATURE = _record(  # ... and what else belongs to it
+    [
+        ("sum_y", "f8"),  # durations over calm ones, since `drag` left 0
+        ("sum_z", "f8"),  # the same, standardised
+        ("factor", "f8"),  # by which it had become slower when that was noticed
+        ("half", "f8"),  # half way back, standardised
+        ("back", "f8"),  # CUSUM of the way back
+        ("allow", "f8"),  # failures a call that `rise` forgives
+        ("coherence", "f8"),  # quality that was told over the expected one
+        ("since", "i8"),  # us, of its pattern
+        ("late", "i4"),  # calls in `sum_y`
+        ("bad", "i4"),  # failures among `known` and before
+        ("seen", "i4"),  # calls since `rise` left 0
+        ("met", "i4"),  # failures among them
+        ("clean", "i4"),  # calls without failure while it is failing
+        ("pattern", "u1"),
+        ("last_error", "u1"),
+    ]
+)
+HEALING = _record(  # one action that was to mend something
+    [
+        ("time", "i8"),  # us
+        ("ended", "i8"),  # us, NEVER = not yet
+        ("before", "f8"),
+        ("after", "f8"),
+        ("subject", "i4"),  # row of the record of health
+        ("kind", "i4"),
+    ]
+)
 COMMAND = _record([(name, "i4") for name in ("kind", "call", "task", "function", "variant", "pool", "copy", "model")])
 EVENT = _record(
     [("kind", "i4"), ("subject", "i4"), ("error", "i4"), ("elapsed", "i8"), ("quality", "f8"), ("size", "i8"), ("price", "i8")]
@@ -340,6 +394,9 @@ variant = table(PIT, "variant_at", VARIANT)  # row = function * 3 + variant
 model = table(PIT, "model_at", MODEL)
 copy = table(PIT, "copy_at", COPY)
 call = table(PIT, "call_at", CALL)
+vital = table(PIT, "vital_at", VITAL)  # row = function * 3 + variant, then one row for each pool
+signature = table(PIT, "signature_at", SIGNATURE)  # the same rows
+healing = table(PIT, "healing_at", HEALING)  # a ring
 command = table(PIT, "command_at", COMMAND)
 
 
@@ -361,14 +418,18 @@ def tables(
         ("flow_at", FLOW, flows),
         ("ready_at", INDEX, tasks),
         ("near_at", INDEX, tasks),
+        ("vital_at", VITAL, 3 * functions + MAX_POOLS),
+        ("signature_at", SIGNATURE, 3 * functions + MAX_POOLS),
+        ("healing_at", HEALING, HEALINGS),
         ("task_at", TASK, tasks),
         ("artifact_at", ARTIFACT, tasks),
         ("succ_at", LINK, edges),
         ("pred_at", LINK, edges),
-        ("command_at", COMMAND, 3 * places + 2 * copies + 4 + (tasks if twins else 0)),
+        ("command_at", COMMAND, 3 * places + 2 * copies + 5 + (tasks if twins else 0)),
     )
     offsets, end = {}, PIT.itemsize
     for name, dtype, count in rows:
+        end += -end % 64 if dtype.itemsize % 64 == 0 else 0  # no row lies in one line more than it must
         offsets[name] = end
         end += -(-dtype.itemsize * count // 8) * 8
     return offsets, -(-end // 64) * 64

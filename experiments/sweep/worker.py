@@ -147,7 +147,7 @@ def describe(params: dict[str, Any]) -> str:
 def _confirm(study: Study, trial: Trial) -> None:
     """One training on a fresh seed, and its policy's scores on fresh validation instances, (instances,) in `totals.npy`."""
     from experiments.algorithms import load_model, torch_logits
-    from experiments.config import level_of
+    from experiments.config import any_level
     from experiments.evaluate import play_policy
     from experiments.run_folder import read_run
 
@@ -157,7 +157,7 @@ def _confirm(study: Study, trial: Trial) -> None:
         run = read_run(folder / f"seed-{seed}")
         played = play_policy(
             torch_logits(load_model(run.folder, run.config["algo"])),
-            level_of(run.config["level"]),
+            any_level(run.config["level"]),
             split="validation",
             first=run.config["evaluation"]["validation"],
             n=study.definition.instances,

@@ -10,12 +10,13 @@ import pytest
 from experiments import headroom
 from experiments.errors import ExperimentError
 from experiments.headroom import HeadroomConfig
+from experiments.readme import HEADROOM, headroom_text, shown
 
 
 def config(**changes: object) -> HeadroomConfig:
     given = {
         "levels": "1,12", "split": "validation", "n": 16, "lookahead": 6, "rollouts": 2, "fit": 8, "jobs": 2, "fast": False,
-        "out": None,
+        "out": None, "readme": None,
     }  # fmt: skip
     return HeadroomConfig(**(given | changes))  # type: ignore[arg-type]
 
@@ -35,6 +36,24 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["gain"] > 0 and 0 <= row["headroom"] <= 1
     assert by_level[12]["lookahead"]["n"] == 6 and by_level[12]["lookahead"]["over"] == "calibrated"
     assert "| 12 three_voices | lookahead |" in capsys.readouterr().out
+
+
+def test_the_table_of_the_readme_is_made_from_what_is_stored(tmp_path: Path) -> None:
+    readme, out = tmp_path / "README.md", tmp_path / "headroom.json"
+    readme.write_text("before\n" + "\n".join(HEADROOM) + "\nbehind\n")
+    found = headroom.headroom(config(levels="12", out=str(out), readme=str(readme)))
+    assert shown(readme, HEADROOM) == headroom_text(found) and readme.read_text().startswith("before\n")
+    rows = {row["player"]: row["total"] for row in found[0]["rows"]}
+    assert f"| 12 three_voices | {rows['random']:.3f} | {rows['fifo']:.3f} |" in readme.read_text()
+    readme.write_text("no markers")
+    with pytest.raises(ExperimentError, match="headroom:begin"):
+        headroom.headroom(config(readme=str(readme)))
+
+
+def test_the_table_of_this_readme_is_the_stored_one() -> None:
+    root = Path(__file__).parents[2]
+    stored = json.loads((root / "results" / "headroom.json").read_text())["levels"]
+    assert shown(root / "README.md", HEADROOM) == headroom_text(stored)
 
 
 @pytest.mark.parametrize(("changes", "said"), [({"split": "test"}, "split=test"), ({"n": 3}, "n=3"), ({"jobs": 0}, "jobs=0")])

@@ -9,7 +9,9 @@ import pytest
 
 from fq_env.engine import Engine
 from fq_env.level import Level
+from fq_env.picture import render_picture
 from fq_env.players import as_player, play_on
+from fq_env.render import render_text
 from pit.handle import Event, Pit
 from pit.layout import ARRIVE, DEFER, DONE, FINISHED, GIVEN_UP, N_VERBS, READY, SOLVED, STANDARD, STREAM_CLOSED, WAIT
 from pit.spec import SystemSpec, TaskSpec, WorkflowSpec
@@ -71,6 +73,20 @@ def test_open_tasks_without_a_slot_are_counted() -> None:
     assert (found["status"] == SOLVED).all() and found["overflow"].min() > 0
     few = Engine(level, 16, split="validation", autoreset="disabled")
     assert play_on(few, as_player("smallest_remaining"), split="validation", n=16)["overflow"].sum() == 0
+
+
+def test_a_stream_is_seen_in_text_and_picture() -> None:
+    engine = Engine(stream_level(3), 1, split="validation", autoreset="disabled")
+    engine.reset(split="validation", instances=0)
+    first = engine.pit_view(0)
+    assert first["stream"] and len(first["workflows"]) == 1 and first["workflows"][0]["ended"] is None
+    engine.play(as_player("fifo"))
+    view = engine.pit_view(0)
+    assert view["stream"] is False and len(view["workflows"]) == 3
+    assert sorted(k for flow in view["workflows"] for k in flow["tasks"]) == list(range(len(view["tasks"])))
+    assert all(0 <= flow["arrived"] < flow["ended"] for flow in view["workflows"])
+    assert "3 workflows so far, 3 done, no more will come" in render_text(view)
+    assert (render_picture(view) != render_picture(first)).any()
 
 
 # --------------------------------------------------------------------------- one Pit by hand
