@@ -7,7 +7,18 @@ from typing import Any
 
 from fq_env.level import Level
 from pit.layout import ENABLED
-from tests.fq_env.small_worlds import DRIFT, GATES, NOISE, OUTAGES, SHAPES, TENANTS, ageing_system, gang_system, small_system
+from tests.fq_env.small_worlds import (
+    CHANGES,
+    DRIFT,
+    GATES,
+    NOISE,
+    OUTAGES,
+    SHAPES,
+    TENANTS,
+    ageing_system,
+    gang_system,
+    small_system,
+)
 from tests.fq_env.workflow_levels import level_of
 
 STRAGGLERS: dict[str, Any] = {"straggler_rate": [0.0, 0.3], "slow_share": 0.4, "slow_factor": 2.0, "slow_seconds": 5.0}
@@ -28,7 +39,8 @@ def random_system(rng: random.Random) -> dict[str, Any]:
 
     policies: dict[str, Any] = {
         "time_out": maybe(0.3, rng.uniform(1.2, 4.0), None), "prewarm": maybe(0.3, True, False),
-        "rebalance": maybe(0.3, True, False), "fallback": maybe(0.4, True, False), "fair": maybe(0.3, True, False),
+        "rebalance": maybe(0.3, True, False), "fallback": maybe(0.4, True, False), "heal": maybe(0.5, True, False),
+        "fair": maybe(0.3, True, False),
         "ageing_seconds": maybe(0.3, 3.0, 0.0), "quality_flow": rng.choice((0.0, 0.6, 1.0)),
         "warning_weight": rng.choice((0.01, 0.1)),
     }  # fmt: skip
@@ -46,7 +58,7 @@ def random_system(rng: random.Random) -> dict[str, Any]:
 
 def random_draw(rng: random.Random, system: dict[str, Any]) -> dict[str, Any]:
     draw = dict(NOISE) if rng.random() < 0.8 else {}
-    for part in (OUTAGES, TENANTS, DRIFT):
+    for part in (OUTAGES, TENANTS, DRIFT, CHANGES):
         draw |= part if rng.random() < 0.3 else {}
     draw |= {"failure_rate": rng.choice((0.0, 0.05, 0.3)), "lost_rate": rng.choice((0.0, 0.1, 0.3))}
     draw |= STRAGGLERS if rng.random() < 0.3 else {}

@@ -35,6 +35,7 @@ COUNTS = (
 )  # fmt: skip
 RARE_COUNTS = (
     "outage_calls", "decayed_calls", "stale_calls", "refreshes", "reused", "late", "echo_calls", "gated_calls", "defers",
+    "changed_calls",
 )  # fmt: skip
 FIGURES = (
     "total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum", "makespan", "lb", "cost",
