@@ -25,6 +25,7 @@ from conductor.files import digest
 from conductor.journal import Journal, journal_path, read_journal
 from conductor.model_manager import ModelManager, Report
 from conductor.pit_interface import STUCK, PitInterface, array_digest, event_payload, fold
+from conductor.tiers import Outputs
 from conductor.workflow import Workflow, check_workflow
 from pit import layout
 from pit.handle import Command, Event
@@ -152,6 +153,8 @@ class Orchestrator:
         )
         serves = {name: model.serves for name, model in workflow.spec.system.models.items()}
         self._manager = ModelManager(workflow.plan, serves, workflow.base, journal.folder)
+        self._outputs = Outputs(journal, workflow.spec.system.store)
+        self._fetched: dict[int, int] = {}  # call -> us that fetching its inputs took
         self._since, self._origin = since, time.monotonic_ns()
         self._points: Counter[str] = Counter()
         self._kill_at = os.environ.get("FQ_KILL_AT", "")
@@ -240,12 +243,14 @@ class Orchestrator:
             self._journal.add("reload", now, {"copy": report.subject, "model": report.value, "reason": report.text})
             self._observe("load", now, f"{report.value} again, copy {report.subject}: {report.text}")
             return
+        if report.kind == "finished":  # with a store, the Pit's estimates of calls contain the fetching of their inputs
+            report = report._replace(elapsed=report.elapsed + self._fetched.pop(report.subject, 0))
         error = report.error if report.error in layout.ERRORS else "error"
         output, size, text = "", 0, report.text
         brief = text.strip().split("\n")[0]
         call = self._view.calls.get(report.subject) if self._pit.status == layout.ON else None  # None: ended or cancelled
         if report.kind == "finished" and error == "ok" and call is not None:
-            output, size = self._journal.store(report.value)
+            output, size = self._outputs.keep(report.value)
         event = Event(
             _EVENT_KINDS[report.kind],
             report.subject,
@@ -299,12 +304,26 @@ class Orchestrator:
             self._observe(
                 "start", now, f"{intent['task']} ({intent['function']}, {intent['variant']}, attempt {call.attempt}{place})"
             )
-            self._manager.start(command.call, command.copy, self._job(intent, call.task))
+            before = time.monotonic_ns()
+            job = self._job(intent, call.task)
+            if self._workflow.spec.system.store is not None:
+                self._fetched[command.call] = (time.monotonic_ns() - before) // 1000
+            self._manager.start(command.call, command.copy, job)
         elif command.kind == layout.CMD_CANCEL:
             self._observe("cancel", now, f"{self._pit.task_ids[command.task]}, call {command.call}")
             self._manager.cancel(command.call)
+            self._fetched.pop(command.call, None)
         elif command.kind == layout.CMD_FETCH:
             self._observe("reuse", now, f"{self._pit.task_ids[command.task]} is {self._pit.task_ids[command.copy]}'s output")
+        elif command.kind == layout.CMD_STORE:
+            task, tier = self._pit.task_ids[command.task], layout.TIERS[command.copy]
+            self._observe("store", now, f"{task}'s output to {tier}")
+            if task in self._view.outputs:  # else it was deleted in the same tick
+                self._outputs.move(self._view.outputs[task], command.copy)
+        elif command.kind == layout.CMD_DELETE:
+            self._observe("delete", now, f"{self._pit.task_ids[command.task]}'s output")
+            for output in self._view.deleted:
+                self._outputs.delete(output)
         elif command.kind == layout.CMD_LOAD:
             model = self._pit.model_names[command.model]
             self._observe("load", now, f"{model}, copy {command.copy}")
@@ -316,7 +335,7 @@ class Orchestrator:
     def _job(self, intent: dict[str, Any], index: int) -> dict[str, Any]:
         task = self._workflow.spec.tasks[index]
         outputs = self._view.outputs
-        inputs = {name: self._journal.output(outputs[name]) if name in outputs else None for name in task.inputs}
+        inputs = {name: self._outputs.fetch(outputs[name]) if name in outputs else None for name in task.inputs}
         if task.join == "any":
             inputs = {name: value for name, value in inputs.items() if name in outputs}
         return {

@@ -128,13 +128,17 @@ def report_run(place: str | os.PathLike[str]) -> RunReport:
 
 def verify_run(place: str | os.PathLike[str]) -> Folded:
     """Check a run's hash chain and every output, and replay it through the Pit. Raises ConductorError for what fails."""
-    path = journal_path(place)
+    path, outputs = journal_path(place), dict[str, None]()
 
-    def check(row: Row, view: PitInterface) -> None:
+    def note(row: Row, view: PitInterface) -> None:
         if row.kind == "event" and row.data["output"]:
-            read_output(path.parent, row.data["output"])
+            outputs[row.data["output"]] = None
 
-    return fold(read_journal(path), check)
+    folded = fold(read_journal(path), note)
+    for output in outputs:
+        if output not in folded.view.deleted:  # the store had no room for it, and nobody needed it any more
+            read_output(path.parent, output)
+    return folded
 
 
 def print_run(report: RunReport, console: Console) -> None:

@@ -34,6 +34,7 @@ POLICIES = {
     "fallback": "a failed call is begun again at once in its next variant",
     "prewarm": "models are loaded ahead in the order that was observed",
     "rebalance": "models that will be needed soon are loaded ahead",
+    "store": "bytes of the tiers in which outputs lie, and how long fetching them from a lower one takes",
     "deny": "what this tenant may not use",
 }
 WORKFLOWS = {
@@ -102,4 +103,5 @@ DRAWS = {
     "config_seconds": "how long a configuration takes",
     "fresh": "factor on how long outputs stay fresh",
     "deadline": "over the lower bound",
+    "size": "bytes of an output",
 }

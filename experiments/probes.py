@@ -66,6 +66,7 @@ PROBES: dict[str, Probe] = {
     "slowdown": Probe("weighted mean of flow time over its bound", -1, ("slowdown",), _mean("slowdown")),
     "total": Probe("total score", 1, ("total",), _mean("total")),
     "gated_calls": Probe("calls before a closed gate, of all", -1, ("gated_calls", "calls"), _ratio("gated_calls", "calls")),
+    "fetches": Probe("calls that had to fetch their inputs, of all", -1, ("fetches", "calls"), _ratio("fetches", "calls")),
     "late": Probe("outputs after the deadline", -1, ("late",), _mean("late")),
     "p95_makespan": Probe("95th percentile of makespan over bound", -1, ("makespan", "lb"), _late),
 }

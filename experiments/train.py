@@ -196,8 +196,12 @@ def _play_out(
             if overseer.stopped is None and goes_on:
                 interrupts.waiting = True
                 with contextlib.suppress(Ended):
+                    masking: dict[str, Any] = {} if cfg.algo == "ppo" else {"use_masking": cfg.masks}
                     model.learn(
-                        cfg.total_timesteps - model.num_timesteps, callback=overseer, reset_num_timesteps=checkpoint is None
+                        cfg.total_timesteps - model.num_timesteps,
+                        callback=overseer,
+                        reset_num_timesteps=checkpoint is None,
+                        **masking,
                     )
                 interrupts.waiting = False
         return _conclude(run, cfg, examiner, overseer, players)
@@ -210,7 +214,7 @@ def _conclude(run: Run, cfg: TrainConfig, examiner: Looker, overseer: Overseer, 
     from experiments.export import export_model
     from experiments.files import write_json
     from experiments.recipes.told import told
-    from fq_env.level import ExplicitLevel
+    from fq_env.level import OuterLevel
 
     folder, best = run.folder, load_model(run.folder, cfg.algo)
     test = examiner.test(torch_logits(best)) if cfg.evaluation.test else []
@@ -226,7 +230,7 @@ def _conclude(run: Run, cfg: TrainConfig, examiner: Looker, overseer: Overseer, 
         "recipe": told(folder),
     }
     examiner.publish(folder, run.versions, overseer.rows.rows, test, facts)
-    bundled = bool(test) and not isinstance(trained_levels(cfg.level)[0], ExplicitLevel)  # which no runtime can play
+    bundled = bool(test) and not isinstance(trained_levels(cfg.level)[0], OuterLevel)  # which no runtime can play
     if bundled:
         shutil.rmtree(folder / "bundle", ignore_errors=True)  # of an earlier attempt, or exported meanwhile
         export_model(best, run, trained_levels(cfg.level), folder / "bundle", golden=64, table=test, rule=examiner.rule)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fq_env.errors import FQError
-from fq_env.level import ExplicitLevel, Level, Order, load_level
+from fq_env.level import BlindLevel, ExplicitLevel, Level, Order, load_level
 from fq_env.state import (
     AUTORESETS,
     ENGINE,
@@ -86,7 +86,8 @@ class Block:
         follows = any(s.prewarm for s in systems)
         twins = any(level.has_twins for level in levels)
         flows = max(level.max_workflows for level in levels)
-        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places, flows, follows, twins)
+        store = any(s.store is not None for s in systems)
+        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places, flows, follows, twins, store)
         self.pit, self.pit_size = state.tables(*sizes)
         self.world, self.world_size = world_tables(*sizes)
         self.stride = self.pit_size + self.world_size
@@ -126,7 +127,9 @@ class Block:
         copies = self.rows(memory, "copy_at", state.COPY, self._copies(level))
         variants = self.rows(memory, "variant_at", state.VARIANT, 3 * len(level.system.functions))
         models = self.rows(memory, "model_at", state.MODEL, len(level.system.models))
-        fill_system(hot, variants, models, copies, level.system)
+        store = self.rows(memory, "store_at", state.STORE, int(level.system.store is not None))
+        fill_system(hot, variants, models, copies, store, level.system)
+        hot["lineage"] = level.system.store is not None or any(f.fresh_seconds for f in level.system.functions.values())
         hot["size"], hot["n_tasks"], hot["flow_rows"] = self.pit_size, level.max_tasks, 1
         self.rows(memory, "flow_at", state.FLOW, 1)["weight"] = 1.0
         self.rows(memory, "call_at", state.CALL, self.places)["id"] = -1
@@ -139,7 +142,7 @@ def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
     draw, functions = level.draw, list(level.system.functions)
     for name in _RANGES:
         row[name][0] = getattr(draw, name) or (0.0, 0.0)
-    for name in ("functions", "models", "places", "memory"):
+    for name in ("functions", "models", "places", "memory", "size"):
         row[name][0] = getattr(draw, name) or (0, 0)
     for name in ("slow", "outage", "crowd"):
         row[f"{name}_window"] = int(getattr(draw, f"{name}_seconds") * 1e6)
@@ -214,12 +217,19 @@ def kernels() -> list[Any]:
 
 
 def make_engine(levels: Any, n: int, **options: Any) -> Engine:
-    """An engine for an agent: `Engine`, or for explicit levels the one with the old model's stages around it."""
+    """An engine for an agent: `Engine`, or for levels with explicit stages or without history one that stands around it."""
     given = levels if isinstance(levels, Sequence) and not isinstance(levels, str) else [levels]
-    if any(isinstance(load_level(x), ExplicitLevel) for x in given):
+    kinds = {type(load_level(x)) for x in given}
+    if len(kinds) > 1:
+        raise FQError("levels with explicit stages, without history and others cannot share an engine; make one for each")
+    if kinds == {ExplicitLevel}:
         from fq_env.explicit import ExplicitEngine
 
         return ExplicitEngine(levels, n, **options)
+    if kinds == {BlindLevel}:
+        from fq_env.blind import BlindEngine
+
+        return BlindEngine(levels, n, **options)
     return Engine(levels, n, **options)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fq_env.sizes import N_STAGES
 from fq_env.state import byte_at, engine_at, integer_at, world_at
-from pit.compiled import clear, copy_bytes, entry, kernel, put, put_byte, record_at
+from pit.compiled import entry, kernel
 from pit.layout import (
     N_ACTIONS,
     N_OBSERVATION,
@@ -26,6 +26,7 @@ from pit.layout import (
     STANDARD,
     WAIT,
 )
+from pit.memory import clear, copy_bytes, put, put_byte, record_at
 from pit.observation import encode
 from pit.scales import count4
 from pit.slots import refresh_slots, wait_legal

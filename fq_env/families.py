@@ -12,8 +12,9 @@ import numpy as np
 from fq_env.randomness import bits, integer, pick, to_noise, uniform
 from fq_env.sizes import MAX_BLUEPRINTS
 from fq_env.state import EDGE, GIVEN, GOAL, edge, edge_at, given_at, goal, integer_at, truth
-from pit.compiled import address_of, kernel
+from pit.compiled import kernel
 from pit.layout import STANDARD
+from pit.memory import address_of
 from pit.state import ARTIFACT, LINK, TASK, artifact, flow, predecessor, successor, task
 
 LAYERED, PIPELINES, FORK_JOIN, CHAIN, MAP_REDUCE, OUT_TREE, IN_TREE, SERIES_PARALLEL, BLUEPRINT = range(9)

@@ -25,8 +25,9 @@ from fq_env.scoring import mean_gap
 from fq_env.state import due, goal, load_truth, truth
 from fq_env.world import lateness, next_change, taken
 from pit.automation import find_call
-from pit.compiled import copy_record, kernel
+from pit.compiled import kernel
 from pit.layout import ARRIVE, CONFIG_CHANGED, ERR_ERROR, ERR_INVALID, ERR_LOST, N_VARIANTS, NEVER, OK, TENANT_LOAD
+from pit.memory import copy_record
 from pit.state import call, copy, model, variant
 
 TRIES = 24  # draws of a duration that must be longer than what has passed already
@@ -139,6 +140,7 @@ def draw_again(s, w, L, d):
                     elapsed = max(1, np.int64(elapsed * L.gate_after[d.gate - 1]))
                 elif d.event.error == ERR_INVALID:
                     elapsed = max(1, np.int64(elapsed * L.change_after))
+                elapsed += c.fetch
         if d.event.error == ERR_ERROR or d.event.error == ERR_LOST:
             d.event.error = OK  # nobody knows that yet
     if elapsed <= ran:

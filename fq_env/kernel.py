@@ -19,6 +19,7 @@ from fq_env.randomness import (
     LOADS,
     OUTAGES,
     PLAYER,
+    SIZES,
     STRAGGLERS,
     TENANTS,
     WORKFLOW,
@@ -26,7 +27,7 @@ from fq_env.randomness import (
     uniform,
 )
 from fq_env.scoring import (
-    artifact_lost,
+    artifacts_lost,
     base_in_time,
     bounds,
     deliverable_at_first,
@@ -48,7 +49,7 @@ from fq_env.state import (
     world_at,
 )
 from fq_env.world import after_arrival, first_tenants, run
-from pit.compiled import address_of, copy_bytes, entry, fetcher, kernel, parallel_entry
+from pit.compiled import entry, kernel, parallel_entry
 from pit.dag_tracker import stalest
 from pit.interface import act, apply
 from pit.layout import (
@@ -64,8 +65,10 @@ from pit.layout import (
     ON,
     REFRESH,
     SOLVED,
+    TIER_GONE,
     WAIT,
 )
+from pit.memory import address_of, copy_bytes, fetcher
 from pit.observation import encode
 from pit.rules import choose
 from pit.slots import globals_legal, refresh_legal, refresh_slots
@@ -97,6 +100,7 @@ def begin(s, w, L, exposure):
     w.outages = mix(w.instance_seed, OUTAGES)
     w.tenants = mix(w.instance_seed, TENANTS)
     w.arrivals = mix(w.instance_seed, ARRIVALS)
+    w.sizes = mix(w.instance_seed, SIZES)
     w.branch = NEVER
     for i in range(s.n_tasks):  # the template counts the most tasks that the level can have
         clean(s, i)
@@ -152,6 +156,9 @@ def begin(s, w, L, exposure):
     w.changed_calls = 0
     w.echo_calls = 0
     w.gated_calls = 0
+    w.fetches = 0
+    w.moved = 0
+    w.deleted = 0
     w.defers = 0
     w.overflow = 0
     w.busy = 0.0
@@ -190,6 +197,7 @@ def clean(s, i):
     t.priority = 0
     t.touched = 0
     artifact(s, i).hint = 0.0
+    artifact(s, i).tier = TIER_GONE
 
 
 @kernel
@@ -225,7 +233,7 @@ def decide(s, w, L, action, kind):
     act(s, action)
     if again >= 0 and s.waiting == 0 and s.warnings == warned:
         w.refreshes += 1
-        artifact_lost(s, w, again)
+        artifacts_lost(s, w, again)
     if action == DEFER:
         w.defers += s.waiting == 0 and s.warnings == warned
     w.waits += s.waiting
@@ -283,6 +291,9 @@ def report(s, w, L, out):
     out.changed_calls = w.changed_calls
     out.echo_calls = w.echo_calls
     out.gated_calls = w.gated_calls
+    out.fetches = w.fetches
+    out.moved = w.moved
+    out.deleted = w.deleted
     out.reused = s.reused
     out.workflows = s.n_flows
     out.defers = w.defers

@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from fq_env.level import ExplicitLevel, Level
+from fq_env.level import BlindLevel, ExplicitLevel, Level
 from fq_env.sizes import N_STAGES
 from pit import layout
+
+# What earlier calls left: failed attempts and failures, how wrong estimates were, how the last action and the last call ended.
+HISTORY = ("attempts", "failures", "health", "retries_left", "duration_error", "load_error", "failure_error")
+PREFIXES = ("last_", "hint_")
+
+
+def history_columns() -> np.ndarray:
+    """Columns of the observation that carry history, bool (512,)."""
+    names = [name.rpartition(".")[2] for name, _ in layout.columns()]
+    return np.array([name in HISTORY or name.startswith(PREFIXES) for name in names])
 
 
 def _never(level: Level) -> set[str]:
@@ -64,7 +74,7 @@ def live_columns(level: Level, exposure: str | None = None) -> np.ndarray:
         else:
             possible = name not in tail | streams
         live[i] = possible and feature.exposure <= seen
-    return live
+    return live & ~history_columns() if isinstance(level, BlindLevel) else live
 
 
 def live_actions(level: Level) -> np.ndarray:

@@ -18,8 +18,9 @@ from numba.extending import intrinsic
 
 from fq_env.engine import Engine, data_address
 from fq_env.state import byte_at, engine_at, float_at, integer_at
-from pit.compiled import copy_bytes, entry
+from pit.compiled import entry
 from pit.layout import N_ACTIONS, N_OBSERVATION
+from pit.memory import copy_bytes
 
 Give = Callable[[], np.ndarray]
 Row = tuple[Give, Give, int]  # give the observation (512,) float32 and the mask (128,) bool at an address, once it is written

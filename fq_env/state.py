@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fq_env.sizes import MAX_ALTERNATIVES, MAX_BLUEPRINTS, MAX_GATES, MAX_GOALS, MAX_PLANS, MAX_WEIGHTS
-from pit.compiled import record_at, table
 from pit.layout import MAX_POOLS
+from pit.memory import record_at, table
 from pit.state import EVENT, INDEX
 
 REWARDS = ("potential", "sparse", "makespan", "conductor")
@@ -29,7 +29,7 @@ _RANGES = (
     "money", "rate", "straggler_rate", "straggler_factor", "optional", "any_join", "echoes", "crowd", "fresh", "deadline",
     "onset", "drift_factor", "load", "gap_cv", "change_onset",
 )  # fmt: skip
-_WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "priorities", "distractors", "workflows")
+_WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "priorities", "distractors", "size", "workflows")
 LEVEL = _record(
     [(name, "f8", (2,)) for name in _RANGES]
     + [(name, "i8", (2,)) for name in _WHOLES]
@@ -113,6 +113,7 @@ WORLD = _record(
         ("outages", "u8"),
         ("tenants", "u8"),
         ("arrivals", "u8"),
+        ("sizes", "u8"),
         ("outages_later", "u8"),  # of windows that begin after `branch`: another future has its own
         ("tenants_later", "u8"),
         ("branch", "i8"),  # us
@@ -166,6 +167,9 @@ WORLD = _record(
         ("changed_calls", "i8"),
         ("echo_calls", "i8"),
         ("gated_calls", "i8"),
+        ("fetches", "i8"),
+        ("moved", "i8"),
+        ("deleted", "i8"),
         ("defers", "i8"),
         ("overflow", "i8"),  # decisions after which an open task found no slot
         ("busy", "f8"),  # us of calls under way, all together
@@ -203,6 +207,7 @@ GOAL = _record(
         ("best", "f8"),  # quality of the output: reached, or still reachable
         ("stale", "i4"),  # `best` must be computed again
         ("done_at", "i8"),  # us, when the task was done last
+        ("done", "i4"),  # version of its output as far as what is left knows it, 0 = none
         ("needed", "i4"),  # no run succeeds without it
     ]
 )
@@ -231,7 +236,7 @@ EPISODE = _record(
     + [(name, "i8") for name in ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds")]
     + [(name, "i8") for name in ("poor_calls", "hedges", "cancels", "queued", "skips", "short", "stragglers")]
     + [(name, "i8") for name in ("outage_calls", "stale_calls", "refreshes", "reused", "late", "decayed_calls", "echo_calls")]
-    + [("gated_calls", "i8"), ("changed_calls", "i8")]
+    + [(name, "i8") for name in ("gated_calls", "changed_calls", "fetches", "moved", "deleted")]
     + [("flow", "f8"), ("slowdown", "f8"), ("workflows", "i8"), ("defers", "i8"), ("overflow", "i8")]
     + [("instance_seed", "u8"), ("split", "i8"), ("instance", "i8"), ("level", "i8"), ("status", "i8")]
 )
@@ -272,7 +277,16 @@ def due_rows(functions: int, copies: int, places: int) -> int:
 
 
 def world_tables(
-    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, flows: int, follows: bool, twins: bool
+    tasks: int,
+    edges: int,
+    functions: int,
+    models: int,
+    copies: int,
+    places: int,
+    flows: int,
+    follows: bool,
+    twins: bool,
+    store: bool,
 ) -> tuple[dict[str, int], int]:
     """Offsets of the world's tables behind its record, and the bytes of both (a multiple of 64)."""
     rows = (

@@ -13,10 +13,10 @@ from fq_env.randomness import (
     to_noise,
     to_uniform,
 )
-from fq_env.scoring import artifact_lost, gap, task_done
+from fq_env.scoring import artifacts_lost, gap, task_done
 from fq_env.state import due, goal, load_truth, span, truth
 from pit.automation import find_call
-from pit.compiled import copy_record, kernel
+from pit.compiled import kernel
 from pit.dag_tracker import has_echo, oldest_input
 from pit.interface import advance, apply, decision_due, pass_time
 from pit.layout import (
@@ -24,9 +24,11 @@ from pit.layout import (
     ARRIVE,
     CMD_CANCEL,
     CMD_CONFIGURE,
+    CMD_DELETE,
     CMD_FETCH,
     CMD_LOAD,
     CMD_START,
+    CMD_STORE,
     CONFIG_CHANGED,
     ERR_ERROR,
     ERR_INVALID,
@@ -46,7 +48,8 @@ from pit.layout import (
     UNLOADED,
     WARM,
 )
-from pit.state import call, command, copy, flow, model, task, variant
+from pit.memory import copy_record
+from pit.state import artifact, call, command, copy, flow, model, task, variant
 from pit.timers import next_timer
 
 _ONE = np.uint64(1)
@@ -133,9 +136,21 @@ def begin_call(s, w, L, k):
         elif u < rate + L.lost_rate:
             error = ERR_LOST
             elapsed = max(1, np.int64(elapsed * ((u - rate) / L.lost_rate)))
+    elapsed += c.fetch
     price = elapsed * variant(s, row).price // 1_000_000
     note_call(s, w, c, t, elapsed, price)
-    schedule(w, s.now + elapsed, FINISHED, c.id, error, elapsed, quality, price, c.task).gate = gate
+    d = schedule(w, s.now + elapsed, FINISHED, c.id, error, elapsed, quality, price, c.task)
+    d.gate = gate
+    if L.size[1] > 0:
+        d.event.size = size_of(s, w, L, np.int64(c.task))
+
+
+@kernel
+def size_of(s, w, L, i):
+    """Bytes of the output of task i; twins' are the same."""
+    content = np.int64(artifact(s, i).content)
+    key = (1 << 20) + content if content > 0 else i
+    return np.int64(L.size[0] + (L.size[1] - L.size[0]) * to_uniform(mix(w.sizes, key)))
 
 
 @kernel
@@ -259,6 +274,7 @@ def note_call(s, w, c, t, elapsed, price):
     """What the probes measure of a call that begins now."""
     w.busy += elapsed
     w.queued += c.queued
+    w.fetches += c.fetch > 0
     w.hedges += c.hedge
     w.stale_calls += c.stale > 0
     if s.any_twins == 1:
@@ -318,6 +334,10 @@ def carry_out(s, w, L):
         elif o.kind == CMD_CONFIGURE:
             row = N_VARIANTS * o.function + o.variant
             schedule(w, s.now + L.config_time, CONFIG_CHANGED, row, OK, 0, -1.0, 0, -1)
+        elif o.kind == CMD_STORE:
+            w.moved += 1
+        elif o.kind == CMD_DELETE:
+            w.deleted += 1
         else:  # unloading takes no time here
             w.event.kind = UNLOADED
             w.event.subject = o.copy
@@ -355,7 +375,7 @@ def happen(s, w, L):
         lost = oldest_input(s, i)
     apply(s, d.event)
     if lost >= 0:
-        artifact_lost(s, w, lost)
+        artifacts_lost(s, w, lost)
     if error == OK:
         task_done(s, w, L, i)
 
@@ -363,8 +383,9 @@ def happen(s, w, L):
 @kernel
 def run(s, w, L):
     """Until a decision is due: everything that happens at one time happens before the agent is asked."""
-    carry_out(s, w, L)
     while True:
+        if s.n_commands > 0:
+            carry_out(s, w, L)
         when = due(w, w.n_due - 1).when if w.n_due > 0 else NEVER
         timer = next_timer(s)
         if min(when, timer) > s.now and decision_due(s):
@@ -379,4 +400,3 @@ def run(s, w, L):
         else:
             pass_time(s, when)
             happen(s, w, L)
-        carry_out(s, w, L)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from pit import flows
-from pit.compiled import kernel
+from pit.compiled import kernel, rare
 from pit.layout import HELD, MAX_DOUBLINGS, N_SLOTS, NEVER, OVERDUE, PLAIN, QUEUED, STANDARD
+from pit.memory import position
 from pit.slot_key import key_of
-from pit.state import call, flow, late, ready, task, variant
+from pit.state import call, flow, ready, task, variant
 
 _BUCKET = 16  # of a key: octave, function (128), priority (4), bucket (64), echo (2), attempted (2), class (4)
 _OCTAVE = _BUCKET * 64 * 4 * 128
@@ -21,30 +22,31 @@ _DEFERRED = N_SLOTS  # the slot of a task that stands in none and not in the tai
 
 @kernel
 def find_late(s):
-    """Lists the running tasks that have overrun: larger rank, then smaller index."""
-    n = 0
+    """Lists the running tasks that have overrun behind the ready ones: larger rank, then smaller index."""
+    first = np.int64(s.n_ready)
+    n = first
     for row in range(s.n_calls):
         i = np.int64(call(s, row).task)
         t = task(s, i)
         if t.mark != OVERDUE:
             continue
         known = False
-        for k in range(n):
-            known |= late(s, k).task == i
+        for k in range(first, n):
+            known |= ready(s, k).task == i
         if known:
             continue
         k = n
-        while k > 0:
-            j = late(s, k - 1).task
+        while k > first:
+            j = ready(s, k - 1).task
             o = task(s, j)
             if s.stream == 1 and o.flow != t.flow:
                 if flows.goes_first(s, np.int64(o.flow), np.int64(t.flow)):
                     break
             elif o.rank > t.rank or (o.rank == t.rank and j < i):
                 break
-            late(s, k).task = j
+            ready(s, k).task = j
             k -= 1
-        late(s, k).task = i
+        ready(s, k).task = i
         if s.stream == 1:
             t.octave = flow(s, t.flow).octave
         t.key = key_of(t)
@@ -61,7 +63,7 @@ def group_ready(s):
         n = 0
         s.n_tail = 0
         for k in range(s.n_ready + s.n_late):
-            i = ready(s, k).task if k < s.n_ready else late(s, k - s.n_ready).task
+            i = ready(s, k).task
             t = task(s, i)
             key = np.int64(t.key)
             if width > 0:
@@ -74,9 +76,7 @@ def group_ready(s):
             if s.any_deferred == 1 and flow(s, t.flow).deferred == 1:
                 t.slot = _DEFERRED
                 continue
-            g = n
-            for j in range(n):  # no early exit: where it would leave is a guess that fails
-                g = j if s.keys[j] == key else g
+            g = position(s.keys, n, key)
             if g == N_SLOTS:
                 if width < 2:
                     s.n_tail = 1
@@ -90,7 +90,6 @@ def group_ready(s):
             s.keys[g] = key
             slot.head = i if g == n else head  # selected, not branched: whether a task opens a slot is anybody's guess
             slot.count = 1 if g == n else count + 1
-            slot.kind = t.mark
             n += g == n
             t.slot = g
         s.n_slots = n
@@ -234,8 +233,12 @@ def is_claimed(s, i, pool):
 @kernel
 def claimed(s, i, v):
     """Whether a pool of which variant v takes places is claimed by a queued gang that goes before task i."""
-    if s.any_gang == 0 or s.reserve == 0 or s.n_queued == 0:
-        return False
+    return s.any_gang == 1 and s.reserve > 0 and s.n_queued > 0 and one_is_claimed(s, i, v)
+
+
+@rare
+def one_is_claimed(s, i, v):
+    """`claimed`, where gangs may wait."""
     return is_claimed(s, i, v.pool) or (v.also >= 0 and is_claimed(s, i, v.also))
 
 

@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 
 import numba
 import numpy as np
-from llvmlite import ir
 from llvmlite.binding import Linkage, create_pass_builder, create_pipeline_tuning_options, parse_assembly, set_option
 from numba import types
 from numba.core import cgutils
@@ -30,12 +29,10 @@ from numba.core.compiler import Compiler
 from numba.core.registry import cpu_target
 from numba.core.typed_passes import NativeLowering, NoPythonBackend, NopythonTypeInference, PreLowerStripPhis
 from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
-from numba.extending import intrinsic
 
 if platform.machine() in ("x86_64", "AMD64"):
     # What a kernel selects from stays a selection: as a branch, random events would mislead the processor half of the time.
     set_option("", "--x86-cmov-converter=false")
-LINE = 64  # bytes of a cache line
 _HOUSE = Path(__file__).resolve().parent.parent
 
 
@@ -46,7 +43,7 @@ def cache_folder() -> Path | None:
     for package in ("pit", "fq_env"):
         for source in sorted((_HOUSE / package).glob("*.py")):
             text = source.read_bytes()
-            if package == "pit" or b"from pit.compiled import" in text:
+            if package == "pit" or any(b"from pit.%s import" % name in text for name in (b"compiled", b"memory")):
                 digest.update(source.name.encode() + b"\0" + text)
     root = (
         os.environ.get("FQ_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -85,13 +82,20 @@ def _jit(function: Callable[..., Any], cached: bool, **options: Any) -> Any:
 class _Inlined(JITCodeLibrary):
     """The code of a helper: kept as LLVM IR for the entry that links it, never optimised or made executable on its own.
 
+    `attributes` tell LLVM whether to compile it into its callers; without them it sees for itself.
+
     Numba would link each helper with all that it calls and optimise the whole, again and again up the call tree: two
     thirds of the compile time, for machine code that nobody runs.
     """
 
     _whole: Any = None
+    attributes: tuple[str, ...] = ()
 
     def add_ir_module(self, ir_module: Any) -> None:
+        for function in ir_module.functions:
+            if function.blocks:
+                for attribute in self.attributes:
+                    function.attributes.add(attribute)
         self._final_module = parse_assembly(cgutils.normalize_ir_text(str(ir_module)))
 
     def finalize(self) -> None:
@@ -238,12 +242,27 @@ class _HelperPasses:
 class _HelperCompiler(Compiler):
     """Numba's compiler, with `_Inlined` as the library of the function."""
 
+    attributes: tuple[str, ...] = ()
+
     def define_pipelines(self) -> list[Any]:
         return [_HelperPasses()]
 
     def compile_extra(self, func: Callable[..., Any]) -> Any:
         self.state.library = _Inlined(self.state.targetctx.codegen(), func.__qualname__)
+        self.state.library.attributes = self.attributes
         return super().compile_extra(func)
+
+
+class _InsideCompiler(_HelperCompiler):
+    attributes = ("alwaysinline",)
+
+
+class _ApartCompiler(_HelperCompiler):
+    attributes = ("noinline",)
+
+
+class _RareCompiler(_HelperCompiler):
+    attributes = ("noinline", "cold")
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -251,10 +270,29 @@ def kernel(function: Callable[..., Any]) -> Any:
 
     Integers arrive as int64, whatever their width and even if they are constants: one compile instead of one for each.
     """
+    return _helper(function, _HelperCompiler)
+
+
+def inside(function: Callable[..., Any]) -> Any:
+    """A helper that is compiled into each of its callers, although there are several."""
+    return _helper(function, _InsideCompiler)
+
+
+def apart(function: Callable[..., Any]) -> Any:
+    """A helper that stays a function of its own, so that what its callers do before and after it stays short."""
+    return _helper(function, _ApartCompiler)
+
+
+def rare(function: Callable[..., Any]) -> Any:
+    """A helper that is called seldom: it stays a function of its own, and its callers are laid out as if it were not there."""
+    return _helper(function, _RareCompiler)
+
+
+def _helper(function: Callable[..., Any], compiler: type[_HelperCompiler]) -> Any:
     helper = _jit(
         function,
         cached=False,
-        pipeline_class=_HelperCompiler,
+        pipeline_class=compiler,
         no_cpython_wrapper=True,
         no_cfunc_wrapper=True,
         no_rewrites=True,
@@ -277,190 +315,3 @@ def entry(function: Callable[..., Any]) -> Any:
 def parallel_entry(function: Callable[..., Any]) -> Any:
     """As `entry`, with `numba.prange` on several threads; compiled only when it is first called."""
     return _jit(function, cached=True, parallel=True)
-
-
-def record_at(dtype: np.dtype[Any]) -> Any:
-    """A kernel function `address -> record` of that dtype (a reference, no copy)."""
-    record = numba.from_dtype(dtype)
-
-    @intrinsic
-    def at(typingctx: Any, address: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = context.cast(builder, args[0], signature.args[0], types.int64)
-            return builder.inttoptr(pointer, context.get_value_type(signature.return_type))
-
-        return record(address), codegen
-
-    return at
-
-
-def table(owner: np.dtype[Any], offset_field: str, row: np.dtype[Any]) -> Any:
-    """A kernel function `(owner record, index) -> row record` for a table that lies `offset_field` bytes behind its owner."""
-    row_type = numba.from_dtype(row)
-    position = owner.fields[offset_field][1]  # type: ignore[index]
-    size = row.itemsize
-
-    @intrinsic
-    def at(typingctx: Any, record: Any, index: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            i64 = context.get_value_type(types.int64)
-            base = builder.ptrtoint(args[0], i64)
-            where = builder.inttoptr(builder.add(base, i64(position)), context.get_value_type(types.int32).as_pointer())
-            offset = builder.load(where)
-            offset.set_metadata("invariant.load", builder.module.add_metadata([]))  # no kernel moves a table
-            offset = builder.sext(offset, i64)
-            step = builder.mul(context.cast(builder, args[1], signature.args[1], types.int64), i64(size))
-            address = builder.add(base, builder.add(offset, step))
-            return builder.inttoptr(address, context.get_value_type(signature.return_type))
-
-        return row_type(record, index), codegen
-
-    return at
-
-
-@intrinsic
-def address_of(typingctx: Any, record: Any) -> Any:
-    """The address of a record, as int64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(args[0], context.get_value_type(types.int64))
-
-    return types.int64(record), codegen
-
-
-@intrinsic
-def copy_bytes(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
-    """Copies `size` bytes from one address to another."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, b, n = (context.cast(builder, x, t, types.int64) for x, t in zip(args, signature.args, strict=True))
-        to, fro = (builder.inttoptr(x, cgutils.voidptr_t) for x in (a, b))
-        cgutils.raw_memcpy(builder, to, fro, n, 1)
-        return context.get_dummy_value()
-
-    return types.void(target, source, size), codegen
-
-
-def fetcher(size: int) -> Any:
-    """A kernel function `address` that asks the processor for the `size` bytes there, which need not exist; nothing waits."""
-
-    @intrinsic
-    def fetch(typingctx: Any, address: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            start = context.cast(builder, args[0], signature.args[0], types.int64)
-            i32 = context.get_value_type(types.int32)
-            kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
-            prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-            for offset in range(0, size, LINE):
-                pointer = builder.inttoptr(builder.add(start, start.type(offset)), cgutils.voidptr_t)
-                builder.call(prefetch, [pointer, i32(0), i32(3), i32(1)])  # to read it, soon and often, as data
-            return context.get_dummy_value()
-
-        return types.void(address), codegen
-
-    return fetch
-
-
-@intrinsic
-def bits_of(typingctx: Any, value: Any) -> Any:
-    """The 64 bits of a float64, as int64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(types.int64))
-
-    return types.int64(types.float64), codegen
-
-
-@intrinsic
-def copy_record(typingctx: Any, target: Any, source: Any) -> Any:
-    """Copies one record over another of the same type."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        to, fro = (builder.bitcast(x, cgutils.voidptr_t) for x in args)
-        cgutils.raw_memcpy(builder, to, fro, context.get_constant(types.int64, target.size), 1)
-        return context.get_dummy_value()
-
-    return types.void(target, source), codegen
-
-
-@intrinsic
-def put(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
-    """Writes a float64 as float32 number `index` behind an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        f4 = context.get_value_type(types.float32)
-        where = context.cast(builder, args[1], signature.args[1], types.int64)
-        base = context.cast(builder, args[0], signature.args[0], types.int64)
-        pointer = builder.inttoptr(builder.add(base, builder.mul(where, where.type(4))), f4.as_pointer())
-        builder.store(context.cast(builder, args[2], signature.args[2], types.float32), pointer)
-        return context.get_dummy_value()
-
-    return types.void(address, index, value), codegen
-
-
-@intrinsic
-def float32_at(typingctx: Any, address: Any, index: Any) -> Any:
-    """The float32 number `index` behind an address, as float64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        f4 = context.get_value_type(types.float32)
-        value = builder.load(_element(context, builder, signature, args, f4, 4))
-        return builder.fpext(value, context.get_value_type(types.float64))
-
-    return types.float64(address, index), codegen
-
-
-@intrinsic
-def float64_at(typingctx: Any, address: Any, index: Any) -> Any:
-    """The float64 number `index` behind an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(_element(context, builder, signature, args, context.get_value_type(types.float64), 8))
-
-    return types.float64(address, index), codegen
-
-
-def _element(context: Any, builder: Any, signature: Any, args: Any, kind: Any, size: int) -> Any:
-    """Pointer to an element: the first two arguments are an address and an index."""
-    base, where = (context.cast(builder, args[k], signature.args[k], types.int64) for k in (0, 1))
-    return builder.inttoptr(builder.add(base, builder.mul(where, where.type(size))), kind.as_pointer())
-
-
-@intrinsic
-def put_byte(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
-    """Writes an integer as byte `index` behind an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        u1 = context.get_value_type(types.uint8)
-        where = context.cast(builder, args[1], signature.args[1], types.int64)
-        base = context.cast(builder, args[0], signature.args[0], types.int64)
-        pointer = builder.inttoptr(builder.add(base, where), u1.as_pointer())
-        builder.store(context.cast(builder, args[2], signature.args[2], types.uint8), pointer)
-        return context.get_dummy_value()
-
-    return types.void(address, index, value), codegen
-
-
-@intrinsic
-def put_word(typingctx: Any, address: Any, value: Any) -> Any:
-    """Writes a uint64 as eight bytes at an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        base = context.cast(builder, args[0], signature.args[0], types.int64)
-        builder.store(args[1], builder.inttoptr(base, args[1].type.as_pointer()), align=1)
-        return context.get_dummy_value()
-
-    return types.void(address, types.uint64), codegen
-
-
-@intrinsic
-def clear(typingctx: Any, address: Any, size: Any) -> Any:
-    """Sets `size` bytes behind an address to zero."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        base = context.cast(builder, args[0], signature.args[0], types.int64)
-        pointer = builder.inttoptr(base, cgutils.voidptr_t)
-        cgutils.memset(builder, pointer, context.cast(builder, args[1], signature.args[1], types.int64), 0)
-        return context.get_dummy_value()
-
-    return types.void(address, size), codegen

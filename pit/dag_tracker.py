@@ -27,9 +27,11 @@ from pit.layout import (
     RUNNING,
     SOLVED,
     STANDARD,
+    TIER_GONE,
 )
 from pit.slot_key import key_of
 from pit.state import artifact, call, flow, model, near, predecessor, ready, successor, task, variant
+from pit.tiers import move
 
 
 @kernel
@@ -278,7 +280,8 @@ def set_late(s, i, is_late):
     if (t.mark == OVERDUE) != is_late:
         t.mark = OVERDUE if is_late else PLAIN
         s.n_late += 2 * is_late - 1
-    t.key = key_of(t)
+    if is_late:
+        t.key = key_of(t)
 
 
 @kernel
@@ -457,8 +460,34 @@ def lose_input(s, i):
 
 @kernel
 def run_again(s, found):
-    """Done task `found` must run once more, and nothing else: its successors lack it again."""
+    """Done task `found` must run once more, and with it only what it was made from and is gone since."""
+    undo(s, found)
+    if s.any_store == 1:
+        task(s, found).touched = 1
+        for i in range(found, -1, -1):
+            t = task(s, i)
+            if t.touched == 1:
+                t.touched = 0
+                if i != found:
+                    undo(s, i)
+                touch_gone(s, t)
+
+
+@kernel
+def touch_gone(s, t):
+    """Marks the inputs of task t that are done and whose artifacts are gone."""
+    for e in range(t.pred_from, t.pred_to):
+        j = predecessor(s, e).task
+        if task(s, j).state == DONE and artifact(s, j).tier == TIER_GONE:
+            task(s, j).touched = 1
+
+
+@kernel
+def undo(s, found):
+    """Done task `found` must run once more: its successors lack it again."""
     t = task(s, found)
+    if s.any_store == 1:
+        move(s, found, TIER_GONE)
     flows.take_share(s, t, 1.0)
     s.required_left += t.required
     flow(s, t.flow).required_left += t.required

@@ -9,8 +9,9 @@ import math
 
 import numpy as np
 
-from pit.compiled import bits_of, kernel
+from pit.compiled import kernel
 from pit.layout import ADAPT_COUNT, DONE, N_VARIANTS, PRIOR_COUNT, PRIOR_SQUARE, RANK_DRIFT, RANK_EDGES, STANDARD
+from pit.memory import bits_of
 from pit.state import flow, model, predecessor, successor, task, variant
 
 _EDGES = len(RANK_EDGES)

@@ -31,6 +31,9 @@ from pit.layout import (
     PATTERNS,
     SOLVED,
     STATUSES,
+    TIER_GONE,
+    TIER_HOT,
+    TIERS,
     VERBS,
     WARM,
 )
@@ -111,6 +114,16 @@ class Healing(NamedTuple):
     after: float | None
 
 
+class Input(NamedTuple):
+    """An input of an output that was made: its task and version (0: it was not done); its version and tier now, "gone" if it
+    was deleted or must be made again. Another version now says that the output was made from an older one."""
+
+    task: str
+    version: int
+    newest: int
+    tier: str
+
+
 class Pit:
     """One Pit in memory of its own, as Python sees it.
 
@@ -171,6 +184,8 @@ class Pit:
 
     def advance(self, t: int) -> None:
         """The clock goes to t (us); timers up to t fire."""
+        while (timer := self.next_timer()) < t:  # one after the other: the kernel's buffer holds what one of them can say
+            self._call(ADVANCE, timer)
         self._call(ADVANCE, int(t))
 
     def apply(self, event: Event | tuple[Any, ...]) -> bool:
@@ -232,6 +247,23 @@ class Pit:
     def tasks(self) -> np.ndarray:
         """The task table (a live view; do not write)."""
         return self._table("task_at", state.TASK, self._counts["tasks"])
+
+    def artifacts(self) -> np.ndarray:
+        """The artifact table, row = task (a live view; do not write)."""
+        return self._table("artifact_at", state.ARTIFACT, self._counts["tasks"])
+
+    def lineage(self, i: int) -> list[Input]:
+        """What the output of task i was made from, as its latest call found it (a reused output: as its source's did)."""
+        tasks, artifacts, stored = self.tasks(), self.artifacts(), bool(self._hot["any_store"][0])
+        source = int(artifacts["source"][i])
+        row = tasks[source if source >= 0 else i]
+        links = self._table("pred_at", state.LINK, int(tasks["pred_to"].max(initial=0)))
+        found = []
+        for j, _, used in links[row["pred_from"] : row["pred_to"]].tolist():
+            there = tasks["state"][j] == DONE
+            tier = TIERS[artifacts["tier"][j] if stored else TIER_HOT] if there else TIERS[TIER_GONE]
+            found.append(Input(self.task_ids[j], used, int(tasks["version"][j]), tier))
+        return found
 
     def copies(self) -> np.ndarray:
         """The copy table (a live view; do not write)."""
@@ -327,8 +359,9 @@ class Pit:
         tasks["key"] = tasks["octave"] = 0  # a running task's are made when slots are looked for
         flows = memory[self._offsets["flow_at"] :][: self._counts["flows"] * state.FLOW.itemsize].view(state.FLOW)
         flows["mark"] = 0
-        late = self._offsets["late_at"]
-        memory[late : late + self._counts["places"] * state.INDEX.itemsize] = 0
+        ready = self._offsets["ready_at"]
+        rows = memory[ready : ready + self._counts["tasks"] * state.INDEX.itemsize].view(state.INDEX)
+        rows[int(hot["n_ready"][0]) :] = 0  # behind the ready tasks stand late ones
         memory[self._offsets["command_at"] :] = 0
         return hashlib.sha256(memory.tobytes()).hexdigest()
 

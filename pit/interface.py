@@ -273,6 +273,7 @@ def open_pools(s):
         pool.credit = pool.full
         pool.credited = s.now
     s.any_tight = (s.n_limited > 0) | (s.money > 0) | (s.back_off > 0)
+    s.any_limit = s.any_tight | ((s.any_gang == 1) & (s.reserve > 0))
     s.any_timer = (s.n_limited > 0) | (s.back_off > 0) | (s.time_out > 0.0) | timers.overruns_matter(s)
     for f in range(s.n_functions):
         s.any_fresh |= variant(s, 3 * f + STANDARD).fresh > 0

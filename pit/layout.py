@@ -89,6 +89,8 @@ TASK_CLASSES = ("plain", "held", "queued", "running")  # what an open task's slo
 PLAIN, HELD, QUEUED, OVERDUE = range(4)
 COPY_STATES = ("idle", "loading", "warm", "active", "cooldown")
 IDLE, LOADING, WARM, ACTIVE, COOLDOWN = range(5)
+TIERS = ("hot", "warm", "cold", "gone")  # where an artifact lies
+TIER_HOT, TIER_WARM, TIER_COLD, TIER_GONE = range(4)
 STATUSES = ("running", "solved", "failed", "expired")
 ON, SOLVED, FAILED, EXPIRED = range(4)
 OUTCOMES = ("none", "warm_start", "cold_start", "queued", "blocked", "failed", "denied", "waited")
@@ -99,6 +101,8 @@ HEALING_ACTIONS = ("back_off", "fallback", "config_update", "adaptation")
 BACKED_OFF, FELL_BACK, CONFIG_UPDATE, ADAPTATION = range(4)
 
 # --------------------------------------------------------------------------- constants of the rules
+TOLD_ROWS = 64  # where artifacts lie is told while fewer than 2 x tasks + so many commands wait to be carried out
+NEED_READY, NEED_NEAR, NEED_LATER = 4, 2, 1  # what a reader counts that is ready, near, or neither
 PRIOR_COUNT = 2.0  # pseudo-observations behind every running ratio
 PRIOR_SQUARE = PRIOR_COUNT * (1.0 + 0.25 * 0.25)  # their summed squares: a spread of a quarter
 EWMA = 0.1  # weight of the newest outcome in failure and error averages

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pit import arbitration, dag_tracker, flows, pool_manager, stale_manager
-from pit.compiled import clear, float32_at, kernel, put, put_byte
+from pit import arbitration, artifact_store, dag_tracker, flows, pool_manager, stale_manager
+from pit.compiled import kernel
 from pit.layout import (
     DONE,
     FULL,
@@ -25,7 +25,6 @@ from pit.layout import (
     N_GLOBAL_FEATURES,
     N_OBSERVATION,
     N_POOL_FEATURES,
-    N_RULE_GLOBALS,
     N_SLOT_FEATURES,
     N_SLOTS,
     NEVER,
@@ -46,10 +45,11 @@ from pit.layout import (
     WAIT,
     columns,
 )
+from pit.memory import clear, float32_at, put, put_byte
 from pit.pool_manager import HERE, LOAD
 from pit.scales import clip, contrast, count2, count4, count8, crowd, squash
-from pit.slots import enabled, globals_legal, mask_slot, refresh_slots, wait_legal
-from pit.state import artifact, call, copy, flow, late, model, near, predecessor, ready, task, variant
+from pit.slots import enabled, mask_globals, mask_slot, refresh_slots, wait_legal
+from pit.state import artifact, call, copy, flow, model, near, predecessor, ready, task, variant
 
 # Exposure class of each column of one slot, of one pool, and of the globals.
 _SLOT_CLASS = np.array([f.exposure for f in SLOT_FEATURES])
@@ -102,10 +102,11 @@ def victim_demand(s, v):
 
 
 @kernel
-def encode_delay(s, at, first, kinds, k):
-    """Feature 6 + k: when variant k, if it is one of the usable `kinds`, could begin; `first` = the function's first row."""
+def encode_delay(s, at, first, kinds, k, fetch):
+    """Feature 6 + k: when variant k, if it is one of the usable `kinds`, could begin, `fetch` us later for its inputs;
+    `first` = the function's first row."""
     if (kinds >> k) & 1:
-        put(at, 6 + k, squash(pool_manager.start_delay(s, variant(s, first + k)), s.unit))
+        put(at, 6 + k, squash(pool_manager.start_delay(s, variant(s, first + k)) + fetch, s.unit))
     else:
         put(at, 6 + k, -1.0)
 
@@ -113,9 +114,10 @@ def encode_delay(s, at, first, kinds, k):
 @kernel
 def encode_supply(s, slot, at, first, v):
     """Features 6-13 of a slot: when its variants could begin, and who else wants their models; `v` = its standard variant."""
-    encode_delay(s, at, first, v.kinds, LITE)
-    encode_delay(s, at, first, v.kinds, STANDARD)
-    encode_delay(s, at, first, v.kinds, PREMIUM)
+    fetch = artifact_store.fetch_time(s, slot.head) if s.any_store == 1 else 0
+    encode_delay(s, at, first, v.kinds, LITE, fetch)
+    encode_delay(s, at, first, v.kinds, STANDARD, fetch)
+    encode_delay(s, at, first, v.kinds, PREMIUM, fetch)
     put(at, 9, 1.0)
     if v.model >= 0:
         m = model(s, v.model)
@@ -208,7 +210,7 @@ def encode_slot(s, g, at, path, skipped):
         put(at, 21, overrun_of(s, np.int64(slot.head)))
     is_skipped = (skipped == -2) | (skipped == slot.head)
     optional = (t.mark == PLAIN) & (t.required == 0)
-    put(at, 23, _STATUS[4 + is_skipped if optional else t.mark])
+    put(at, 23, _STATUS[t.mark + optional * (4 + is_skipped)])  # plain is 0
     if s.any_fresh == 1:
         put(at, 22, freshness(s, t))
     if s.order_hidden == 1:
@@ -346,7 +348,7 @@ def encode_tail(s, at, path):
     rank = 0.0
     oldest = s.now
     for k in range(s.n_ready + s.n_late):
-        t = task(s, ready(s, k).task if k < s.n_ready else late(s, k - s.n_ready).task)
+        t = task(s, ready(s, k).task)
         if t.slot < 0:
             work += t.work
             rank = max(rank, t.rank)
@@ -457,9 +459,7 @@ def encode(s, out, mask, whole):
         encode_slot(s, g, at, path, skipped)
         mask_slot(s, g, mask)
     clear_rest(s, out)
-    legal = globals_legal(s)
-    for k in range(N_RULE_GLOBALS):
-        put_byte(mask, WAIT + k, (legal >> k) & 1)
+    mask_globals(s, mask)
     if s.exposure > 0:
         encode_pools(s, out)
     clear(out + 4 * GLOBAL_OFFSET, 4 * N_GLOBAL_FEATURES)

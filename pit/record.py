@@ -66,13 +66,15 @@ STATE = (
 )
 OPERATION = (
     Column("time_s", "float64", "seconds since the run began"),
-    Column("kind", "string", "start, cancel, load, unload, fetch or configure"),
-    Column("call", "int32?", "number of the call; it and the next three are null for load and unload"),
+    Column("kind", "string", "start, cancel, load, unload, fetch, configure, store or delete"),
+    Column("call", "int32?", "number of the call; it and the next three are null where a command is not about them"),
     Column("task", "int32?", "index of its task"),
     Column("function", "string?", "its function"),
     Column("variant", "string?", "lite, standard or premium"),
-    Column("pool", "string", "where"),
-    Column("copy", "int32?", "row of the copy table; it and the next are null for a call without a model"),
+    Column("pool", "string?", "where; null for fetch, store and delete"),
+    Column(
+        "copy", "int32?", "row of the copy table, null without a model; fetch: task whose output it is; store: tier, 0 hot"
+    ),
     Column("model", "string?", "the model"),
 )
 STRUCTS = {"score": SCORE, "state": STATE, "operation": OPERATION}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pit import pool_manager
-from pit.compiled import float32_at, float64_at, kernel
+from pit.compiled import kernel
 from pit.errors import PitError
 from pit.layout import (
     GLOBAL_ACTIONS,
@@ -35,6 +35,7 @@ from pit.layout import (
     VERBS,
     WAIT,
 )
+from pit.memory import float32_at, float64_at
 from pit.observation import encode
 from pit.pool_manager import HERE, LOAD
 from pit.slots import globals_legal, refresh_slots, wait_legal

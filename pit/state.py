@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pit.compiled import record_at, table
-from pit.layout import HEALINGS, MAX_POOLS, N_SLOTS
+from pit.layout import HEALINGS, MAX_POOLS, N_SLOTS, TOLD_ROWS
+from pit.memory import record_at, table
 
 
 def _record(fields: list[Any]) -> np.dtype[Any]:
@@ -46,7 +46,6 @@ SLOT = _record(
     [
         ("head", "i4"),  # task index
         ("count", "i4"),  # members
-        ("kind", "i4"),  # class of its members
         ("legal", "u1"),  # bit per verb
         ("mode", "u1", (3,)),  # how each variant would begin: see pool_manager
     ]
@@ -86,9 +85,9 @@ PIT = _record(
         ("pred_at", "i4"),
         ("ready_at", "i4"),
         ("near_at", "i4"),
-        ("late_at", "i4"),
         ("follow_at", "i4"),
         ("artifact_at", "i4"),
+        ("store_at", "i4"),
         ("flow_at", "i4"),
         ("vital_at", "i4"),
         ("signature_at", "i4"),
@@ -154,7 +153,10 @@ PIT = _record(
         ("any_fresh", "u1"),  # some artifacts grow stale
         ("any_gang", "u1"),  # some variant takes places of two pools
         ("any_twins", "u1"),  # some tasks have twins
+        ("any_store", "u1"),  # artifacts lie in tiers of bounded capacity
+        ("lineage", "u1"),  # calls note the versions of their inputs
         ("any_tight", "u1"),  # a start can be refused for tokens, money or a back-off
+        ("any_limit", "u1"),  # the same, or for a claim
         ("any_short", "u1"),  # some slot's start is refused for tokens or money alone, as found by the last look at slots
         ("any_timer", "u1"),  # there are timers besides holds and the horizon
         ("fair", "u1"),
@@ -220,7 +222,8 @@ TASK = _record(
     ]
 )
 INDEX = _record([("task", "i4")])
-LINK = _record([("task", "i2"), ("soft", "i2")])  # the task at the other end of an edge
+# The task at the other end of an edge; `used`: the version of this input when the task was called last, 0 = it was not done.
+LINK = _record([("task", "i2"), ("soft", "u1"), ("used", "u1")])
 ARTIFACT = _record(
     [
         ("created", "i8"),  # us
@@ -228,6 +231,9 @@ ARTIFACT = _record(
         ("hint", "f8"),  # us that its author gave its task, 0 = none
         ("content", "i4"),  # of its task: equal for twins, 0 = none
         ("next_twin", "i4"),  # the next task of the ring of its twins; itself if it has none
+        ("source", "i4"),  # the twin whose output it is; -1 = its own
+        ("tier", "u1"),  # where it lies, with a store
+        ("told", "u1"),  # where the driver knows it to lie
     ]
 )
 FLOW = _record(
@@ -328,6 +334,15 @@ CALL = _record(
         ("hedge", "u1"),  # it was the second call of its task
         ("cost", "i8"),  # micro-units committed
         ("limit", "i8"),  # us after its start, of the next overrun
+        ("fetch", "i8"),  # us of its estimate, until its inputs are there
+    ]
+)
+STORE = _record(
+    [
+        ("capacity", "i8", (3,)),  # bytes, per tier; 0 = unlimited
+        ("used", "i8", (3,)),  # bytes
+        ("fetch", "i8", (4,)),  # us, per tier
+        ("untold", "i8"),  # some artifact may lie elsewhere than the driver knows
     ]
 )
 VITAL = _record(  # health of a variant or pool: one cache line, all that a calm call looks at
@@ -385,10 +400,10 @@ task = table(PIT, "task_at", TASK)
 successor = table(PIT, "succ_at", LINK)
 predecessor = table(PIT, "pred_at", LINK)
 artifact = table(PIT, "artifact_at", ARTIFACT)
+store_of = table(PIT, "store_at", STORE)  # its only row is 0
 flow = table(PIT, "flow_at", FLOW)
-late = table(PIT, "late_at", INDEX)
 follow = table(PIT, "follow_at", INDEX)  # row = model before * n_models + model: how often it has followed
-ready = table(PIT, "ready_at", INDEX)
+ready = table(PIT, "ready_at", INDEX)  # those that are ready; behind them, at a look at slots, the late ones
 near = table(PIT, "near_at", INDEX)
 variant = table(PIT, "variant_at", VARIANT)  # row = function * 3 + variant
 model = table(PIT, "model_at", MODEL)
@@ -401,21 +416,31 @@ command = table(PIT, "command_at", COMMAND)
 
 
 def tables(
-    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, flows: int, follows: bool, twins: bool
+    tasks: int,
+    edges: int,
+    functions: int,
+    models: int,
+    copies: int,
+    places: int,
+    flows: int,
+    follows: bool,
+    twins: bool,
+    store: bool = False,
 ) -> tuple[dict[str, int], int]:
     """Offsets of all tables for these capacities, and the bytes of record and tables together (a multiple of 64).
 
     `flows`: workflows of a stream, 1 if there is none.
     `follows`: whether which model follows which is counted (pre-warming). `twins`: whether tasks may take over outputs.
+    `store`: whether artifacts lie in tiers.
     """
     rows = (
         ("variant_at", VARIANT, 3 * functions),
         ("model_at", MODEL, models),
         ("copy_at", COPY, copies),
         ("call_at", CALL, places),
-        ("late_at", INDEX, places),
         ("follow_at", INDEX, models * models if follows else 0),
         ("flow_at", FLOW, flows),
+        ("store_at", STORE, 1 if store else 0),
         ("ready_at", INDEX, tasks),
         ("near_at", INDEX, tasks),
         ("vital_at", VITAL, 3 * functions + MAX_POOLS),
@@ -425,7 +450,11 @@ def tables(
         ("artifact_at", ARTIFACT, tasks),
         ("succ_at", LINK, edges),
         ("pred_at", LINK, edges),
-        ("command_at", COMMAND, 3 * places + 2 * copies + 5 + (tasks if twins else 0)),
+        (
+            "command_at",
+            COMMAND,
+            3 * places + 2 * copies + 5 + (tasks if twins else 0) + (2 * tasks + TOLD_ROWS if store else 0),
+        ),
     )
     offsets, end = {}, PIT.itemsize
     for name, dtype, count in rows:

@@ -9,20 +9,21 @@ import numpy as np
 
 from pit import arbitration, dag_tracker, pool_manager, stale_manager
 from pit.automation import after_call, emit_call, find_call, unload
-from pit.compiled import kernel
+from pit.compiled import apart, inside, kernel
 from pit.layout import CANCEL, CMD_CANCEL, ERR_TIMEOUT, HEDGE, NEVER, ON, REFRESH_BIT
 from pit.state import call, variant
 
 
-@kernel
+@inside
 def next_timer(s):
     """us of the next timer; NEVER if none."""
-    if s.status != ON or s.arrived == 0:
-        return NEVER
-    return min(other_timer(s), s.horizon)
+    on = (s.status == ON) & (s.arrived == 1)
+    if on and s.n_held + s.n_queued + s.any_timer > 0:
+        return min(other_timer(s), s.horizon)
+    return s.horizon if on else NEVER
 
 
-@kernel
+@apart
 def other_timer(s):
     """us of the next timer besides the horizon; NEVER if none."""
     best = min(arbitration.next_hold(s), arbitration.next_claim(s))

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from fq_env.state import integer_at
-from pit.compiled import copy_bytes, entry
+from pit.compiled import entry
 from pit.interface import act, advance, apply, decision_due
+from pit.memory import copy_bytes
 from pit.observation import encode
 from pit.state import event_at, pit_at
 from pit.timers import other_timer

@@ -376,7 +376,8 @@ def drive(
 ) -> list[Operation]:
     """Drive two Pits of one workflow, or of one stream, through one random history, in lockstep.
 
-    Returns the operations. `make` makes the world that answers. `check(a)` is called after each. AssertionError at the first difference.
+    Returns the operations. `make` makes the world that answers. `check(a)` is called after each operation. AssertionError at
+    the first difference.
     """
     rng = random.Random(seed * 2 + 1)
     world, operations, ended = make(rng, workflow), list[Operation](), 0

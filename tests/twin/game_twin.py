@@ -327,7 +327,7 @@ class TwinGame(TwinScore):
             "outage_calls": self.outage_calls, "stale_calls": self.stale_calls,
             "echo_calls": self.echo_calls, "refreshes": self.refreshes,
             "reused": self.reused, "late": self.late_sinks(), "decayed_calls": self.decayed_calls,
-            "gated_calls": self.gated_calls, "changed_calls": self.changed_calls, "defers": self.defers, "overflow": self.overflow, "skips": self.skips,
-            "short": self.short, "busy": self.busy / 1e6, "critical_wait": self.critical_wait / 1e6,
+            "gated_calls": self.gated_calls, "changed_calls": self.changed_calls, "defers": self.defers,
+            "overflow": self.overflow, "skips": self.skips, "short": self.short, "busy": self.busy / 1e6, "critical_wait": self.critical_wait / 1e6,
             "critical_quality": self.critical_quality, "critical_cost": self.critical_cost / 1e6,
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Section 9 of the rule book in plain Python: the features of the observation, one by one."""
+"""Section 10 of the rule book in plain Python: the features of the observation, one by one."""
 
 from __future__ import annotations
 
