@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,7 @@ def random_stream(rng: random.Random, workflow: Workflow) -> list[Workflow]:
         task["content"] = 0
     if rng.random() < 0.5:
         make_twins(rng, tasks)
+    workflow["system"]["heal"] = rng.random() < 0.5
     if rng.random() < 0.8 and "defer" not in workflow["system"]["verbs"]:
         workflow["system"]["verbs"].append("defer")
     return then
@@ -274,6 +276,8 @@ class World:
             elapsed = self.duration(self.loads[model])
             failed = rng.random() < self.failing / 2
             self.put(now + elapsed, (L.LOAD_FAILED if failed else L.LOADED, copy, 0, elapsed, -1.0, 0, price))
+        elif kind == L.CMD_CONFIGURE:
+            self.put(now + rng.randint(0, 60) * TICK, (L.CONFIG_CHANGED, 3 * function + command[4], 0, 0, -1.0, 0, 0))
         elif kind == L.CMD_UNLOAD and not self.forgets_unloads:
             self.put(now + rng.choice((0, 1_000, TICK, self.duration(1.0))), (L.UNLOADED, copy, 0, 0, -1.0, 0, 0))
 
@@ -291,6 +295,9 @@ class World:
         kind = rng.choice((*range(len(L.EVENTS)), L.STARTED, L.FINISHED, L.REJECTED))
         subject = rng.choice((0, rng.randint(0, 3), rng.randint(0, 40), self.count, -1))
         return (kind, subject, rng.choice((0, 0, 1, 4)), rng.choice((0, 100_000)), -1.0, rng.choice((1, 1, -1)), 5)
+
+
+MakeWorld = Callable[[random.Random, Workflow], World]
 
 
 def random_operation(rng: random.Random, world: World, pit: Any) -> Operation:
@@ -337,6 +344,7 @@ def look(pit: Any) -> dict[str, Any]:
         "now": int(pit.now), "status": int(pit.status), "next_timer": int(pit.next_timer()), "due": bool(pit.decision_due()),
         "commands": [tuple(int(x) for x in command) for command in pit.commands()],
         "mask": [a for a, yes in enumerate(pit.mask()) if yes], "observation": np.asarray(pit.observe(), np.float32),
+        "signatures": [tuple(x) for x in pit.signatures()], "healings": [tuple(x) for x in pit.healings()],
     }  # fmt: skip
 
 
@@ -350,10 +358,10 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return found
 
 
-def roam(pit: Any, seed: int, steps: int, workflow: Workflow, more: int = 0) -> None:
+def roam(pit: Any, seed: int, steps: int, workflow: Workflow, make: MakeWorld = World) -> None:
     """Drive one Pit alone through the history that `drive` would choose for it."""
     rng = random.Random(seed * 2 + 1)
-    world, ended = World(rng, workflow, more), 0
+    world, ended = make(rng, workflow), 0
     for _ in range(steps):
         do(pit, random_operation(rng, world, pit))
         for command in pit.commands():
@@ -363,13 +371,16 @@ def roam(pit: Any, seed: int, steps: int, workflow: Workflow, more: int = 0) -> 
             break
 
 
-def drive(a: Any, b: Any, seed: int, steps: int, workflow: Workflow, check: Any = None, more: int = 0) -> list[Operation]:
-    """Drive two Pits of one workflow, or of it and `more` that follow, through one random history, in lockstep.
+def drive(
+    a: Any, b: Any, seed: int, steps: int, workflow: Workflow, check: Any = None, make: MakeWorld = World
+) -> list[Operation]:
+    """Drive two Pits of one workflow, or of one stream, through one random history, in lockstep.
 
-    Returns the operations. `check(a)` is called after each. AssertionError at the first difference.
+    Returns the operations. `make` makes the world that answers. `check(a)` is called after each operation. AssertionError at
+    the first difference.
     """
     rng = random.Random(seed * 2 + 1)
-    world, operations, ended = World(rng, workflow, more), [], 0
+    world, operations, ended = make(rng, workflow), list[Operation](), 0
     for _ in range(steps):
         operation = random_operation(rng, world, a)
         operations.append(operation)

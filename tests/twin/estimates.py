@@ -15,7 +15,7 @@ from pit.spec import History, order_tasks
 VARIANT_NAMES = L.VERBS[: L.N_VARIANTS]
 PLAIN_KEYS = (
     "order_hidden", "quality_flow", "max_attempts", "warning_weight", "stale_quality", "fair", "fallback", "prewarm",
-    "rebalance",
+    "rebalance", "heal",
 )  # fmt: skip
 OVER = (L.DONE, L.GIVEN_UP)
 Table = dict[str, Any]
@@ -62,7 +62,6 @@ class TwinEstimates:
             "tenants": 0,
             "use": 0.0,
             "settled": 0,
-            "failures": 0.0,
             "row": 0,
             "closed": None,
             "stored": 0,
@@ -106,13 +105,9 @@ class TwinEstimates:
 
     @classmethod
     def plain(
-        cls,
-        workflow: Table,
-        exposure: str = "full",
-        history: History | None = None,
-        rows: int = 64,
+        cls, workflow: Table, exposure: str = "full", history: History | None = None, rows: int = 64,
         then: Sequence[Table] = (),
-    ) -> Self:
+    ) -> Self:  # fmt: skip
         """From workflows as a person writes them (names, seconds, prices), tasks already in topological order."""
         s, workflows = workflow["system"], [workflow, *then]
         budgets, pools, models = list(s["memory"]), list(s["pools"]), list(s["models"])
@@ -129,6 +124,8 @@ class TwinEstimates:
         system = {
             "rows": rows,
             "budgets": list(s["memory"].values()),
+            "names": functions,
+            "pool_names": pools,
             "pools": [
                 {"places": p["places"], "budget": None if p["memory"] is None else budgets.index(p["memory"]),
                  "period": p["rate"] and round(1e6 / p["rate"]), "burst": p["burst"]}
@@ -217,9 +214,16 @@ class TwinEstimates:
 
     def spread(self, i: int, v: int) -> float:
         f = self.table[i]["function"]
+        return self.base(i, v) * self.deviation(f, v)
+
+    def deviation(self, f: int, v: int) -> float:
         n, _, ss = self.seen[f, v]
         var = (2.0 * (1.0 + 1.0 / 16.0) + ss) / (2.0 + n) - self.ratio(f, v) * self.ratio(f, v)
-        return self.base(i, v) * math.sqrt(max(var, 0.0))
+        return math.sqrt(max(var, 0.0))
+
+    def has_drifted(self, f: int) -> bool:
+        """The function takes another time than when ranks were computed."""
+        return abs(self.ratio(f, L.STANDARD) - self.mark[f]) > L.RANK_DRIFT * self.mark[f]
 
     def load_est(self, m: int) -> float:
         n, s = self.loads_seen[m]
@@ -323,7 +327,7 @@ class TwinEstimates:
     def twins(self, i: int) -> list[int]:
         """The other tasks of equal content."""
         content = self.tasks[i]["content"]
-        return [j for j, task in enumerate(self.tasks) if j != i and 0 < content == task["content"]]
+        return [j for j, task in enumerate(self.tasks) if j != i and task["content"] == content] if content else []
 
     def twin_runs(self, i: int) -> bool:
         return any(self.tasks[j]["state"] == L.RUNNING for j in self.twins(i))

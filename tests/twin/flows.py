@@ -20,9 +20,9 @@ class TwinFlows(TwinEstimates):
         g = self.table[i]["flow"]
         return (-self.urgency(g), g)
 
-    def octave(self, i: int) -> int:
-        """How many powers of 2 from 1 on the remaining work of its workflow reaches, in mean calls."""
-        return sum(2.0**k <= self.flow_of(i)["remaining"] / self.unit for k in range(L.MAX_OCTAVE))
+    def octave(self, g: int) -> int:
+        """How many powers of 2 from 1 on the remaining work of the workflow reaches, in mean calls."""
+        return sum(2.0**k <= self.flows[g]["remaining"] / self.unit for k in range(L.MAX_OCTAVE))
 
     def count_work(self, i: int, sign: int) -> None:
         """Task i is no longer to be done (-1), or is so again (1)."""

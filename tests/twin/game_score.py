@@ -237,6 +237,7 @@ class TwinScore:
         """Mean weighted flow time, us, and how much longer than its bound it is."""
         weights, times = added(flow["weight"] for flow in self.pit.flows), [self.flow_time(g) for g in range(len(self.bounds))]
         slower = added(
-            flow["weight"] * time / bound for flow, time, bound in zip(self.pit.flows, times, self.bounds, strict=True)
+            flow["weight"] * time / bound if bound > 0 else 0.0
+            for flow, time, bound in zip(self.pit.flows, times, self.bounds, strict=True)
         )
         return {"flow": self.flow() / weights / 1e6, "slowdown": slower / weights, "workflows": len(self.pit.arrivals)}

@@ -43,7 +43,8 @@ class TwinGame(TwinScore):
         if level.order:
             self.set_order(level.order, functions, int(world["goal_index"]))
         self.have = {f for f in range(len(functions)) if int(world["have"]) >> f & 1}
-        self.truth = block.rows(memory, "truth_at", TRUTH, 3 * len(functions))["mean"].tolist()
+        truth = block.rows(memory, "truth_at", TRUTH, 3 * len(functions))
+        self.truth, self.change = truth["mean"].tolist(), truth["change"].tolist()
         self.factor = block.rows(memory, "goal_at", GOAL, n)["factor"].tolist()
         self.load_truth = block.rows(memory, "load_truth_at", LOAD_TRUTH, len(pit.models))["mean"].tolist()
         self.sigma, self.instance_seed = float(world["noise"]), int(world["instance_seed"])
@@ -60,9 +61,12 @@ class TwinGame(TwinScore):
         self.steps = self.cold_starts = self.waits = self.holds = self.hedges = self.queued = 0
         self.cancels = self.refreshes = self.reused = self.outage_calls = self.stale_calls = self.echo_calls = 0
         self.credited = 0
-        self.decayed_calls = self.gated_calls = self.defers = self.overflow = 0
+        self.decayed_calls = self.changed_calls = self.gated_calls = self.defers = self.overflow = 0
+        self.skips = self.short = self.critical_wait = self.busy = self.critical_cost = 0
+        self.critical_quality = 0.0
         self.started = list[int]()
         self.set_bounds()
+        self.lefts = list(self.bounds)
         self.set_arrivals(float(world["load"]), float(world["gap_noise"]))
         self.horizon = math.floor(level.horizon * self.lb)
         self.arrive(0)
@@ -119,8 +123,10 @@ class TwinGame(TwinScore):
             self.holds += pit.carried < L.WAIT and pit.carried % L.N_VERBS == L.HOLD
             self.refreshes += pit.carried == L.REFRESH
             self.defers += pit.carried == L.DEFER
+            self.skips += pit.carried == L.SKIP
         self.settle()
         self.overflow += bool(pit.slots()[1])
+        self.short += any(pit.refused_for_means_alone(members[0]) for members in pit.slots()[0])
         if self.given_up() > given_up and pit.status == L.ON and pit.system["order_hidden"]:
             lost = {pit.tasks[i]["function"] for i in self.given_up()}
             if all(plan & lost for plan in self.plans):
@@ -155,6 +161,8 @@ class TwinGame(TwinScore):
         time, kind, subject, event = entry
         self.pit.advance(time)
         call = self.pit.calls.get(subject)
+        if kind == L.CONFIG_CHANGED and self.has_changed(subject):
+            self.change[subject] = L.NEVER
         if kind == L.TENANT_LOAD:
             self.await_tenants(subject, time // self.crowd_window())
         if not (self.arrive(subject) if kind == L.ARRIVE else self.pit.apply(event)):
@@ -182,10 +190,13 @@ class TwinGame(TwinScore):
                 self.pit.apply((L.UNLOADED, c, 0, 0, -1.0, 0, 0))
             elif kind == L.CMD_FETCH:
                 self.reused += 1
+            elif kind == L.CMD_CONFIGURE:
+                event = (L.CONFIG_CHANGED, 3 * f + v, 0, 0, -1.0, 0, 0)
+                self.queue.append((self.pit.now + math.floor(self.draw.config_seconds * 10**6), *event[:2], event))
         self.count_left()
 
     def put(self, kind: int, subject: int, error: int, elapsed: int, price: int, quality: float = -1.0) -> None:
-        event = (kind, subject, error, elapsed, quality, 0, math.floor(elapsed * price / 10**6))
+        event = (kind, subject, error, elapsed, quality, 0, elapsed * price // 10**6)
         self.queue.append((self.pit.now + elapsed, kind, subject, event))
 
     def start(self, k: int, i: int, f: int, v: int) -> None:
@@ -207,6 +218,9 @@ class TwinGame(TwinScore):
         if gate := self.closed_gate(v, p):
             self.gated_calls += 1
             error, elapsed = L.ERR_PRECONDITION, max(1, math.floor(elapsed * gate.after))
+        elif self.has_changed(3 * f + v):
+            self.changed_calls += 1
+            error, elapsed = L.ERR_INVALID, max(1, math.floor(elapsed * self.draw.change_after))
         elif self.pit.system["order_hidden"]:
             error, quality = self.try_out(f)
         else:
@@ -220,7 +234,13 @@ class TwinGame(TwinScore):
                 error, elapsed = L.ERR_ERROR, max(1, math.floor(elapsed * ((u / rate) * after)))
             elif u < rate + lost:
                 error, elapsed = L.ERR_LOST, max(1, math.floor(elapsed * ((u - rate) / lost)))
-        self.put(L.FINISHED, k, error, elapsed, self.pit.functions[f]["variants"][v]["price"], quality)
+        variant = self.pit.functions[f]["variants"][v]
+        self.put(L.FINISHED, k, error, elapsed, variant["price"], quality)
+        self.busy += elapsed
+        if not task["optional"] and self.rank[i] >= 0.9 * self.lefts[task["flow"]]:
+            self.critical_wait += self.pit.now - task["ready"]
+            self.critical_quality += variant["quality"]
+            self.critical_cost += elapsed * variant["price"] // 10**6
 
     def closed_gate(self, v: int, p: int) -> Any:
         """The first gate of the file that is closed to a call of variant v in pool p which is begun now."""
@@ -233,6 +253,10 @@ class TwinGame(TwinScore):
             if gate.model is not None and self.model_names.index(gate.model) not in loaded:
                 return gate
         return None
+
+    def has_changed(self, r: int) -> bool:
+        """The variant has another API by now, and the Pit has not been configured for it."""
+        return bool(self.draw.api_change) and self.change[r] <= self.elapsed
 
     def is_out(self, p: int) -> bool:
         """The pool, or rather its fault domain, has an outage now."""
@@ -303,5 +327,7 @@ class TwinGame(TwinScore):
             "outage_calls": self.outage_calls, "stale_calls": self.stale_calls,
             "echo_calls": self.echo_calls, "refreshes": self.refreshes,
             "reused": self.reused, "late": self.late_sinks(), "decayed_calls": self.decayed_calls,
-            "gated_calls": self.gated_calls, "defers": self.defers, "overflow": self.overflow,
+            "gated_calls": self.gated_calls, "changed_calls": self.changed_calls, "defers": self.defers,
+            "overflow": self.overflow, "skips": self.skips, "short": self.short, "busy": self.busy / 1e6, "critical_wait": self.critical_wait / 1e6,
+            "critical_quality": self.critical_quality, "critical_cost": self.critical_cost / 1e6,
         }  # fmt: skip

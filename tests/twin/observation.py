@@ -1,4 +1,4 @@
-"""Section 9 of the rule book in plain Python: the features of the observation, one by one."""
+"""Section 10 of the rule book in plain Python: the features of the observation, one by one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TwinObservation(TwinSlots):
             slack = urgency / (urgency + 1.0)
         shown = set(self.usable(i))
         influence = task["influence"] * len(self.flow_of(i)["tasks"])
-        delays = [self.sq(self.delay(variants[v])) if v in shown else -1.0 for v in range(3)]
+        delays = [self.sq(self.delay(i, v)) if v in shown else -1.0 for v in range(3)]
         busy, copies, ready, near, victims = 1.0, 0, 0, 0.0, 0.0
         if m is not None:
             free = self.free_in(standard)
@@ -146,10 +146,11 @@ class TwinObservation(TwinSlots):
     def pool_features(self, p: int) -> list[float]:
         pool = self.pools[p]
         loading, warm = (sum((x["pool"], x["state"]) == (p, s) for x in self.copies) for s in (L.LOADING, L.WARM))
+        chance = self.chance(3 * len(self.functions) + p)
         return [
             pool["places"] / (pool["places"] + 8), self.free_places(p) / pool["places"],
             loading / (loading + 2), warm / (warm + 2), len(self.queued_in(p)) / (len(self.queued_in(p)) + 4),
-            pool["failures"], self.utilisation(p), 1.0 - pool["failures"],
+            chance, self.utilisation(p), (1.0 - chance) / max(1.0, self.pool_record(p)["level"]),
         ]  # fmt: skip
 
     def expected_next(self) -> float | None:

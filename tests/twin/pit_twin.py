@@ -2,8 +2,8 @@
 
 It shares nothing with the kernels but the numbers of `pit/layout.py`, so the two can only agree by following the same
 rules. It is slow and made for reading; it must never import a kernel. Sections 2 and 3 stand in `estimates.py`, slots
-and legality (5) in `slots.py`, a call's life (6) in `life.py`, `tracking.py` and `between.py`, streams (7) in `flows.py`, the observation
-(9) in `observation.py`; here are events, timers (4) and actions (5).
+and legality (5) in `slots.py`, a call's life (6) in `life.py`, `tracking.py` and `between.py`, streams (7) in `flows.py`,
+health (8) in `health.py`, the observation in `observation.py`; here are events, timers (4) and actions (5).
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class TwinPit(TwinBetween):
             L.FINISHED: call is not None and call["start"] is not None,
             L.REJECTED: call is not None and call["start"] is not None,
             L.TENANT_LOAD: 0 <= subject < len(self.pools) and size >= 0,
+            L.CONFIG_CHANGED: subject in self.rows,
             L.STREAM_CLOSED: self.open,
+            L.OUTPUT_CHANGED: subject in self.rows,
         }
         if self.status != L.ON or (not self.arrived and kind != L.ARRIVE) or not fits.get(kind, False):
             self.ignored += 1
@@ -60,6 +62,10 @@ class TwinPit(TwinBetween):
             self.after_call(subject, error, elapsed, quality, size, price)
         elif kind == L.TENANT_LOAD:
             self.tenant_load(subject, size)
+        elif kind == L.CONFIG_CHANGED:
+            self.config_changed(subject)
+        elif kind == L.OUTPUT_CHANGED:
+            self.output_changed(subject)
         else:
             self.after_call(subject, error if error != L.OK else L.ERR_THROTTLED, 0, -1.0, 0, 0)
         if self.status == L.ON:
@@ -71,6 +77,8 @@ class TwinPit(TwinBetween):
             self.arrived, self.t0 = True, self.now
             for pool in self.pools:
                 pool.update(settled=self.now, stored=pool["burst"] * (pool["period"] or 0), stored_at=self.now)
+            for r in self.rows:
+                self.take_calm(r)
         self.flow_arrives(g)
 
     def tenant_load(self, p: int, size: int) -> None:
@@ -248,7 +256,9 @@ class TwinPit(TwinBetween):
             self.outcome = L.OUT_NONE
             self.run_again(self.refreshable()[0])
         else:
-            pool = self.pools[self.failing_pools()[0]]
+            p = self.failing_pools()[0]
+            pool = self.pools[p]
+            self.note(L.BACKED_OFF, 3 * len(self.functions) + p)
             self.reached[L.GLOBAL_ACTIONS[action - L.WAIT]] += 1
             doublings = min(pool["row"], L.MAX_DOUBLINGS) - 1
             pool["closed"] = self.now + self.system["back_off"] * 2**doublings * (4 if action == L.BACK_OFF_LONG else 1)

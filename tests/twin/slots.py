@@ -6,10 +6,10 @@ import math
 
 import pit.layout as L
 from tests.twin.estimates import Table
-from tests.twin.flows import TwinFlows
+from tests.twin.health import TwinHealth
 
 
-class TwinSlots(TwinFlows):
+class TwinSlots(TwinHealth):
     """Open tasks as slots, what a call would need, and where it would get its copy."""
 
     # ------------------------------------------------------------------ slots
@@ -36,12 +36,13 @@ class TwinSlots(TwinFlows):
     def slots(self) -> tuple[list[list[int]], list[int]]:
         """(members of each slot, tail), heads first."""
         members = [i for i in self.ready_in_order() + self.overdue_tasks() if not self.flow_of(i)["deferred"]]
+        octaves = [self.octave(g) for g in range(len(self.arrivals))]
         for width in (1, 2, len(L.RANK_EDGES) + 1):
             groups: dict[tuple, list[int]] = {}
             for i in members:
                 t = self.tasks[i]
                 echo = t["state"] == L.READY and self.twin_runs(i)
-                place = (t["bucket"] // width, self.octave(i)) if width <= 2 else ()
+                place = (t["bucket"] // width, octaves[t["flow"]]) if width <= 2 else ()
                 key = (t["function"], t["priority"], *place, t["attempts"] > 0, self.task_class(i), echo)
                 groups.setdefault(key, []).append(i)
             if len(groups) <= L.N_SLOTS:
@@ -166,11 +167,26 @@ class TwinSlots(TwinFlows):
             return False
         return True
 
+    def refused_for_means_alone(self, i: int) -> bool:
+        """Some start in the slot of head i would be legal but for tokens or money."""
+        if self.task_class(i) != L.PLAIN:
+            return False
+        for v in self.usable(i):
+            variant = self.variant(i, v)
+            case = self.copy_for(variant)[0]
+            closed = any(self.is_closed(p) for p in variant["taken"])
+            if not (closed or self.lacking(variant) or case == "none" or self.claimed(i, variant)) and not self.can_begin(
+                i, v
+            ):
+                return True
+        return False
+
     def queued_in(self, p: int) -> list[int]:
         marked = [i for i, task in enumerate(self.tasks) if task["queued"] is not None]
         return [i for i in marked if self.variant(i, L.STANDARD)["pool"] == p]
 
-    def delay(self, variant: Table) -> float:
+    def delay(self, i: int, v: int) -> float:
+        variant = self.variant(i, v)
         case, c, _ = self.copy_for(variant)
         copy = 0.0
         if case == "b":
@@ -181,7 +197,8 @@ class TwinSlots(TwinFlows):
             self.next_place(p) + len(self.queued_in(p)) * self.unit / self.pools[p]["places"] for p in self.lacking(variant)
         ]
         closed = [float(max(0, self.pools[p]["closed"] - self.now)) for p in variant["taken"] if self.is_closed(p)]
-        return max([copy, float(self.missing_credit(variant)), *places, *closed])
+        mend = self.unit if 3 * self.tasks[i]["function"] + v in self.mended_rows() else 0.0
+        return max([copy, float(self.missing_credit(variant)), *places, *closed, mend])
 
     def next_place(self, p: int) -> float:
         """Time until a call that takes places of the pool is expected to end; without one the mean call."""
@@ -247,9 +264,9 @@ class TwinSlots(TwinFlows):
         return sorted(tasks, key=lambda i: (-((self.now - self.tasks[i]["created"]) / self.fresh(i)), i))
 
     def something_under_way(self) -> bool:
-        """A call in flight, a copy that loads or cools down, or places held by tenants."""
+        """A call in flight, a copy that loads or cools down, a variant that is mended, or places held by tenants."""
         moving = any(copy["state"] in (L.LOADING, L.COOLDOWN) for copy in self.copies)
-        return bool(self.calls) or moving or any(pool["tenants"] for pool in self.pools)
+        return bool(self.calls or self.mended_rows()) or moving or any(pool["tenants"] for pool in self.pools)
 
     def wait_legal(self) -> bool:
         if self.open or self.something_under_way() or any(task["hold"] is not None for task in self.tasks):
