@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pit.layout import MAX_POOLS, N_SLOTS
-from pit.memory import record_at, table
+from pit.memory import LINE, record_at, table
 
 
 def _record(fields: list[Any]) -> np.dtype[Any]:
@@ -252,13 +252,14 @@ VARIANT = _record(
         ("kinds", "u1"),  # bit per usable variant of the function
         ("forbidden", "u1"),  # the function is (standard's row)
         ("tokens", "i4"),
-        ("served", "i4"),  # calls of the function begun from a queue (standard's row)
+        ("served", "i4"),  # calls of the function begun from a queue (standard's row); here ends the first of two cache lines
         ("fresh", "i8"),  # us that an artifact of the function stays fresh; 0 = for ever (standard's row)
         ("nominal", "f8"),  # us
         ("n", "f8"),  # observed / hinted ratios: count, sum, sum of squares
         ("s", "f8"),
         ("ss", "f8"),
         ("ranked_ratio", "f8"),  # ratio when ranks were computed
+        ("rest", "i8", (2,)),  # of the second line
     ]
 )
 MODEL = _record(
@@ -341,6 +342,11 @@ call = table(PIT, "call_at", CALL)
 command = table(PIT, "command_at", COMMAND)
 
 
+def whole_lines(size: int) -> int:
+    """So many bytes, up to the next cache line: tables begin at one."""
+    return -(-size // LINE) * LINE
+
+
 def tables(
     tasks: int, edges: int, functions: int, models: int, copies: int, places: int, flows: int, follows: bool, twins: bool
 ) -> tuple[dict[str, int], int]:
@@ -364,8 +370,8 @@ def tables(
         ("pred_at", LINK, edges),
         ("command_at", COMMAND, 3 * places + 2 * copies + 4 + (tasks if twins else 0)),
     )
-    offsets, end = {}, PIT.itemsize
+    offsets, end = {}, whole_lines(PIT.itemsize)
     for name, dtype, count in rows:
         offsets[name] = end
-        end += -(-dtype.itemsize * count // 8) * 8
-    return offsets, -(-end // 64) * 64
+        end += whole_lines(dtype.itemsize * count)
+    return offsets, end
