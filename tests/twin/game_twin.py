@@ -129,7 +129,7 @@ class TwinGame(TwinScore):
             self.skips += pit.carried == L.SKIP
         self.settle()
         self.overflow += bool(pit.slots()[1])
-        self.short += any(pit.refused_for_means_alone(members[0]) for members in pit.slots()[0])
+        self.short += pit.status == L.ON and any(pit.refused_for_means_alone(members[0]) for members in pit.slots()[0])
         if self.given_up() > given_up and pit.status == L.ON and pit.system["order_hidden"]:
             lost = {pit.tasks[i]["function"] for i in self.given_up()}
             if all(plan & lost for plan in self.plans):
