@@ -25,6 +25,7 @@ from conductor.files import digest
 from conductor.journal import Journal, journal_path, read_journal
 from conductor.model_manager import ModelManager, Report
 from conductor.pit_interface import STUCK, PitInterface, array_digest, event_payload, fold
+from conductor.shapes import Shapes
 from conductor.tiers import Outputs
 from conductor.workflow import Workflow, check_workflow
 from pit import layout
@@ -38,6 +39,7 @@ _EVENT_KINDS = {
     "unloaded": layout.UNLOADED,
     "finished": layout.FINISHED,
     "started": layout.STARTED,
+    "config_changed": layout.CONFIG_CHANGED,
 }
 
 
@@ -156,6 +158,7 @@ class Orchestrator:
         self._outputs = Outputs(journal, workflow.spec.system.store)
         self._fetched: dict[int, int] = {}  # call -> us that fetching its inputs took
         self._since, self._origin = since, time.monotonic_ns()
+        self._shapes = Shapes()
         self._points: Counter[str] = Counter()
         self._kill_at = os.environ.get("FQ_KILL_AT", "")
 
@@ -204,6 +207,8 @@ class Orchestrator:
                 self._manager.reload(i, self._pit.model_names[model], "the conductor was started again")
             elif state == layout.COOLDOWN:
                 self._manager.unload(i)
+        for row in self._pit.variants()["mending"].nonzero()[0]:
+            self._configure(int(row))
 
     # ------------------------------------------------------------------ one tick
     def _now(self) -> int:
@@ -265,9 +270,21 @@ class Orchestrator:
             self._observe(
                 "finished" if error == "ok" else "failed", now, words if error == "ok" else f"{words}: {error}: {brief}"
             )
+        elif report.kind == "config_changed":
+            self._observe("configured", now, self._view.variant_name(report.subject) + (f": {brief}" if brief else ""))
         elif report.kind not in ("finished", "started"):
             self._observe(report.kind, now, f"copy {report.subject}" + (f": {brief}" if brief else ""))
         self.note(event, now, output, text)
+        if output and call is not None and self._workflow.spec.system.heal:
+            row = 3 * call.function + call.variant
+            if self._shapes.changed(row, report.value) and self._pit.status == layout.ON:
+                self._observe("output", now, f"{self._view.variant_name(row)}: its outputs have another shape than before")
+                self.note(Event(layout.OUTPUT_CHANGED, row), now)
+
+    def _configure(self, row: int) -> None:
+        function, variant = self._pit.function_names[row // 3], layout.VERBS[row % 3]
+        plan = getattr(self._workflow.spec.system.functions[function], variant)
+        self._manager.configure(row, function, variant, plan.model)
 
     def _price(self, report: Report) -> int:
         """Micro-units: seconds x price of the variant or model (units a second x microseconds)."""
@@ -313,6 +330,10 @@ class Orchestrator:
             self._observe("cancel", now, f"{self._pit.task_ids[command.task]}, call {command.call}")
             self._manager.cancel(command.call)
             self._fetched.pop(command.call, None)
+        elif command.kind == layout.CMD_CONFIGURE:
+            row = 3 * command.function + command.variant
+            self._observe("configure", now, f"{self._view.variant_name(row)}: its API seems to have changed")
+            self._configure(row)
         elif command.kind == layout.CMD_FETCH:
             self._observe("reuse", now, f"{self._pit.task_ids[command.task]} is {self._pit.task_ids[command.copy]}'s output")
         elif command.kind == layout.CMD_STORE:

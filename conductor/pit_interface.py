@@ -120,6 +120,7 @@ class PitInterface:
         """Whether a run that is on cannot go on: nothing is under way, no action is due, no timer but the horizon runs."""
         pit = self.pit
         under_way = len(pit.calls()) > 0 or bool(np.isin(pit.copies()["state"], (layout.LOADING, layout.COOLDOWN)).any())
+        under_way |= bool(pit.variants()["mending"].any())
         return pit.status == layout.ON and not under_way and not pit.decision_due() and pit.next_timer() >= self._horizon
 
     def _take(self) -> None:
@@ -139,6 +140,10 @@ class PitInterface:
                 if output not in self.outputs.values():
                     self.deleted.add(output)
             self._commands.append(command)
+
+    def variant_name(self, row: int) -> str:
+        """`function.variant` of row function * 3 + variant."""
+        return f"{self.pit.function_names[row // 3]}.{layout.VERBS[row % 3]}"
 
     def intent(self, call: Call, run: str) -> dict[str, Any]:
         """The journal's payload for the start of a call. The key is the same in every attempt."""

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from conductor.journal import Row, journal_path, read_journal, read_output
 from conductor.pit_interface import STUCK, Folded, PitInterface, fold
+from pit.handle import Healing, Signature
 
 
 @dataclass
@@ -50,6 +51,8 @@ class RunReport:
     outputs: dict[str, str] = field(default_factory=dict)  # of the tasks that nothing follows: id -> digest
     tasks: int = 0
     done: int = 0
+    health: list[Signature] = field(default_factory=list)  # of variants and pools in which something was found
+    healings: list[Healing] = field(default_factory=list)  # the last ones
 
 
 class _Watch:
@@ -123,6 +126,8 @@ def report_run(place: str | os.PathLike[str]) -> RunReport:
         outputs={name: digest for name, digest in folded.view.outputs.items() if name not in followed},
         tasks=summary["tasks"],
         done=summary["done"],
+        health=[s for s in folded.view.pit.signatures() if s.pattern != "none"],
+        healings=folded.view.pit.healings(),
     )
 
 
@@ -168,6 +173,14 @@ def print_run(report: RunReport, console: Console) -> None:
     if report.reason:
         console.print(report.reason, soft_wrap=True)
     console.print("score: " + ", ".join(f"{name} {value:.3f}" for name, value in report.score.items()))
+    for sign in report.health:
+        console.print(
+            f"health of {sign.name}: {sign.pattern} since {sign.since / 1e6:.2f} s; chance of failure {sign.chance:.2f}, "
+            f"durations {sign.level:.2f} of what was calm, quality {sign.coherence:.2f} of what was expected"
+        )
+    for healing in report.healings:
+        after = "nothing known yet" if healing.after is None else f"{healing.before:.2f} -> {healing.after:.2f}"
+        console.print(f"healing at {healing.time / 1e6:.2f} s: {healing.action} of {healing.subject}: {after}")
     for name, digest in report.outputs.items():
         console.print(f"output of {name}: outputs/{digest}", markup=False)
     console.print(f"files, logs and journal: {report.folder}", soft_wrap=True, markup=False)

@@ -77,8 +77,10 @@ def _live(cfg: TrainConfig) -> dict[str, np.ndarray]:
     if cfg.algo != "fast_ppo":
         return {}
     levels, exposure = trained_levels(cfg.level), shown(cfg)
-    found = {"live_columns": np.any([live_columns(level, exposure) for level in levels], axis=0)}
-    return found | ({"live_actions": np.any([live_actions(level) for level in levels], axis=0)} if cfg.masks else {})
+    return {
+        "live_columns": np.any([live_columns(level, exposure) for level in levels], axis=0),
+        "live_actions": np.any([live_actions(level) for level in levels], axis=0),
+    }
 
 
 def load_model(folder: Path, algo: str) -> OnPolicyAlgorithm:

@@ -75,7 +75,7 @@ def headroom_text(levels: list[dict[str, Any]]) -> str:
 
 
 def refresh_studies(readme: Path, folder: Path) -> None:
-    """Puts what the stored studies of `folder` conclude between their markers. Raises ExperimentError if they are not there."""
+    """Puts what the stored studies of `folder` conclude between their markers. Raises ExperimentError without these."""
     write_between(readme, studies_of(folder, readme.parent), STUDIES)
 
 

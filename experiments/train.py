@@ -152,7 +152,8 @@ def _play_out(
     from experiments.examiner import Examiner
     from experiments.mixture import MixedExaminer
     from experiments.records import METRICS, Rows, make_logger, make_progress, start_wandb
-    from fq_env.sb3 import make_sb3_env
+    from experiments.unmasked import UnmaskedEnv
+    from fq_env.sb3 import FunctionQuestVecEnv
 
     prepare_torch(cfg.torch_threads, cfg.matmul_precision)
     levels, folder = trained_levels(cfg.level), run.folder
@@ -165,8 +166,9 @@ def _play_out(
         logger = make_logger(cfg, folder, rows, None if resumed is None else frames)
         stack.callback(logger.close)
         of_each, exposure = [levels[i % len(levels)] for i in range(cfg.n_envs)], exposure_after(cfg, frames)
+        kind = FunctionQuestVecEnv if cfg.masks else UnmaskedEnv
         env = stack.enter_context(
-            contextlib.closing(make_sb3_env(of_each, cfg.n_envs, cfg.seed, exposure=exposure, reward=cfg.reward))
+            contextlib.closing(kind(of_each, cfg.n_envs, cfg.seed, exposure=exposure, reward=cfg.reward))
         )
         curriculum = curriculum_of(cfg, levels) if len(levels) > 1 else None
         referees = [Referee(level, cfg.evaluation.fit) for level in levels]
@@ -196,12 +198,8 @@ def _play_out(
             if overseer.stopped is None and goes_on:
                 interrupts.waiting = True
                 with contextlib.suppress(Ended):
-                    masking: dict[str, Any] = {} if cfg.algo == "ppo" else {"use_masking": cfg.masks}
                     model.learn(
-                        cfg.total_timesteps - model.num_timesteps,
-                        callback=overseer,
-                        reset_num_timesteps=checkpoint is None,
-                        **masking,
+                        cfg.total_timesteps - model.num_timesteps, callback=overseer, reset_num_timesteps=checkpoint is None
                     )
                 interrupts.waiting = False
         return _conclude(run, cfg, examiner, overseer, players)

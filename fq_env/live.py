@@ -88,3 +88,12 @@ def live_actions(level: Level) -> np.ndarray:
     for k, name in enumerate(layout.GLOBAL_ACTIONS):
         live[layout.WAIT + k] |= name in level.system.verbs
     return live
+
+
+def possible_actions(obs: np.ndarray, live: np.ndarray) -> np.ndarray:
+    """What may be legal for all that observations (k, 512) and `live_actions` (128,) tell: the level's verbs on slots that are
+    in use, and its global actions; bool (k, 128), no row all False."""
+    used = obs[:, : layout.POOL_OFFSET : layout.N_SLOT_FEATURES] != 0.0
+    possible = np.ones((len(obs), layout.N_ACTIONS), bool)
+    possible[:, : layout.WAIT] = np.repeat(used, layout.N_VERBS, axis=1)
+    return possible & live

@@ -16,6 +16,7 @@ from experiments.fast_ppo.ladder import Ladder
 from experiments.recipes.trajectories import Trajectories
 from fq_env.engine import Engine, Player, make_engine
 from fq_env.level import Level
+from fq_env.live import live_actions, possible_actions
 from pit.layout import N_ACTIONS
 
 SIDE_BY_SIDE = 256
@@ -68,7 +69,7 @@ def replay(
         ladder: of the network that is to learn from the frames.
         reward, gamma: of the returns that its value learns.
         believe: whether other scores than claimed are let pass; of one instance then all trajectories are kept.
-        masks: whether the frames know which actions are legal; if not, all are.
+        masks: whether the frames know what is legal, or only what may be (`fq_env.live.possible_actions`).
         at_least_rule: whether a confirmed score below the rule's on the same instance is refused.
     """
     lengths, starts, k = trajectories.lengths, trajectories.starts, len(trajectories)
@@ -95,7 +96,8 @@ def replay(
             live, rows, at = live[legal], rows[legal], at[legal]
             if not live.size:
                 break
-            frames.add(engine.obs[rows], engine.masks[rows] if masks else np.ones_like(engine.masks[rows]))
+            obs = engine.obs[rows]
+            frames.add(obs, engine.masks[rows] if masks else possible_actions(obs, live_actions(level)))
             of.append(live)
             steps.append(at)
             actions[:] = engine.masks.argmax(axis=1)  # whatever is legal where nobody looks any more

@@ -1,14 +1,12 @@
 """Ablations: the recipe with all its parts, and once more without each of them; what each part is worth on each level.
 
-The curriculum is no part of the recipe, which trains one level at a time: there PPO alone on the level is compared with PPO on the
-level and its neighbours, with as many frames in all.
+The curriculum is no part of the recipe, which trains one level at a time: there PPO alone on the level is compared with PPO on
+the level and its neighbours, with as many frames in all.
 """
 
 from __future__ import annotations
 
 from typing import Any
-
-import numpy as np
 
 from experiments import statistics
 from experiments.study.arms import Arm, Trained, train_arms, wanted
@@ -17,7 +15,7 @@ from experiments.study.settings import Settings
 
 WHOLE, ALONE, NEIGHBOURS = "whole", "ppo-alone", "curriculum"
 SAID = {
-    "masks": "the policy sees every action as legal while it trains; illegal ones are warned of and become a wait",
+    "masks": "the policy is not told what is legal while it trains; illegal actions are warned of and become a wait",
     "slots": "network=mlp, two flat towers, instead of one encoder for all slots",
     "hold": "the level lacks the verb `hold`",
     "history": "features that carry history read 0: attempts, failures, errors of estimates, hints, the last outcome",
@@ -96,21 +94,18 @@ def pair_of(part: str) -> tuple[str, str]:
 
 def table(levels: list[dict[str, Any]], sums: dict[str, dict[str, float]]) -> list[str]:
     """A row for each part and level: with it, without it, and the difference."""
-    lines = [
-        "| part | level | perf with | perf without | worth, perf [95 %] | P(better with) [95 %] | shown |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ("part", "level", "perf with", "perf without", "worth, perf [95 %]", "P(better with) [95 %]", "shown")
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     said = {1: "it helps", 0: "no", -1: "it harms"}
     for part, total in sums.items():
         for level in levels:
-            found = level["worth"].get(part)
+            found, cells = level["worth"].get(part), [part, str(level["level"])]
             if found is None:
-                lines.append(f"| {part} | {level['level']} | – | – | the level has none | – | – |")
-                continue
-            chance = ranged(found, "probability", ".3f")
-            lines.append(
-                f"| {part} | {level['level']} | {found['on']:.3f} | {found['off']:.3f} | {ranged(found)} | {chance} | {said[shown(found)]} |"
-            )
+                cells += ["–", "–", "the level has none", "–", "–"]
+            else:
+                chance = ranged(found, "probability", ".3f")
+                cells += [f"{found['on']:.3f}", f"{found['off']:.3f}", ranged(found), chance, said[shown(found)]]
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append(f"| **{part}** | mean | | | **{ranged(total)}** | | **{said[shown(total)]}** |")
     return lines
 
@@ -122,7 +117,8 @@ def conclude(settings: Settings, sums: dict[str, dict[str, float]]) -> str:
     words = {1: "Shown to help, in mean perf", 0: "No difference is shown for", -1: "Shown to harm"}
     found = ". ".join(f"{words[sign]}: {', '.join(parts)}" for sign, parts in groups.items() if parts)
     levels = ", ".join(map(str, settings.numbers))
-    return f"{found}. Levels {levels}, {settings.frames:,} frames a training, {settings.seeds} seeds: a larger budget may say otherwise."
+    budget = f"{settings.frames:,} frames a training, {settings.seeds} seeds"
+    return f"{found}. Levels {levels}, {budget}: a larger budget may say otherwise."
 
 
 def draw(canvas: Any, levels: list[dict[str, Any]], sums: dict[str, dict[str, float]]) -> None:
@@ -166,23 +162,17 @@ def study(settings: Settings) -> dict[str, Any]:
         if pairs:
             sums[part] = overall(pairs)  # type: ignore[arg-type]
     cpu = sum(training["cpu_seconds"] for level in levels for arm in level["arms"].values() for training in arm["trainings"])
-    conclusion = conclude(settings, sums)
-    text = [
-        f"{settings.cfg.n:,} test instances, the same for every arm, {settings.seeds} training seeds, {settings.frames:,} frames of PPO a training (full results take "
-        f"0.3 to 3 million), the policy of the best of its looks at 256 validation instances. The teacher plays {settings.cfg.teacher} train instances and looks "
-        f"ahead {settings.cfg.rollouts} times for each action. All trainings took {cpu / 60:.0f} CPU minutes. perf: 0 = random, 1 = the best known; intervals over seeds and "
-        "instances, paired. All policies are judged with the mask.",
-        "",
-        *table(levels, sums),
-        "",
-        "## Without it",
-        "",
-        *(f"* **{part}**: {SAID[part]}" for part in sums),
-    ]
-    return write(
-        settings,
-        {"levels": levels, "overall": sums, "conclusion": conclusion, "cpu_seconds": float(np.round(cpu, 1))},
-        text,
-        lambda canvas: draw(canvas, levels, sums),
-        1.5 + 0.8 * len(sums),
-    )
+    result = {"levels": levels, "overall": sums, "conclusion": conclude(settings, sums), "cpu_seconds": round(cpu, 1)}
+    height = 1.5 + 0.8 * len(sums)
+    return write(settings, result, text_of(settings, levels, sums, cpu), lambda canvas: draw(canvas, levels, sums), height)
+
+
+def text_of(settings: Settings, levels: list[dict[str, Any]], sums: dict[str, dict[str, float]], cpu: float) -> list[str]:
+    """The page: the budget, the table, what the parts are."""
+    cfg = settings.cfg
+    before = f"""{cfg.n:,} test instances, the same for every arm, {settings.seeds} training seeds, {settings.frames:,} frames
+of PPO a training (a reduced budget: the levels' own are in their files), the policy of the best of its looks at validation
+instances. The teacher plays {cfg.teacher} train instances and looks ahead {cfg.rollouts} times for each action. All trainings
+took {cpu / 60:.0f} CPU minutes. perf: 0 = random, 1 = the best known; intervals over seeds and instances, paired. All
+policies are judged with the mask."""
+    return [before, "", *table(levels, sums), "", "## Without it", "", *(f"* **{part}**: {SAID[part]}" for part in sums)]

@@ -1,7 +1,7 @@
 """The arms of a study: how each is trained, seed by seed, what of it is there already, and how it plays the test instances.
 
-A run folder is named by its configuration and code, so whole runs are used again and interrupted ones go on. The policy that plays
-is the one of the best look at validation instances; test instances are played once, at the end of each training.
+A run folder is named by its configuration and code, so whole runs are used again and interrupted ones go on. The policy that
+plays is the one of the best look at validation instances; test instances are played once, at the end of each training.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def command_of(settings: Settings) -> str:
     words = [f"name={cfg.name}", f"levels={levels}", f"seeds={settings.seeds}", f"frames={settings.frames}", f"n={cfg.n}"]
     if cfg.name == "ablations":
         words += [f"parts={','.join(settings.parts)}", f"teacher={cfg.teacher}", f"rollouts={cfg.rollouts}"]
-    elif cfg.unmasked:
-        words.append("unmasked=true")
+    elif not cfg.unmasked:
+        words.append("unmasked=false")
     words += [f"overrides=[{','.join(cfg.overrides)}]"] if cfg.overrides else []
     return shlex.join(["python", "-m", "experiments.study", *words])

@@ -11,9 +11,7 @@ from fq_env.players import PLAYERS, lookahead, play
 from fq_env.state import GOAL
 from pit import state
 from pit.layout import DONE, ON, SOLVED, TIER_GONE
-from tests.fq_env.small_worlds import NOISE, SMALL_LEVELS, STORE_LEVEL, ageing_system, small_level, small_system
-
-LEVELS = [name for name, level in SMALL_LEVELS.items() if level.system.store is not None]
+from tests.fq_env.small_worlds import NOISE, STORE_LEVEL, STORE_LEVELS, ageing_system, small_level, small_system
 
 
 def check(engine: Engine) -> None:
@@ -41,9 +39,9 @@ def check(engine: Engine) -> None:
     assert world["work_left"] == pytest.approx(goals["least"][left].sum(), rel=1e-9, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("name", STORE_LEVELS)
 def test_nothing_is_lost_and_nothing_needed_is_deleted(name: str) -> None:
-    level, rng, ends = SMALL_LEVELS[name], np.random.default_rng(5), set()
+    level, rng, ends = STORE_LEVELS[name], np.random.default_rng(5), set()
     engine = Engine(level, 1, autoreset="disabled")
     totals = dict.fromkeys(("moved", "deleted", "fetches"), 0)
     for instance in range(30):

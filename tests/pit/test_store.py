@@ -42,7 +42,7 @@ class Run:
 
     def start(self, *tasks: str) -> None:
         for task in tasks:
-            self.pit.mask()
+            self.pit.decision_due()
             slots = self.pit._hot["slots"]["head"][0][: int(self.pit._hot["n_slots"][0])].tolist()
             self.pit.act(slots.index(self[task]) * N_VERBS + STANDARD)
             self.note(self.pit.commands())
@@ -83,7 +83,8 @@ def test_what_is_read_least_and_latest_leaves_first() -> None:
 
 def test_what_is_read_soon_stays_before_what_is_read_later() -> None:
     """na lacks only what runs already, so a stays although it is older; lb has not begun to get near."""
-    run = Run({"a": "", "b": "", "p": {"seconds": 5.0}, "q": "", "na": "a p", "lb": "b q"}, {"hot": 10})
+    slow = {"function": "forge"}
+    run = Run({"a": "", "b": "", "p": slow, "q": slow, "na": "a p", "lb": "b q"}, {"hot": 10})
     run.start("p")
     run.make("a", 10)
     run.make("b", 10)
