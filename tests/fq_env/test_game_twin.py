@@ -199,7 +199,7 @@ def test_the_odd_levels_reach_the_rarer_rules() -> None:
     for name in ("trouble", "trouble that is mended", "scarcity", "every action in hidden order"):
         for seed in range(300, 306):
             twin = compare(ODD_LEVELS[name], seed)
-            reached += twin.pit.reached + Counter(late=twin.late_calls, cancelled=twin.cancels)
+            reached += twin.pit.reached + Counter(late=twin.count["stragglers"], cancelled=twin.count["cancels"])
     wanted = (
         "hedge", "hedge: the first call wins", "cancel: running", "cancel: queued", "queue",
         "begun from a queue", "partial re-execution", "back_off", "back_off_long", "fallback", "prewarm: load",
@@ -230,7 +230,7 @@ def test_the_small_levels_reach_what_they_are_made_for() -> None:
 def test_it_follows_it_to_the_step_limit(level: int, seed: int) -> None:
     compare(level, seed, steps=1 + seed % 9)
     whole = compare(level, seed)
-    assert compare(level, seed, steps=whole.steps).pit.status == L.SOLVED  # the last step is no truncation
+    assert compare(level, seed, steps=whole.count["steps"]).pit.status == L.SOLVED  # the last step is no truncation
 
 
 @pytest.mark.parametrize("seed", range(300, 300 + HISTORIES))
@@ -337,7 +337,7 @@ def test_nothing_is_lost_or_made(name: str, seed: int) -> None:
     tasks = engine.block.rows(engine.memory[0], "task_at", state.TASK, int(hot["n_tasks"]))
     assert tasks["attempts"].sum() == len(ended["failed"]) + reached["cancel: running"] + reached["denied"]
     causes = ("partial re-execution", "refresh", "run again: it was gone")
-    done, again = len(ended["finished"]) + twin.reused, sum(reached[cause] for cause in causes)
-    assert tasks["version"].sum() == done and hot["reused"] == twin.reused == reached["reuse"]
+    done, again = len(ended["finished"]) + twin.count["reused"], sum(reached[cause] for cause in causes)
+    assert tasks["version"].sum() == done and hot["reused"] == twin.count["reused"] == reached["reuse"]
     assert (tasks["state"] == L.DONE).sum() == done - again
     assert engine.episodes["cost"][0] == sum(twin.pit.paid) / 1e6

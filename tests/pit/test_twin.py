@@ -96,6 +96,9 @@ def stream_pair(seed: int) -> tuple[TwinPit, Pit, dict[str, Any], MakeWorld]:
 def test_the_kernel_follows_the_rule_book_in_streams(seed: int) -> None:
     twin, kernel, workflow, world = stream_pair(seed)
     drive(twin, kernel, seed, STEPS, workflow, conserve, world)
+    for i, task in enumerate(twin.tasks):
+        if task["state"] == L.DONE:
+            assert [tuple(x)[1:] for x in kernel.lineage(i)] == twin.lineage(i)
 
 
 @pytest.mark.parametrize("seed", range(HISTORIES))
