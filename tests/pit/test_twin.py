@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import pit.layout as L
 from pit.handle import Pit
-from pit.spec import WorkflowSpec
+from pit.spec import WorkflowSpec, order_tasks
 from tests.twin.conservation import conserve
 from tests.twin.driver import (
     MakeWorld,
@@ -96,6 +96,9 @@ def stream_pair(seed: int) -> tuple[TwinPit, Pit, dict[str, Any], MakeWorld]:
 def test_the_kernel_follows_the_rule_book_in_streams(seed: int) -> None:
     twin, kernel, workflow, world = stream_pair(seed)
     drive(twin, kernel, seed, STEPS, workflow, conserve, world)
+    for i, task in enumerate(twin.tasks):
+        if task["state"] == L.DONE:
+            assert [tuple(x)[1:] for x in kernel.lineage(i)] == twin.lineage(i)
 
 
 @pytest.mark.parametrize("seed", range(HISTORIES))
@@ -108,6 +111,55 @@ def test_the_kernel_follows_the_rule_book_of_health(seed: int) -> None:
 def test_the_kernel_follows_the_rule_book(seed: int) -> None:
     twin, kernel, workflow = pair(seed)
     drive(twin, kernel, seed, STEPS, workflow, conserve)
+
+
+@pytest.mark.parametrize("end", ("cancel", "ok", "error", "lost"))
+def test_a_call_goes_on_after_the_end_of_its_workflow(end: str) -> None:
+    """An optional task runs, and has overrun, when the last required one of its workflow is done."""
+    system: dict[str, Any] = {
+        "verbs": ["standard", "cancel"], "pools": {"p": {"places": 3}}, "max_attempts": 5,
+        "functions": {f: {"standard": {"pool": "p", "seconds": s}} for f, s in (("a", 1.0), ("b", 2.0))},
+    }  # fmt: skip
+    first: list[dict[str, Any]] = [
+        {"id": "must", "function": "a"},
+        {"id": "may", "function": "b", "optional": True, "after": ["must"]},
+        {"id": "end", "function": "a", "after": ["must"]},
+        {"id": "later", "function": "a", "optional": True, "soft": ["may"]},
+    ]
+    specs = [WorkflowSpec.model_validate({"system": system, "tasks": tasks}) for tasks in (first, first[:1])]
+    twin, kernel = TwinPit.from_workflow(specs[0], then=specs[1:]), Pit(specs[0], then=specs[1:])
+    names = [t.id for t in order_tasks(specs[0]).tasks]
+    at = {name: i for i, name in enumerate(names)}
+
+    def both(operation: tuple[str, Any]) -> None:
+        do(twin, operation), do(kernel, operation)
+        assert not differences(look(twin), look(kernel)), operation
+
+    def begin(name: str) -> None:
+        both(("act", next(s for s, group in enumerate(twin.slots()[0]) if group[0] == at[name]) * L.N_VERBS + L.STANDARD))
+
+    both(("apply", (L.ARRIVE, 0, 0, 0, -1.0, 0, 0)))
+    begin("must")
+    both(("advance", 1_000_000))
+    both(("apply", (L.FINISHED, 0, 0, 1_000_000, -1.0, 0, 0)))
+    begin("may")
+    begin("end")
+    both(("advance", 8_000_000))
+    both(("apply", (L.FINISHED, 2, 0, 7_000_000, -1.0, 0, 0)))
+    states = [twin.tasks[at[name]]["state"] for name in ("end", "may", "later")]
+    assert states == [L.DONE, L.RUNNING, L.GIVEN_UP] and twin.status == L.ON
+    if end == "cancel":
+        assert twin.mask()[L.CANCEL]
+        both(("act", L.CANCEL))
+    else:
+        both(("apply", (L.FINISHED, 1, {"ok": L.OK, "error": L.ERR_ERROR, "lost": L.ERR_LOST}[end], 7_000_000, -1.0, 0, 0)))
+    assert twin.tasks[at["may"]]["state"] == (L.DONE if end == "ok" else L.GIVEN_UP)
+    assert twin.tasks[at["must"]]["state"] == L.DONE
+    both(("apply", (L.ARRIVE, 1, 0, 0, -1.0, 0, 0)))
+    both(("act", L.STANDARD))
+    both(("apply", (L.FINISHED, 3, 0, 1_000_000, -1.0, 0, 0)))
+    both(("apply", (L.STREAM_CLOSED, 0, 0, 0, -1.0, 0, 0)))
+    assert twin.status == L.SOLVED
 
 
 def test_the_histories_reach_every_rule() -> None:
