@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -216,11 +217,23 @@ class Journal:
 
 def read_output(folder: Path, name: str) -> Any:
     """The output of a run folder with this digest. Raises ConductorError if it is missing or was changed."""
+    return json.loads(read_content(folder, name))
+
+
+def cold_path(path: Path) -> Path:
+    """Where an output whose file is `path` lies compressed."""
+    return path.with_name(f"{path.name}.z")
+
+
+def read_content(folder: Path, name: str) -> bytes:
+    """The canonical JSON of an output, compressed or not. Raises ConductorError if it is missing or was changed."""
     path = folder / "outputs" / name
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.exists() else zlib.decompress(cold_path(path).read_bytes())
     except OSError as error:
         raise ConductorError(f"{path}: this output cannot be read ({error.strerror})") from error
+    except zlib.error:
+        content = b""
     if hashlib.sha256(content).hexdigest() != name:
         raise ConductorError(f"{path}: this output was changed after it was recorded")
-    return json.loads(content)
+    return content

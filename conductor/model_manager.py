@@ -26,7 +26,7 @@ GRACE = 1.0  # s between a call's time limit and the end of its worker
 
 class Report(NamedTuple):
     """What happened: `loaded`, `load_failed`, `unloaded`, `reload` name a copy, `finished` and `started` (later than asked,
-    because its copy was loaded again) a call; `elapsed` in us."""
+    because its copy was loaded again) a call, `config_changed` the row of a variant; `elapsed` in us."""
 
     kind: str
     subject: int
@@ -53,10 +53,11 @@ class _Place:
     alive: bool = True
     model: str = ""
     copy: int = -1
-    state: str = (
-        "ready"  # "loading" (the Pit waits), "reloading" (the Pit does not know), "ready", "broken" (the reload failed)
-    )
-    load: int = -1  # request number of the load in flight
+    row: int = -1  # variant that is configured here
+    # "loading" (the Pit waits), "reloading" (the Pit does not know), "configuring", "ready", "broken" (the reload failed),
+    # "old" (a plain worker from before a configuration: it ends when its call has)
+    state: str = "ready"
+    load: int = -1  # request number of the load or configuration in flight
     load_until: float = 0.0
     begun: float = 0.0
     calls: dict[int, tuple[_Call, float]] = field(default_factory=dict)  # request -> (call, since when: monotonic s)
@@ -86,6 +87,7 @@ class ModelManager:
             "do": "check",
             "functions": {name: self._plan.functions[name].instrument() for name in functions},
             "models": {name: {"load": self._plan.models[name].load} for name in models},
+            "configure": {name: hook for name in functions if (hook := self._plan.functions[name].configure) is not None},
         })  # fmt: skip
         replies: list[dict[str, Any]] | None = []
         deadline = time.monotonic() + CHECK_SECONDS
@@ -128,13 +130,29 @@ class ModelManager:
                 self.reload(copy, place.model, "the last reload failed")
                 place = self._copies[copy]
         else:
-            place = next((p for p in self._plain if not p.calls), None) or self._spawn(1)
+            for old in [p for p in self._plain if p.state == "old" and not p.calls]:
+                self._retire(old)
+            place = next((p for p in self._plain if not p.calls and p.state == "ready"), None) or self._spawn(1)
             if place not in self._plain:
                 self._plain.append(place)
         if place.state == "ready":
             self._send(place, begun)
         else:
             place.waiting.append(begun)
+
+    def configure(self, row: int, function: str, variant: str, model: str | None) -> None:
+        """Bring the calls of a variant up to date; `config_changed` follows. Its workers begin anew, as code and settings may
+        have changed (a call under way on a copy begins again), after what its plan says under `configure` has been done."""
+        plan = self._plan.functions[function]
+        if plan.configure is None:
+            self._renew(model)
+            self._reports.append(Report("config_changed", row))
+            return
+        place = self._spawn(1)
+        self._plain.append(place)
+        place.row, place.model, place.state, place.begun = row, model or "", "configuring", time.monotonic()
+        place.load_until = place.begun + plan.seconds
+        place.load = place.worker.send({"do": "configure", "call": plan.configure, "function": function, "variant": variant})
 
     def cancel(self, call: int) -> None:
         """End a call and its worker, as at its time limit, and report nothing of it. A copy is loaded again."""
@@ -200,13 +218,32 @@ class ModelManager:
         self._selector.unregister(place.worker)
         return place.worker.end()
 
+    def _retire(self, place: _Place) -> None:
+        """A plain worker is not needed any more."""
+        self._end(place)
+        self._plain.remove(place)
+
+    def _renew(self, model: str | None) -> None:
+        """Workers that a configuration concerns begin anew: plain ones (model None or empty), or the copies of a model."""
+        if model:
+            for place in [p for p in self._copies.values() if p.model == model and p.state == "ready"]:
+                self._gone(place, "its function was configured anew", "", [-1])
+            return
+        for place in list(self._plain):
+            if place.state == "ready" and place.calls:
+                place.state = "old"
+            elif place.state == "ready":
+                self._retire(place)
+
     # ------------------------------------------------------------------ what happens
     def _receive(self, place: _Place) -> None:
         if not place.alive:  # ended since the selector saw it
             return
         replies = place.worker.receive()
         for reply in replies or ():
-            if reply["id"] == place.load:
+            if reply["id"] == place.load and place.row >= 0:
+                self._configured(place, reply["error"], reply["text"])
+            elif reply["id"] == place.load:
                 self._load_ended(place, reply["error"], reply["text"])
             elif reply["id"] in place.calls:
                 call = place.calls.pop(reply["id"])[0].number
@@ -237,6 +274,13 @@ class ModelManager:
         for call in waiting:
             self._reports.append(Report("finished", call.number, "load", text=text))
 
+    def _configured(self, place: _Place, error: str, text: str) -> None:
+        """A configuration has ended, well or not: if calls go on to fail, the Pit asks again."""
+        row, model, elapsed = place.row, place.model, max(1, int(1e6 * (time.monotonic() - place.begun)))
+        self._retire(place)
+        self._renew(model)
+        self._reports.append(Report("config_changed", row, error, elapsed, text=text))
+
     def _gone(self, place: _Place, why: str, error: str, because: Sequence[int] = ()) -> None:
         """The worker ended, or is ended now because of some calls: these are over (reported, if there is an `error`), as are
         all of a worker that ended by itself; the others wait for the copy, which is loaded again; a load failed."""
@@ -249,7 +293,9 @@ class ModelManager:
             elif error:
                 self._reports.append(Report("finished", call.number, error, max(1, int(1e6 * (now - since))), text=text))
         place.calls.clear()
-        if place.copy < 0:
+        if place.row >= 0:
+            self._configured(place, error, text)
+        elif place.copy < 0:
             self._plain.remove(place)
         elif place.load >= 0:
             self._load_ended(place, error, text)
@@ -262,7 +308,8 @@ class ModelManager:
             if late:
                 self._gone(place, "the call did not end within its time limit", "timeout", late)
             elif place.load >= 0 and place.load_until <= now:
-                self._gone(place, f"model {place.model} did not load within its time limit", "timeout")
+                what = "the configuration did not end" if place.row >= 0 else f"model {place.model} did not load"
+                self._gone(place, f"{what} within its time limit", "timeout")
 
     @staticmethod
     def _limits(place: _Place) -> list[float]:

@@ -25,6 +25,8 @@ from conductor.files import digest
 from conductor.journal import Journal, journal_path, read_journal
 from conductor.model_manager import ModelManager, Report
 from conductor.pit_interface import STUCK, PitInterface, array_digest, event_payload, fold
+from conductor.shapes import Shapes
+from conductor.tiers import Outputs
 from conductor.workflow import Workflow, check_workflow
 from pit import layout
 from pit.handle import Command, Event
@@ -37,6 +39,7 @@ _EVENT_KINDS = {
     "unloaded": layout.UNLOADED,
     "finished": layout.FINISHED,
     "started": layout.STARTED,
+    "config_changed": layout.CONFIG_CHANGED,
 }
 
 
@@ -152,7 +155,10 @@ class Orchestrator:
         )
         serves = {name: model.serves for name, model in workflow.spec.system.models.items()}
         self._manager = ModelManager(workflow.plan, serves, workflow.base, journal.folder)
+        self._outputs = Outputs(journal, workflow.spec.system.store)
+        self._fetched: dict[int, int] = {}  # call -> us that fetching its inputs took
         self._since, self._origin = since, time.monotonic_ns()
+        self._shapes = Shapes()
         self._points: Counter[str] = Counter()
         self._kill_at = os.environ.get("FQ_KILL_AT", "")
 
@@ -201,6 +207,8 @@ class Orchestrator:
                 self._manager.reload(i, self._pit.model_names[model], "the conductor was started again")
             elif state == layout.COOLDOWN:
                 self._manager.unload(i)
+        for row in self._pit.variants()["mending"].nonzero()[0]:
+            self._configure(int(row))
 
     # ------------------------------------------------------------------ one tick
     def _now(self) -> int:
@@ -240,12 +248,14 @@ class Orchestrator:
             self._journal.add("reload", now, {"copy": report.subject, "model": report.value, "reason": report.text})
             self._observe("load", now, f"{report.value} again, copy {report.subject}: {report.text}")
             return
+        if report.kind == "finished":  # with a store, the Pit's estimates of calls contain the fetching of their inputs
+            report = report._replace(elapsed=report.elapsed + self._fetched.pop(report.subject, 0))
         error = report.error if report.error in layout.ERRORS else "error"
         output, size, text = "", 0, report.text
         brief = text.strip().split("\n")[0]
         call = self._view.calls.get(report.subject) if self._pit.status == layout.ON else None  # None: ended or cancelled
         if report.kind == "finished" and error == "ok" and call is not None:
-            output, size = self._journal.store(report.value)
+            output, size = self._outputs.keep(report.value)
         event = Event(
             _EVENT_KINDS[report.kind],
             report.subject,
@@ -260,9 +270,21 @@ class Orchestrator:
             self._observe(
                 "finished" if error == "ok" else "failed", now, words if error == "ok" else f"{words}: {error}: {brief}"
             )
+        elif report.kind == "config_changed":
+            self._observe("configured", now, self._view.variant_name(report.subject) + (f": {brief}" if brief else ""))
         elif report.kind not in ("finished", "started"):
             self._observe(report.kind, now, f"copy {report.subject}" + (f": {brief}" if brief else ""))
         self.note(event, now, output, text)
+        if output and call is not None and self._workflow.spec.system.heal:
+            row = 3 * call.function + call.variant
+            if self._shapes.changed(row, report.value) and self._pit.status == layout.ON:
+                self._observe("output", now, f"{self._view.variant_name(row)}: its outputs have another shape than before")
+                self.note(Event(layout.OUTPUT_CHANGED, row), now)
+
+    def _configure(self, row: int) -> None:
+        function, variant = self._pit.function_names[row // 3], layout.VERBS[row % 3]
+        plan = getattr(self._workflow.spec.system.functions[function], variant)
+        self._manager.configure(row, function, variant, plan.model)
 
     def _price(self, report: Report) -> int:
         """Micro-units: seconds x price of the variant or model (units a second x microseconds)."""
@@ -299,12 +321,30 @@ class Orchestrator:
             self._observe(
                 "start", now, f"{intent['task']} ({intent['function']}, {intent['variant']}, attempt {call.attempt}{place})"
             )
-            self._manager.start(command.call, command.copy, self._job(intent, call.task))
+            before = time.monotonic_ns()
+            job = self._job(intent, call.task)
+            if self._workflow.spec.system.store is not None:
+                self._fetched[command.call] = (time.monotonic_ns() - before) // 1000
+            self._manager.start(command.call, command.copy, job)
         elif command.kind == layout.CMD_CANCEL:
             self._observe("cancel", now, f"{self._pit.task_ids[command.task]}, call {command.call}")
             self._manager.cancel(command.call)
+            self._fetched.pop(command.call, None)
+        elif command.kind == layout.CMD_CONFIGURE:
+            row = 3 * command.function + command.variant
+            self._observe("configure", now, f"{self._view.variant_name(row)}: its API seems to have changed")
+            self._configure(row)
         elif command.kind == layout.CMD_FETCH:
             self._observe("reuse", now, f"{self._pit.task_ids[command.task]} is {self._pit.task_ids[command.copy]}'s output")
+        elif command.kind == layout.CMD_STORE:
+            task, tier = self._pit.task_ids[command.task], layout.TIERS[command.copy]
+            self._observe("store", now, f"{task}'s output to {tier}")
+            if task in self._view.outputs:  # else it was deleted in the same tick
+                self._outputs.move(self._view.outputs[task], command.copy)
+        elif command.kind == layout.CMD_DELETE:
+            self._observe("delete", now, f"{self._pit.task_ids[command.task]}'s output")
+            for output in self._view.deleted:
+                self._outputs.delete(output)
         elif command.kind == layout.CMD_LOAD:
             model = self._pit.model_names[command.model]
             self._observe("load", now, f"{model}, copy {command.copy}")
@@ -316,7 +356,7 @@ class Orchestrator:
     def _job(self, intent: dict[str, Any], index: int) -> dict[str, Any]:
         task = self._workflow.spec.tasks[index]
         outputs = self._view.outputs
-        inputs = {name: self._journal.output(outputs[name]) if name in outputs else None for name in task.inputs}
+        inputs = {name: self._outputs.fetch(outputs[name]) if name in outputs else None for name in task.inputs}
         if task.join == "any":
             inputs = {name: value for name, value in inputs.items() if name in outputs}
         return {

@@ -70,7 +70,8 @@ class PitInterface:
         self.workflow = workflow
         self.calls: dict[int, Call] = {}  # started, and neither finished nor cancelled
         self.starts = [0] * len(workflow.tasks)  # calls of each task so far
-        self.outputs: dict[str, str] = {}  # task id -> digest of its output
+        self.outputs: dict[str, str] = {}  # task id -> digest of its output, unless it was deleted
+        self.deleted: set[str] = set()  # digests of outputs that were deleted and that no task has
         self._commands: list[Command] = []
         self._begun: list[Call] = []
         horizon = workflow.system.horizon_seconds
@@ -91,6 +92,7 @@ class PitInterface:
             call = self.calls.pop(event.subject)
             if event.error == layout.OK:
                 self.outputs[self.pit.task_ids[call.task]] = output
+                self.deleted.discard(output)
         self._take()
         return applied
 
@@ -118,6 +120,7 @@ class PitInterface:
         """Whether a run that is on cannot go on: nothing is under way, no action is due, no timer but the horizon runs."""
         pit = self.pit
         under_way = len(pit.calls()) > 0 or bool(np.isin(pit.copies()["state"], (layout.LOADING, layout.COOLDOWN)).any())
+        under_way |= bool(pit.variants()["mending"].any())
         return pit.status == layout.ON and not under_way and not pit.decision_due() and pit.next_timer() >= self._horizon
 
     def _take(self) -> None:
@@ -132,7 +135,15 @@ class PitInterface:
                 self.calls.pop(command.call, None)
             elif command.kind == layout.CMD_FETCH:  # the field `copy` names the task whose output it is
                 self.outputs[self.pit.task_ids[command.task]] = self.outputs[self.pit.task_ids[command.copy]]
+            elif command.kind == layout.CMD_DELETE:
+                output = self.outputs.pop(self.pit.task_ids[command.task])
+                if output not in self.outputs.values():
+                    self.deleted.add(output)
             self._commands.append(command)
+
+    def variant_name(self, row: int) -> str:
+        """`function.variant` of row function * 3 + variant."""
+        return f"{self.pit.function_names[row // 3]}.{layout.VERBS[row % 3]}"
 
     def intent(self, call: Call, run: str) -> dict[str, Any]:
         """The journal's payload for the start of a call. The key is the same in every attempt."""

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from conductor.journal import Row, journal_path, read_journal, read_output
 from conductor.pit_interface import STUCK, Folded, PitInterface, fold
+from pit.handle import Healing, Signature
 
 
 @dataclass
@@ -50,6 +51,8 @@ class RunReport:
     outputs: dict[str, str] = field(default_factory=dict)  # of the tasks that nothing follows: id -> digest
     tasks: int = 0
     done: int = 0
+    health: list[Signature] = field(default_factory=list)  # of variants and pools in which something was found
+    healings: list[Healing] = field(default_factory=list)  # the last ones
 
 
 class _Watch:
@@ -123,18 +126,24 @@ def report_run(place: str | os.PathLike[str]) -> RunReport:
         outputs={name: digest for name, digest in folded.view.outputs.items() if name not in followed},
         tasks=summary["tasks"],
         done=summary["done"],
+        health=[s for s in folded.view.pit.signatures() if s.pattern != "none"],
+        healings=folded.view.pit.healings(),
     )
 
 
 def verify_run(place: str | os.PathLike[str]) -> Folded:
     """Check a run's hash chain and every output, and replay it through the Pit. Raises ConductorError for what fails."""
-    path = journal_path(place)
+    path, outputs = journal_path(place), dict[str, None]()
 
-    def check(row: Row, view: PitInterface) -> None:
+    def note(row: Row, view: PitInterface) -> None:
         if row.kind == "event" and row.data["output"]:
-            read_output(path.parent, row.data["output"])
+            outputs[row.data["output"]] = None
 
-    return fold(read_journal(path), check)
+    folded = fold(read_journal(path), note)
+    for output in outputs:
+        if output not in folded.view.deleted:  # the store had no room for it, and nobody needed it any more
+            read_output(path.parent, output)
+    return folded
 
 
 def print_run(report: RunReport, console: Console) -> None:
@@ -164,6 +173,14 @@ def print_run(report: RunReport, console: Console) -> None:
     if report.reason:
         console.print(report.reason, soft_wrap=True)
     console.print("score: " + ", ".join(f"{name} {value:.3f}" for name, value in report.score.items()))
+    for sign in report.health:
+        console.print(
+            f"health of {sign.name}: {sign.pattern} since {sign.since / 1e6:.2f} s; chance of failure {sign.chance:.2f}, "
+            f"durations {sign.level:.2f} of what was calm, quality {sign.coherence:.2f} of what was expected"
+        )
+    for healing in report.healings:
+        after = "nothing known yet" if healing.after is None else f"{healing.before:.2f} -> {healing.after:.2f}"
+        console.print(f"healing at {healing.time / 1e6:.2f} s: {healing.action} of {healing.subject}: {after}")
     for name, digest in report.outputs.items():
         console.print(f"output of {name}: outputs/{digest}", markup=False)
     console.print(f"files, logs and journal: {report.folder}", soft_wrap=True, markup=False)

@@ -15,11 +15,15 @@ from pit.spec import WorkflowSpec, order_tasks, read_workflow
 
 
 class FunctionPlan(BaseModel):
-    """`{kind: python, call: "module:function", seconds: 30}`: every key besides `kind` and `seconds` is the instrument's."""
+    """`{kind: python, call: "module:function", seconds: 30}`: further keys are the instrument's, but for `configure`.
+
+    `configure: "module:function"` is called with `function` and `variant` when the Pit has found that their API has changed.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     kind: str
-    seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)  # time limit of one call
+    seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)  # time limit of one call, and of one configuration
+    configure: str | None = None
 
     def instrument(self) -> dict[str, Any]:
         """What a worker needs to make it."""

@@ -12,7 +12,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
 
-from experiments.config import TrainConfig, shown, trained_levels
+from experiments.config import TrainConfig, ent_coef_after, shown, trained_levels
 from experiments.errors import ExperimentError
 from experiments.networks import policy_of
 from fq_env.live import live_actions, live_columns
@@ -59,7 +59,7 @@ def make_model(cfg: TrainConfig, env: VecEnv) -> OnPolicyAlgorithm:
         n_epochs=cfg.n_epochs,
         gamma=cfg.gamma,
         gae_lambda=cfg.gae_lambda,
-        ent_coef=cfg.ent_coef if own is None or own.ent_coef is None else own.ent_coef,
+        ent_coef=ent_coef_after(cfg, 0),
         vf_coef=cfg.vf_coef,
         clip_range=cfg.clip_range,
         max_grad_norm=cfg.max_grad_norm,

@@ -179,9 +179,14 @@ def level_digest(level: Level) -> str:
     from pit.layout import table_hashes
 
     words = {"title", "teaching", "hint", "probe", "pass_mark", "training", "history", "max_steps"}
-    if not level.gates:  # a key that came later counts where it is set: older rules stay
-        words |= {"gates"}
-    text = level.model_dump_json(exclude=words) + repr(sorted(table_hashes().items()))
+    exclude: dict[str, Any] = dict.fromkeys(words, True)  # and keys that came later where they are not set: older rules stay
+    if not level.gates:
+        exclude["gates"] = True
+    if level.draw.size is None:
+        exclude["draw"] = {"size"}
+    if level.system.store is None:
+        exclude["system"] = {"store"}
+    text = level.model_dump_json(exclude=exclude) + repr(sorted(table_hashes().items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

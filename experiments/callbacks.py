@@ -20,7 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from experiments import checkpoints
 from experiments.algorithms import BEST, CHECKPOINT
-from experiments.config import TrainConfig, exposure_after
+from experiments.config import TrainConfig, ent_coef_after, exposure_after
 from experiments.errors import ExperimentError
 from experiments.examiner import Look, Looker, means
 from experiments.fast_ppo import FastPPO
@@ -119,6 +119,7 @@ class Overseer(BaseCallback):
         self._gather()
         env: Any = self.training_env
         env.expose(exposure_after(self.cfg, self.num_timesteps))
+        self.model.ent_coef = ent_coef_after(self.cfg, self.num_timesteps)  # type: ignore[attr-defined]
         if self.curriculum is not None:
             self.curriculum.begin_rollout(env)
         self._learning = time.perf_counter()

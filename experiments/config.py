@@ -19,7 +19,7 @@ from experiments.errors import ExperimentError
 from experiments.recipes.settings import RANGES as RECIPE_RANGES
 from experiments.recipes.settings import RECIPES, RecipeConfig, fault
 from fq_env.errors import FQError
-from fq_env.level import ARMS, ExplicitLevel, Level, load_level
+from fq_env.level import ARM, ExplicitLevel, Level, OuterLevel, load_level
 from fq_env.level_files import LEVELS
 from fq_env.state import REWARDS
 from pit.layout import EXPOSURES
@@ -52,7 +52,7 @@ class StopConfig:
     """When a training ends before its budget is spent."""
 
     when_solved: bool = MISSING
-    patience: int = MISSING
+    patience: int | None = MISSING
     progress: float = MISSING
     mastery: float = MISSING
 
@@ -94,10 +94,12 @@ class TrainConfig:
     gamma: float = MISSING
     gae_lambda: float = MISSING
     ent_coef: float = MISSING
+    ent_coef_end: float | None = MISSING
     vf_coef: float = MISSING
     clip_range: float = MISSING
     max_grad_norm: float = MISSING
     target_kl: float | None = MISSING
+    masks: bool = MISSING
     network: str = MISSING
     net_arch: list[int] | None = MISSING
     activation: str = MISSING
@@ -155,7 +157,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "evaluation.test": (0, 1_000_000),
     "evaluation.fit": (1, 65_536),
     "checkpoint.every": (1, 1e9),
-    "stop.patience": (1, 1e9),
     "stop.progress": (0.0, 1.0),
     "stop.mastery": (0.0, 10.0),
     **{f"recipe_options.{key}": limits for key, limits in RECIPE_RANGES.items()},
@@ -166,27 +167,29 @@ RANGES: dict[str, tuple[float, float]] = {
 def level_of(level: int | str) -> Level:
     """The level that a command's `level=` names. Raises ExperimentError for one that does not exist or is not sound."""
     found = any_level(level)
-    if str(level).startswith(tuple(f"{arm}-" for arm in ARMS)):
-        raise ExperimentError(f"level={level}: is an arm of a comparison, not one of the levels; name level {found.number}")
+    if ARM.fullmatch(str(level)):
+        raise ExperimentError(f"level={level}: was changed for a comparison, take level {found.number}")
     return found
 
 
 @functools.lru_cache(maxsize=64)
 def any_level(level: int | str) -> Level:
-    """As `level_of`, and the arms of the comparison with the old model, too: `plain-11`, `explicit-11`."""
+    """As `level_of`, and levels that were changed for a comparison, too: `plain-11`, `explicit-11` (`ARMS`)."""
     try:
         return load_level(level)
     except FQError as error:
         raise ExperimentError(f"level={level}: {error}") from None
 
 
-def without_stages(level: Level, what: str) -> Level:
-    """The level; refuses one with explicit stages, for which there is no `what`. Raises ExperimentError."""
-    if isinstance(level, ExplicitLevel):
-        number = level.number
-        raise ExperimentError(
-            f"level=explicit-{number}: explicit stages have no {what}; take level {number} or plain-{number}"
-        )
+def for_runtime(level: Level, what: str) -> Level:
+    """The level; refuses one that was changed in what its agent sees or does, for which there is no `what`.
+
+    Raises:
+        ExperimentError: it is such a level.
+    """
+    if isinstance(level, OuterLevel):
+        kind = "explicit" if isinstance(level, ExplicitLevel) else "no-history"
+        raise ExperimentError(f"level={kind}-{level.number}: has no {what}; take level {level.number}")
     return level
 
 
@@ -250,6 +253,14 @@ def exposure_after(cfg: TrainConfig, frames: int) -> str:
     return EXPOSURES[sum(frames >= phase * cfg.total_timesteps for phase in cfg.phases)]
 
 
+def ent_coef_after(cfg: TrainConfig, frames: int) -> float:
+    """The weight of the entropy bonus after so many frames of the budget."""
+    own = cfg.recipe_options.ppo.ent_coef if cfg.recipe == "srl_rlvr" else None
+    first = cfg.ent_coef if own is None else own
+    last = first if cfg.ent_coef_end is None else cfg.ent_coef_end
+    return first + (last - first) * min(1.0, frames / cfg.total_timesteps)
+
+
 def _training(key: str, default: Any, *, _root_: DictConfig) -> Any:
     """The resolver `${training:KEY,DEFAULT}`. A level that cannot be read gives the default here, its error in `finished`."""
     try:
@@ -297,10 +308,8 @@ def finished(config: DictConfig) -> TrainConfig:
     check(cfg, config)
     if cfg.n_envs < len(levels):
         raise ExperimentError(f"n_envs={cfg.n_envs}: {len(levels)} levels need at least as many environments")
-    if cfg.recipe != "plain" and len(levels) > 1:
-        raise ExperimentError(f"recipe={cfg.recipe}: trains one level at a time; take recipe=plain, or one level")
-    if cfg.recipe != "plain":
-        without_stages(levels[0], f"recipe={cfg.recipe}")
+    if cfg.recipe != "plain" and any(isinstance(level, ExplicitLevel) for level in levels):
+        raise ExperimentError(f"level={cfg.level} recipe={cfg.recipe}: no teacher knows explicit stages; take recipe=plain")
     return cfg
 
 
@@ -315,6 +324,10 @@ def check(cfg: TrainConfig, config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if not low <= value <= high:
             raise ExperimentError(f"{key}={value}: must lie between {low:g} and {high:g}")
+    if cfg.stop.patience is not None and cfg.stop.patience < 1:
+        raise ExperimentError(f"stop.patience={cfg.stop.patience}: must be null or at least 1, such as 12")
+    if cfg.ent_coef_end is not None and not 0.0 <= cfg.ent_coef_end <= 10.0:
+        raise ExperimentError(f"ent_coef_end={cfg.ent_coef_end}: must be null or lie between 0 and 10, such as 0.001")
     if cfg.target_kl is not None and not 0.0 < cfg.target_kl <= 10.0:
         raise ExperimentError(f"target_kl={cfg.target_kl}: must be null or lie between 0 and 10, such as 0.03")
     if len(cfg.phases) != len(EXPOSURES) - 1 or not 0.0 <= cfg.phases[0] <= cfg.phases[1] <= 1.0:

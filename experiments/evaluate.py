@@ -21,6 +21,7 @@ from omegaconf import MISSING
 from experiments import cli, statistics
 from experiments.errors import ExperimentError
 from experiments.files import check_out_folder, write_folder, write_json, write_text
+from pit.layout import N_ACTIONS
 
 if TYPE_CHECKING:
     from fq_env.engine import Player
@@ -69,6 +70,11 @@ def play_policy(
             live = live[~(engine.terminated | engine.truncated)[live]]
         blocks.append(engine.episodes.copy())
     return np.concatenate(blocks)
+
+
+def first_legal(level: Level, *, split: str, n: int) -> np.ndarray:
+    """Plays as `play_policy`, always the first legal action; episode records (n,)."""
+    return play_policy(lambda obs: np.zeros((len(obs), N_ACTIONS)), level, split=split, n=n)
 
 
 # --------------------------------------------------------------------------- players

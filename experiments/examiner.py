@@ -48,6 +48,10 @@ class Looker(Protocol):
     """Who looks at a policy and says when a training may stop: an `Examiner`, or of several levels a `MixedExaminer`."""
 
     @property
+    def referees(self) -> list[Referee]:
+        """Who plays the players, of each level one."""
+
+    @property
     def best(self) -> Look:
         """The look whose policy is kept."""
 
@@ -132,6 +136,11 @@ class Examiner:
         self.looks = [Look(**look) for look in looks]
 
     @property
+    def referees(self) -> list[Referee]:
+        """The one referee."""
+        return [self.referee]
+
+    @property
     def best(self) -> Look:
         """The look with the highest score, the first of equals."""
         return max(self.looks, key=lambda look: look.total)
@@ -143,7 +152,7 @@ class Examiner:
             return None
         if self.proven and last.perf >= stop.mastery:
             return f"mastered: validation perf {last.perf:.3f} of the proven optimum"
-        if without_progress([look.total for look in self.looks], stop.progress) >= stop.patience:
+        if stop.patience is not None and without_progress([look.total for look in self.looks], stop.progress) >= stop.patience:
             return f"solved: validation perf {last.perf:.3f}, no progress in {stop.patience} looks"
         return None
 

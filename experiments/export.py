@@ -214,7 +214,7 @@ with {config["algo"]} for {frames:,} frames (seed {config["seed"]}, exposure {ru
 def export(cfg: ExportConfig) -> Bundle:
     """The command: from a run folder's checkpoint and results to a bundle."""
     from experiments.algorithms import load_model, prepare_torch
-    from experiments.config import trained_levels, without_stages
+    from experiments.config import for_runtime, trained_levels
     from experiments.run_folder import read_run
 
     if cfg.golden < 1:
@@ -223,7 +223,7 @@ def export(cfg: ExportConfig) -> Bundle:
     out = Path(cfg.out) if cfg.out is not None else run.folder / "bundle"
     if out.exists():
         raise ExperimentError(f"out={out}: exists already and is not overwritten; name another folder")
-    levels = [without_stages(level, "bundle") for level in trained_levels(run.config["level"])]
+    levels = [for_runtime(level, "bundle") for level in trained_levels(run.config["level"])]
     prepare_torch(1)
     model = load_model(run.folder, run.config["algo"])
     finished = run.folder / "results.json"

@@ -99,7 +99,9 @@ class MixedExaminer:
         """Why the training may stop now, or None."""
         stop, last = self.cfg.stop, self.looks[-1]
         marks = {str(referee.level.number): referee.level.pass_mark for referee in self.referees}
-        if not stop.when_solved or any(n not in last.levels or last.levels[n].perf < mark for n, mark in marks.items()):
+        if not stop.when_solved or stop.patience is None:
+            return None
+        if any(n not in last.levels or last.levels[n].perf < mark for n, mark in marks.items()):
             return None
         whole = [look.perf for look in self.looks if len(look.levels) == len(marks)]
         if without_progress(whole, stop.progress) >= stop.patience:

@@ -34,6 +34,7 @@ POLICIES = {
     "fallback": "a failed call is begun again at once in its next variant",
     "prewarm": "models are loaded ahead in the order that was observed",
     "rebalance": "models that will be needed soon are loaded ahead",
+    "store": "bytes of the tiers in which outputs lie, and how long fetching them from a lower one takes",
     "deny": "what this tenant may not use",
 }
 WORKFLOWS = {
@@ -96,6 +97,11 @@ DRAWS = {
     "onset": "when it does, over the lower bound",
     "drift_factor": "on the durations of its calls from then on",
     "drift_failure": "chance that such a call fails",
+    "api_change": "chance of each of its variants to change its API during the instance",
+    "change_onset": "when it does, over the lower bound; its calls fail until it is configured anew",
+    "change_after": "of a call's duration, after which such a call has failed",
+    "config_seconds": "how long a configuration takes",
     "fresh": "factor on how long outputs stay fresh",
     "deadline": "over the lower bound",
+    "size": "bytes of an output",
 }

@@ -57,6 +57,8 @@ def shown(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, tuple):
         return " to ".join(map(shown, value)) if value[0] != value[-1] else shown(value[0])
+    if isinstance(value, BaseModel):
+        return ", ".join(f"{key} {shown(getattr(value, key))}" for key in chosen(value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {shown(item)}" for key, item in value.items())
     if isinstance(value, list):
@@ -193,7 +195,7 @@ def columns(level: Level) -> str:
         rows.append([title, str(len(own)), ", ".join(f"`{name}`" for name in own) or "–"])
     text = (
         f"`Box(-1, 1, ({layout.N_OBSERVATION},), float32)`, exposure **{level.exposure}**: {int(live.sum())} columns can be "
-        f"other than 0 (by exposure: {counts}). Formulas: [the rule book](../../pit/README.md), section 9."
+        f"other than 0 (by exposure: {counts}). Formulas: [the rule book](../../pit/README.md), section 10."
     )
     return f"{text}\n\n{table(['block', 'live', 'features'], rows)}"
 

@@ -62,9 +62,11 @@ PROBES: dict[str, Probe] = {
     "decayed_calls": Probe(
         "calls begun in a decayed pool, of all", -1, ("decayed_calls", "calls"), _ratio("decayed_calls", "calls")
     ),
+    "changed_calls": Probe("calls of a changed API, of all", -1, ("changed_calls", "calls"), _ratio("changed_calls", "calls")),
     "slowdown": Probe("weighted mean of flow time over its bound", -1, ("slowdown",), _mean("slowdown")),
     "total": Probe("total score", 1, ("total",), _mean("total")),
     "gated_calls": Probe("calls before a closed gate, of all", -1, ("gated_calls", "calls"), _ratio("gated_calls", "calls")),
+    "fetches": Probe("calls that had to fetch their inputs, of all", -1, ("fetches", "calls"), _ratio("fetches", "calls")),
     "late": Probe("outputs after the deadline", -1, ("late",), _mean("late")),
     "p95_makespan": Probe("95th percentile of makespan over bound", -1, ("makespan", "lb"), _late),
 }

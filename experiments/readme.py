@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from experiments.files import write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 HEADROOM = ("<!-- headroom:begin -->", "<!-- headroom:end -->")
+STUDIES = ("<!-- studies:begin -->", "<!-- studies:end -->")
 INTRODUCTION = """Held-out instances, the same for everybody. IQM: mean of the middle half of the scores of all seeds. In
 brackets 95 % intervals, bootstrap over training seeds and instances; leads are paired differences of means. perf: 0 = random,
 1 = the proven optimum or, where none is known, the best player that is not trained. Levels' pages have all players."""
@@ -70,6 +72,23 @@ def headroom_text(levels: list[dict[str, Any]]) -> str:
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def refresh_studies(readme: Path, folder: Path) -> None:
+    """Puts what the stored studies of `folder` conclude between their markers. Raises ExperimentError without these."""
+    write_between(readme, studies_of(folder, readme.parent), STUDIES)
+
+
+def studies_of(folder: Path, home: Path) -> str:
+    """A paragraph for each stored study of `folder`, with a link from a file in `home` to its page."""
+    stored = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    if not stored:
+        return "No study is stored yet."
+    page = os.path.relpath(folder, home)
+    return "\n\n".join(
+        f"**[{study['name'].replace('_', ' ')}]({page}/{study['name']}.md)**, `{study['command']}`: {study['conclusion']}"
+        for study in stored
+    )
 
 
 def text_of(folder: Path) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import MISSING
 
 from experiments import cli
-from experiments.config import without_stages
+from experiments.config import for_runtime
 from experiments.errors import ExperimentError
 from experiments.evaluate import SPLITS, WARM_WAIT, Referee, greedy, level_for, open_policies
 from experiments.files import check_out
@@ -74,7 +74,7 @@ def contestant(cfg: RecordConfig) -> Contestant:
         raise ExperimentError(f"{words}: exactly one plays; for example player=critical_path")
     ((key, name),) = given.items()
     if key == "player":
-        return rule(name, without_stages(level_for(cfg.level, []), RECORDING), cfg.fit)
+        return rule(name, for_runtime(level_for(cfg.level, []), RECORDING), cfg.fit)
     policies = open_policies(key, name)
     if len(policies) != 1:
         raise ExperimentError(f"{key}={name}: names {len(policies)} policies; one can play")
@@ -83,7 +83,7 @@ def contestant(cfg: RecordConfig) -> Contestant:
     def choose(engine: Engine) -> int:
         return int(greedy(policy.logits(engine.obs), engine.masks)[0])
 
-    level = without_stages(level_for(cfg.level, policies), RECORDING)
+    level = for_runtime(level_for(cfg.level, policies), RECORDING)
     return Contestant(str(policy.path), "policy", level, policy.exposure, lambda i: choose)
 
 

@@ -7,14 +7,12 @@ Nothing is trained twice: what is stored for the same configuration and the same
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,17 +23,15 @@ from experiments import cli, statistics
 from experiments.errors import ExperimentError
 from experiments.files import write_folder, write_json
 from experiments.readme import check_readme, refresh
+from experiments.side_by_side import INTERRUPTED, Job, run_all
 from experiments.sources import code_digest
 
 if TYPE_CHECKING:
-    from multiprocessing.context import SpawnProcess
-
     from experiments.config import TrainConfig
 
 MAX_BUNDLE = 600_000  # bytes of a bundle that is kept in the repository
 DECIDED = ("level", "seed", "folder", "runs", "resume")  # keys of a training that are not to be overridden
 QUIET = ("progress_bar=false", "tensorboard=false")
-INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
 
 
 @dataclass
@@ -123,49 +119,31 @@ def path_of(cfg: ResultsConfig, number: int) -> Path:
     return Path(cfg.out) / f"level-{number:02d}.json"
 
 
-def train_quietly(configuration: TrainConfig, command: str) -> None:
-    """One training, in a process of its own; what it would print is in its run folder."""
-    from experiments.config import TrainConfig
+def train_one(configuration: TrainConfig, command: str) -> None:
+    """One training."""
     from experiments.train import train
 
-    os.setsid()  # Ctrl-C reaches the parent alone, which then asks once for an end
-    with contextlib.redirect_stdout(io.StringIO()):
-        try:
-            cli.guarded(lambda: train(configuration, command), TrainConfig)
-        except KeyboardInterrupt as stop:
-            raise SystemExit(getattr(stop, "code", INTERRUPTED)) from None
+    train(configuration, command)
 
 
 def train_all(todo: list[tuple[TrainConfig, str]], jobs: int) -> None:
-    """Trains, `jobs` processes at a time. The first failure, or Ctrl-C, ends all; what they have reached stays.
+    """Trains, `jobs` processes at a time. Raises ExperimentError if a training ended before its time."""
+    run_all(
+        [
+            Job(
+                f"level {configuration.level} seed {configuration.seed}",
+                partial(train_one, configuration, command),
+                partial(told_of, configuration),
+            )
+            for configuration, command in todo
+        ],
+        jobs,
+    )
 
-    Raises:
-        ExperimentError: a training ended before its time.
-    """
-    from multiprocessing import get_context
-    from multiprocessing.connection import wait
 
-    waiting = todo[::-1]
-    running: list[tuple[SpawnProcess, TrainConfig]] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                configuration, command = waiting.pop()
-                process = get_context("spawn").Process(target=train_quietly, args=(configuration, command))
-                process.start()
-                running.append((process, configuration))
-            wait([process.sentinel for process, _ in running])
-            for process, configuration in [job for job in running if job[0].exitcode is not None]:
-                running.remove((process, configuration))
-                what = f"level {configuration.level} seed {configuration.seed}"
-                if process.exitcode:
-                    raise ExperimentError(f"{what}: its training ended early, with exit code {process.exitcode}")
-                print(f"{what}: {spent(facts_of(configuration))}", flush=True)
-    finally:
-        for process, _ in running:
-            process.terminate()
-        for process, _ in running:
-            process.join()
+def told_of(configuration: TrainConfig) -> str:
+    """What a whole training took, in words."""
+    return spent(facts_of(configuration))
 
 
 def facts_of(configuration: TrainConfig) -> dict[str, Any]:

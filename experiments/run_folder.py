@@ -29,7 +29,7 @@ from experiments.config import TrainConfig, finished, title_of, trained_levels
 from experiments.errors import ExperimentError
 from experiments.files import new_folder, write_json, write_text, write_with
 from experiments.recipes.told import lines
-from fq_env.level import ExplicitLevel
+from fq_env.level import OuterLevel
 
 PACKAGES = (
     *("function-quest", "numpy", "numba", "gymnasium", "torch", "stable-baselines3", "sb3-contrib"),
@@ -103,6 +103,8 @@ def configuration_hash(config: dict[str, Any]) -> str:
     left_out: tuple[str, ...] = ("seed", "runs", "folder", "progress_bar", "tensorboard", "wandb", "checkpoint", "resume")
     if config.get("recipe", "plain") == "plain":
         left_out = (*left_out, "recipe", "recipe_options")  # nothing of it is used
+    if config.get("masks", True):
+        left_out = (*left_out, "masks")
     kept = {key: value for key, value in sorted(config.items()) if key not in left_out}
     return _sha256(OmegaConf.to_yaml(OmegaConf.create(kept), sort_keys=True))
 
@@ -231,7 +233,7 @@ def report(folder: Path, cfg: TrainConfig, about: dict[str, Any], table: list[di
     resumed = "".join(f"\n* resumed {how}" for how in facts["resumed"])
     phases = lines(facts["recipe"])
     widths = f" {cfg.net_arch}" if cfg.net_arch else ""
-    bundle = " The bundle for the conductor is in `bundle/`." if table and not isinstance(level, ExplicitLevel) else ""
+    bundle = " The bundle for the conductor is in `bundle/`." if table and not isinstance(level, OuterLevel) else ""
     rate = facts["frames"] / max(facts["seconds"], 1e-9)
     packages = ", ".join(f"{name} {about['packages'][name]}" for name in ("numba", "torch") if name in about["packages"])
     text = f"""# Level {level.number}, {level.name}: {cfg.algo}, seed {cfg.seed}

@@ -152,7 +152,8 @@ def _play_out(
     from experiments.examiner import Examiner
     from experiments.mixture import MixedExaminer
     from experiments.records import METRICS, Rows, make_logger, make_progress, start_wandb
-    from fq_env.sb3 import make_sb3_env
+    from experiments.unmasked import UnmaskedEnv
+    from fq_env.sb3 import FunctionQuestVecEnv
 
     prepare_torch(cfg.torch_threads, cfg.matmul_precision)
     levels, folder = trained_levels(cfg.level), run.folder
@@ -165,8 +166,9 @@ def _play_out(
         logger = make_logger(cfg, folder, rows, None if resumed is None else frames)
         stack.callback(logger.close)
         of_each, exposure = [levels[i % len(levels)] for i in range(cfg.n_envs)], exposure_after(cfg, frames)
+        kind = FunctionQuestVecEnv if cfg.masks else UnmaskedEnv
         env = stack.enter_context(
-            contextlib.closing(make_sb3_env(of_each, cfg.n_envs, cfg.seed, exposure=exposure, reward=cfg.reward))
+            contextlib.closing(kind(of_each, cfg.n_envs, cfg.seed, exposure=exposure, reward=cfg.reward))
         )
         curriculum = curriculum_of(cfg, levels) if len(levels) > 1 else None
         referees = [Referee(level, cfg.evaluation.fit) for level in levels]
@@ -210,7 +212,7 @@ def _conclude(run: Run, cfg: TrainConfig, examiner: Looker, overseer: Overseer, 
     from experiments.export import export_model
     from experiments.files import write_json
     from experiments.recipes.told import told
-    from fq_env.level import ExplicitLevel
+    from fq_env.level import OuterLevel
 
     folder, best = run.folder, load_model(run.folder, cfg.algo)
     test = examiner.test(torch_logits(best)) if cfg.evaluation.test else []
@@ -226,7 +228,7 @@ def _conclude(run: Run, cfg: TrainConfig, examiner: Looker, overseer: Overseer, 
         "recipe": told(folder),
     }
     examiner.publish(folder, run.versions, overseer.rows.rows, test, facts)
-    bundled = bool(test) and not isinstance(trained_levels(cfg.level)[0], ExplicitLevel)  # which no runtime can play
+    bundled = bool(test) and not isinstance(trained_levels(cfg.level)[0], OuterLevel)  # which no runtime can play
     if bundled:
         shutil.rmtree(folder / "bundle", ignore_errors=True)  # of an earlier attempt, or exported meanwhile
         export_model(best, run, trained_levels(cfg.level), folder / "bundle", golden=64, table=test, rule=examiner.rule)

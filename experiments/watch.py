@@ -17,7 +17,7 @@ import numpy as np
 from omegaconf import MISSING
 
 from experiments import cli, statistics
-from experiments.config import without_stages
+from experiments.config import for_runtime
 from experiments.errors import ExperimentError
 from experiments.evaluate import SPLITS, Referee, greedy, level_for, open_policies, seated
 from pit import layout
@@ -60,7 +60,7 @@ def contestant(cfg: WatchConfig) -> tuple[str, Level, str, Choose]:
     if cfg.player is not None:
         if cfg.bundle is not None:
             raise ExperimentError(f"bundle={cfg.bundle} player={cfg.player}: only one can play; leave one out")
-        level = without_stages(level_for(cfg.level if cfg.level is not None else 11, []), WATCHING)
+        level = for_runtime(level_for(cfg.level if cfg.level is not None else 11, []), WATCHING)
         return cfg.player, level, level.exposure, rule_player(cfg.player, level, cfg.fit)
     path = cfg.bundle
     if path is None:
@@ -75,7 +75,7 @@ def contestant(cfg: WatchConfig) -> tuple[str, Level, str, Choose]:
     if len(policies) != 1:
         raise ExperimentError(f"bundle={path}: names {len(policies)} policies; one can play")
     (policy,) = policies
-    level = without_stages(level_for(cfg.level, policies), WATCHING)
+    level = for_runtime(level_for(cfg.level, policies), WATCHING)
 
     def choose(engine: Engine) -> int:
         return int(greedy(policy.logits(engine.obs), engine.masks)[0])

@@ -54,7 +54,7 @@ def check_draw(level: Level) -> None:
     for name, pool in system.pools.items():
         if pool.rate is not None and not 1e-6 <= pool.rate * draw.rate[0] <= pool.rate * draw.rate[1] <= 1e5:
             raise ValueError(f"draw.rate times pools.{name}.rate must lie between 1e-6 and 1e5 tokens per second")
-    for name in ("outages", "fault_domains", "crowded", "drift"):
+    for name in ("outages", "fault_domains", "crowded", "drift", "api_change"):
         for pool in getattr(draw, name):
             if pool not in system.pools:
                 raise ValueError(f"draw.{name} names the pool {pool!r}; known are {', '.join(system.pools)}")

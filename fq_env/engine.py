@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fq_env.errors import FQError
-from fq_env.level import ExplicitLevel, Level, Order, load_level
+from fq_env.level import BlindLevel, ExplicitLevel, Level, Order, load_level
 from fq_env.state import (
     AUTORESETS,
     ENGINE,
@@ -23,6 +23,7 @@ from fq_env.state import (
     REWARDS,
     SPLITS,
     WORLD,
+    due_rows,
     world_tables,
 )
 from fq_env.tables import write_workflow
@@ -85,10 +86,12 @@ class Block:
         follows = any(s.prewarm for s in systems)
         twins = any(level.has_twins for level in levels)
         flows = max(level.max_workflows for level in levels)
-        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places, flows, follows, twins)
+        store = any(s.store is not None for s in systems)
+        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places, flows, follows, twins, store)
         self.pit, self.pit_size = state.tables(*sizes)
         self.world, self.world_size = world_tables(*sizes)
         self.stride = self.pit_size + self.world_size
+        self.due = due_rows(self.functions, self.copies, self.places)
 
     @staticmethod
     def _most(level: Level, name: str, value: int, index: int) -> int:
@@ -124,7 +127,9 @@ class Block:
         copies = self.rows(memory, "copy_at", state.COPY, self._copies(level))
         variants = self.rows(memory, "variant_at", state.VARIANT, 3 * len(level.system.functions))
         models = self.rows(memory, "model_at", state.MODEL, len(level.system.models))
-        fill_system(hot, variants, models, copies, level.system)
+        store = self.rows(memory, "store_at", state.STORE, int(level.system.store is not None))
+        fill_system(hot, variants, models, copies, store, level.system)
+        hot["lineage"] = level.system.store is not None or any(f.fresh_seconds for f in level.system.functions.values())
         hot["size"], hot["n_tasks"], hot["flow_rows"] = self.pit_size, level.max_tasks, 1
         self.rows(memory, "flow_at", state.FLOW, 1)["weight"] = 1.0
         self.rows(memory, "call_at", state.CALL, self.places)["id"] = -1
@@ -137,20 +142,21 @@ def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
     draw, functions = level.draw, list(level.system.functions)
     for name in _RANGES:
         row[name][0] = getattr(draw, name) or (0.0, 0.0)
-    for name in ("functions", "models", "places", "memory"):
+    for name in ("functions", "models", "places", "memory", "size"):
         row[name][0] = getattr(draw, name) or (0, 0)
     for name in ("slow", "outage", "crowd"):
         row[f"{name}_window"] = int(getattr(draw, f"{name}_seconds") * 1e6)
+    row["config_time"] = int(draw.config_seconds * 1e6)
     for name in (
         "exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "lost_rate", "slow_share", "slow_factor",
-        "outage_failure", "outage_after", "drift_failure",
+        "outage_failure", "outage_after", "drift_failure", "change_after",
     ):  # fmt: skip
         row[name] = getattr(draw, name)
     for p, pool in enumerate(level.system.pools):
         row["outages"][0, p], row["crowded"][0, p] = draw.outages.get(pool, 0.0), draw.crowded.get(pool, 0.0)
-        row["drift"][0, p] = draw.drift.get(pool, 0.0)
+        row["drift"][0, p], row["api_change"][0, p] = draw.drift.get(pool, 0.0), draw.api_change.get(pool, 0.0)
         row["domains"][0, p] = draw.fault_domains.get(pool, p)
-    for name, table in (("outage", "outages"), ("crowd", "crowded"), ("drift", "drift")):
+    for name, table in (("outage", "outages"), ("crowd", "crowded"), ("drift", "drift"), ("change", "api_change")):
         row[f"any_{name}"] = row[table].any()
     for k, gate in enumerate(level.gates):
         at, room = (-1 if name is None else list(level.system.pools).index(name) for name in (gate.at, gate.pool))
@@ -195,6 +201,7 @@ def _write_order(row: np.ndarray, order: Order, functions: list[str]) -> None:
 _RANGES = (
     "seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "money", "rate",
     "straggler_rate", "straggler_factor", "crowd", "fresh", "deadline", "onset", "drift_factor",
+    "change_onset",
 )  # fmt: skip
 _kernels: list[Any] = []
 
@@ -210,12 +217,19 @@ def kernels() -> list[Any]:
 
 
 def make_engine(levels: Any, n: int, **options: Any) -> Engine:
-    """An engine for an agent: `Engine`, or for explicit levels the one with the old model's stages around it."""
+    """An engine for an agent: `Engine`, or for levels with explicit stages or without history one that stands around it."""
     given = levels if isinstance(levels, Sequence) and not isinstance(levels, str) else [levels]
-    if any(isinstance(load_level(x), ExplicitLevel) for x in given):
+    kinds = {type(load_level(x)) for x in given}
+    if len(kinds) > 1:
+        raise FQError("levels with explicit stages, without history and others cannot share an engine; make one for each")
+    if kinds == {ExplicitLevel}:
         from fq_env.explicit import ExplicitEngine
 
         return ExplicitEngine(levels, n, **options)
+    if kinds == {BlindLevel}:
+        from fq_env.blind import BlindEngine
+
+        return BlindEngine(levels, n, **options)
     return Engine(levels, n, **options)
 
 

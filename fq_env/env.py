@@ -210,8 +210,8 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
             total, base, efficiency, stability, optimization, phi0, reward_sum, makespan, lb, cost, cost_low, busy,
             critical_wait, critical_quality, critical_cost, steps, calls, cold_starts, loads, wrong_calls, warnings, waits,
             holds, poor_calls, hedges, cancels, queued, skips, short, stragglers, outage_calls, stale_calls, refreshes,
-            reused, late, decayed_calls, echo_calls, gated_calls, flow, slowdown, workflows, defers, overflow, _,
-            split, instance, level, status,
+            reused, late, decayed_calls, echo_calls, gated_calls, changed_calls, fetches, moved, deleted, flow, slowdown,
+            workflows, defers, overflow, _, split, instance, level, status,
         ) = _EPISODE.unpack_from(self._episode)  # fmt: skip
         return {
             "total": total, "base": base, "efficiency": efficiency, "stability": stability, "optimization": optimization,
@@ -221,7 +221,8 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
             "warnings": warnings, "waits": waits, "holds": holds, "poor_calls": poor_calls, "hedges": hedges,
             "cancels": cancels, "queued": queued, "skips": skips, "short": short, "stragglers": stragglers,
             "outage_calls": outage_calls, "stale_calls": stale_calls, "refreshes": refreshes, "reused": reused, "late": late,
-            "decayed_calls": decayed_calls, "echo_calls": echo_calls, "gated_calls": gated_calls, "flow": flow,
+            "decayed_calls": decayed_calls, "echo_calls": echo_calls, "gated_calls": gated_calls,
+            "changed_calls": changed_calls, "fetches": fetches, "moved": moved, "deleted": deleted, "flow": flow,
             "slowdown": slowdown, "workflows": workflows, "defers": defers, "overflow": overflow,
             "split": split, "instance": instance, "level": level, "status": status,
             "instance_seed": self._instance_seed[0],  # np.uint64: a Python int would overflow Gymnasium's vectors

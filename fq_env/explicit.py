@@ -7,16 +7,16 @@ section 7.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from fq_env.engine import RESET, STEP, Block, Engine, data_address
+from fq_env.engine import RESET, STEP, Block, data_address
 from fq_env.errors import FQError
 from fq_env.explicit_kernel import LAYER, SHOW, TAKE, layer, ledger_size
-from fq_env.level import ExplicitLevel, Level
+from fq_env.level import Level
+from fq_env.outer import OuterEngine
 
 STAGES = ("allocate", "validate", "invoke", "store", "track", "release")  # of a slot's seven verbs the first six
 
@@ -30,7 +30,7 @@ class ExplicitBlock(Block):
         self.stride += ledger_size(self.tasks)
 
 
-class ExplicitEngine(Engine):
+class ExplicitEngine(OuterEngine):
     """n environments of explicit levels; arguments and buffers are `Engine`'s.
 
     `obs`, `masks` are what the agent sees; the Pit's own, which the kernel writes, stay hidden.
@@ -40,8 +40,6 @@ class ExplicitEngine(Engine):
 
     def __init__(self, levels: Any, n: int, **options: Any) -> None:
         super().__init__(levels, n, **options)
-        if not all(isinstance(level, ExplicitLevel) for level in self.unique):
-            raise FQError("levels with and without explicit stages cannot share an engine; make one for each")
         assert isinstance(self.block, ExplicitBlock)
         self._pit_buffers = self.obs, self.masks
         self.obs, self.masks = np.zeros_like(self.obs), np.zeros_like(self.masks)
@@ -67,19 +65,8 @@ class ExplicitEngine(Engine):
         layer(self._layer_address, SHOW)
         return ended
 
-    def step_one(self, action: Any) -> int:
-        """See `Engine`."""
-        return self.step(action)
-
     def _run(self, operation: int) -> int:
         if operation != RESET:
             raise FQError("rules and searches know no explicit stages; let them play the plain level, such as plain-11")
         super()._run(operation)
         return layer(self._layer_address, SHOW)
-
-    def operate(self, kernel: int, address: int, operation: int, action: Any, row: int) -> tuple[float, bool, bool]:
-        """What `fq_env.single.bind` gives for an engine with n = 1: one operation, shown at `row`."""
-        self.step(action) if operation == STEP else self._run(operation)
-        ctypes.memmove(row, data_address(self.obs), self.obs.nbytes)
-        ctypes.memmove(row + self.obs.nbytes, data_address(self.masks), self.masks.nbytes)
-        return float(self.rewards[0]), bool(self.terminated[0]), bool(self.truncated[0])

@@ -103,6 +103,18 @@ def draw_drift(s, w, L):
 
 
 @kernel
+def draw_changes(s, w, L):
+    """Which variants' APIs will change, and when."""
+    for row in range(N_VARIANTS * s.n_functions):
+        v = variant(s, row)
+        truth(w, row).change = NEVER
+        if v.usable == 1 and L.api_change[v.pool] > 0.0:
+            changes = uniform(w, 0.0, 1.0) < L.api_change[v.pool]
+            when = np.int64(uniform(w, L.change_onset[0], L.change_onset[1]) * w.lb)
+            truth(w, row).change = when if changes else NEVER
+
+
+@kernel
 def learn(w, v, ratio, earlier):
     """Writes `earlier` observations of a variant whose true observed/hinted ratio is `ratio`, with their sampling error."""
     v.n = earlier

@@ -10,7 +10,8 @@ import numpy as np
 from numba import uint64
 
 from fq_env.families import draw_echoes, draw_graph, draw_stream
-from fq_env.generation import draw_drift, draw_order, draw_physics
+from fq_env.futures import another_future
+from fq_env.generation import draw_changes, draw_drift, draw_order, draw_physics
 from fq_env.randomness import (
     ARRIVALS,
     DURATIONS,
@@ -18,6 +19,7 @@ from fq_env.randomness import (
     LOADS,
     OUTAGES,
     PLAYER,
+    SIZES,
     STRAGGLERS,
     TENANTS,
     WORKFLOW,
@@ -25,7 +27,7 @@ from fq_env.randomness import (
     uniform,
 )
 from fq_env.scoring import (
-    artifact_lost,
+    artifacts_lost,
     base_in_time,
     bounds,
     deliverable_at_first,
@@ -48,7 +50,7 @@ from fq_env.state import (
     level_at,
     world_at,
 )
-from fq_env.world import after_arrival, another_future, first_tenants, run
+from fq_env.world import after_arrival, first_tenants, run
 from pit.compiled import entry, kernel, parallel_entry
 from pit.dag_tracker import stalest
 from pit.interface import act, apply
@@ -68,6 +70,7 @@ from pit.layout import (
     REFRESH,
     SOLVED,
     STANDARD,
+    TIER_GONE,
     WAIT,
 )
 from pit.memory import LINE, address_of, copy_bytes, fetcher
@@ -105,6 +108,7 @@ def begin(s, w, L, exposure):
     w.outages = mix(w.instance_seed, OUTAGES)
     w.tenants = mix(w.instance_seed, TENANTS)
     w.arrivals = mix(w.instance_seed, ARRIVALS)
+    w.sizes = mix(w.instance_seed, SIZES)
     w.branch = NEVER
     for i in range(s.n_tasks):  # the template counts the most tasks that the level can have
         clean(s, i)
@@ -127,6 +131,8 @@ def begin(s, w, L, exposure):
         s.deadline = np.int64(uniform(w, L.deadline[0], L.deadline[1]) * w.lb)
     if L.any_drift == 1:
         draw_drift(s, w, L)
+    if L.any_change == 1:
+        draw_changes(s, w, L)
     deliverable_at_first(s, w)
     w.n_due = 0
     w.event.kind = ARRIVE
@@ -155,8 +161,12 @@ def begin(s, w, L, exposure):
     w.stale_calls = 0
     w.refreshes = 0
     w.decayed_calls = 0
+    w.changed_calls = 0
     w.echo_calls = 0
     w.gated_calls = 0
+    w.fetches = 0
+    w.moved = 0
+    w.deleted = 0
     w.defers = 0
     w.overflow = 0
     w.busy = 0.0
@@ -195,6 +205,7 @@ def clean(s, i):
     t.priority = 0
     t.touched = 0
     artifact(s, i).hint = 0.0
+    artifact(s, i).tier = TIER_GONE
 
 
 @kernel
@@ -230,7 +241,7 @@ def decide(s, w, L, action, kind):
     act(s, action)
     if again >= 0 and s.waiting == 0 and s.warnings == warned:
         w.refreshes += 1
-        artifact_lost(s, w, again)
+        artifacts_lost(s, w, again)
     if action == DEFER:
         w.defers += s.waiting == 0 and s.warnings == warned
     w.waits += s.waiting
@@ -285,8 +296,12 @@ def report(s, w, L, out):
     out.stale_calls = w.stale_calls
     out.refreshes = w.refreshes
     out.decayed_calls = w.decayed_calls
+    out.changed_calls = w.changed_calls
     out.echo_calls = w.echo_calls
     out.gated_calls = w.gated_calls
+    out.fetches = w.fetches
+    out.moved = w.moved
+    out.deleted = w.deleted
     out.reused = s.reused
     out.workflows = s.n_flows
     out.defers = w.defers

@@ -18,7 +18,7 @@ from fq_env.errors import FQError
 from fq_env.importers import wfformat
 from fq_env.level_files import LEVELS
 from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GATES, MAX_GOALS, MAX_PLANS, N_STAGES
-from fq_env.workflows import Cv, Cvs, Factors, Finite, Observed, Part, Range, Share, Whole, Workflow
+from fq_env.workflows import Bytes, Cv, Cvs, Factors, Finite, Observed, Part, Range, Share, Whole, Workflow
 from pit.errors import PitError
 from pit.files import load_yaml, parse
 from pit.layout import EXPOSURES, MAX_PLACES, MAX_POOLS
@@ -124,8 +124,13 @@ class Draw(Strict):
     onset: Range = (0.1, 0.5)  # over the lower bound, when it does
     drift_factor: Factors = (2.0, 4.0)  # on the durations of its calls from then on
     drift_failure: Part = 0.0  # chance that such a call fails
+    api_change: dict[str, Part] = Field(default_factory=dict)  # per pool: chance of each of its variants to change its API
+    change_onset: Range = (0.1, 0.5)  # over the lower bound, when it does; its calls are `invalid` until it is configured
+    change_after: float = Field(default=0.1, gt=0, le=1)  # of its duration, after which such a call has failed
+    config_seconds: float = Field(default=10.0, ge=0, le=1e6)  # how long a configuration takes
     fresh: Factors = (1.0, 1.0)  # per instance, on all `fresh_seconds`
     deadline: Factors | None = None  # over the lower bound
+    size: Bytes | None = None  # bytes, of a task's artifact
 
 
 class Gate(Strict):
@@ -248,7 +253,11 @@ class Level(Strict):
         return f"FunctionQuest/Level-{self.number:02d}-v0"
 
 
-class ExplicitLevel(Level):
+class OuterLevel(Level):
+    """A level whose agent sees or does other things than a runtime's would."""
+
+
+class ExplicitLevel(OuterLevel):
     """A level as the old model of infrastructure plays it: stage by stage, see `fq_env.explicit`."""
 
 
@@ -271,7 +280,29 @@ def explicit_level(level: int | str | Path) -> ExplicitLevel:
     return ExplicitLevel.model_construct(**dict(plain.model_copy(update={"max_steps": plain.max_steps * (1 + N_STAGES)})))
 
 
-ARMS = {"plain": plain_level, "explicit": explicit_level}  # `plain-11`, `explicit-11`: of the comparison with the old model
+class BlindLevel(OuterLevel):
+    """A level whose agent is not shown what happened before, see `fq_env.blind`."""
+
+
+@functools.lru_cache(maxsize=64)
+def blind_level(level: int | str | Path) -> BlindLevel:
+    """The level without the features that carry history."""
+    return BlindLevel.model_construct(**dict(load_level(level)))
+
+
+@functools.lru_cache(maxsize=64)
+def level_without_hold(level: int | str | Path) -> Level:
+    """The level without its verb `hold`. Raises `FQError` if it has none."""
+    found = load_level(level)
+    verbs = [verb for verb in found.system.verbs if verb != "hold"]
+    if len(verbs) == len(found.system.verbs):
+        raise FQError(f"level {level} has no verb `hold` to go without; its verbs are {', '.join(verbs)}")
+    return found.model_copy(update={"system": found.system.model_copy(update={"verbs": verbs})})
+
+
+# Levels that were changed for a comparison, by words such as `plain-11`: same world, same named instances.
+ARMS = {"plain": plain_level, "explicit": explicit_level, "no-history": blind_level, "no-hold": level_without_hold}
+ARM = re.compile(rf"({'|'.join(ARMS)})-(\d{{1,2}})")
 
 
 @functools.lru_cache(maxsize=64)
@@ -296,11 +327,11 @@ def recorded_level(path: str | Path, durations: str = "known", workers: int = wf
 
 
 def load_level(level: int | str | Path | Level) -> Level:
-    """A level by number, by path of a YAML file or of a recorded workflow (WfFormat JSON), as an arm of the comparison with
-    the old model (`plain-11`, `explicit-11`), or itself. Raises `FQError`."""
+    """A level by number, by path of a YAML file or of a recorded workflow (WfFormat JSON), changed for a comparison
+    (`explicit-11` and the like, see `ARMS`), or itself. Raises `FQError`."""
     if isinstance(level, Level):
         return level
-    arm = re.fullmatch(r"(plain|explicit)-(\d{1,2})", str(level))
+    arm = ARM.fullmatch(str(level))
     if arm:
         return ARMS[arm[1]](int(arm[2]))
     if isinstance(level, str) and re.fullmatch(r"\d{1,2}", level):

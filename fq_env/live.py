@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from fq_env.level import ExplicitLevel, Level
+from fq_env.level import BlindLevel, ExplicitLevel, Level
 from fq_env.sizes import N_STAGES
 from pit import layout
+
+# What earlier calls left: failed attempts and failures, how wrong estimates were, how the last action and the last call ended.
+HISTORY = ("attempts", "failures", "health", "retries_left", "duration_error", "load_error", "failure_error")
+PREFIXES = ("last_", "hint_")
+
+
+def history_columns() -> np.ndarray:
+    """Columns of the observation that carry history, bool (512,)."""
+    names = [name.rpartition(".")[2] for name, _ in layout.columns()]
+    return np.array([name in HISTORY or name.startswith(PREFIXES) for name in names])
 
 
 def _never(level: Level) -> set[str]:
@@ -64,7 +74,7 @@ def live_columns(level: Level, exposure: str | None = None) -> np.ndarray:
         else:
             possible = name not in tail | streams
         live[i] = possible and feature.exposure <= seen
-    return live
+    return live & ~history_columns() if isinstance(level, BlindLevel) else live
 
 
 def live_actions(level: Level) -> np.ndarray:
@@ -78,3 +88,12 @@ def live_actions(level: Level) -> np.ndarray:
     for k, name in enumerate(layout.GLOBAL_ACTIONS):
         live[layout.WAIT + k] |= name in level.system.verbs
     return live
+
+
+def possible_actions(obs: np.ndarray, live: np.ndarray) -> np.ndarray:
+    """What may be legal for all that observations (k, 512) and `live_actions` (128,) tell: the level's verbs on slots that are
+    in use, and its global actions; bool (k, 128), no row all False."""
+    used = obs[:, : layout.POOL_OFFSET : layout.N_SLOT_FEATURES] != 0.0
+    possible = np.ones((len(obs), layout.N_ACTIONS), bool)
+    possible[:, : layout.WAIT] = np.repeat(used, layout.N_VERBS, axis=1)
+    return possible & live

@@ -19,7 +19,7 @@ from fq_env.state import AUTORESETS, DUE, LEVEL, SPLITS, level_at, world_at
 from pit import layout
 from pit.compiled import announce, entry
 from pit.interface import RULE, drive
-from pit.layout import CMD_UNLOAD, MAX_POOLS, NEVER, ON
+from pit.layout import CMD_UNLOAD, NEVER, ON
 from pit.record import Row
 from pit.state import pit_at
 from pit.trace import Names, Trace
@@ -57,7 +57,7 @@ class Double(Trace):
         self._level = engine._levels.ctypes.data + int(self._world["level"][0]) * LEVEL.itemsize
         super().__init__(engine.memory[0].copy(), names)
         self._own = block.hidden(self.memory)
-        self._due = block.rows(self.memory, "due_at", DUE, block.places + block.copies + MAX_POOLS)
+        self._due = block.rows(self.memory, "due_at", DUE, block.due)
 
     def _drain(self) -> None:
         """Notes the Pit's commands and carries them out, with those that follow at once from an unload."""

@@ -129,7 +129,7 @@ class FunctionQuestVecEnv(VecEnv):
 
     def state(self) -> dict[str, np.ndarray]:
         """Copies of all that the next step depends on: `memory` (n, bytes) uint8, `masks` (n, 128) bool."""
-        return {"memory": self._engine.memory.copy(), "masks": self.action_masks()}
+        return {"memory": self._engine.memory.copy(), "masks": self._engine.masks.copy()}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Puts a `state()` back, into environments of the same levels and version; the learner keeps the observations.

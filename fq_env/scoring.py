@@ -244,6 +244,7 @@ def deliverable_at_first(s, w):
         g = goal(w, i)
         t = task(s, i)
         g.stale = 0
+        g.done = 0
         g.own = truth(w, 3 * t.function + STANDARD).best
         g.best = reachable(s, w, i)
         if t.required == 1 and t.succ_to == t.succ_from:
@@ -258,6 +259,7 @@ def task_done(s, w, L, i):
     t = task(s, i)
     g = goal(w, i)
     g.done_at = s.now
+    g.done = t.version
     if s.order_hidden == 1 and L.n_plans[w.goal_index] > 1:
         cheapest_plan(s, w, L)
     elif g.needed == 1:
@@ -270,9 +272,21 @@ def task_done(s, w, L, i):
 def artifact_lost(s, w, i):
     """Task i must run again: what is left grows, and quality may be gained."""
     g = goal(w, i)
+    g.done = 0
     if g.needed == 1:
         share(s, w, task(s, i), g, 1.0)
     deliverable(s, w, i)
+
+
+@kernel
+def artifacts_lost(s, w, first):
+    """Task `first` must run again, and with it what it was made from as far as that was deleted since."""
+    artifact_lost(s, w, first)
+    if s.any_store == 1:
+        for i in range(first - 1, -1, -1):
+            t = task(s, i)
+            if goal(w, i).done > 0 and (t.state != DONE or t.version != goal(w, i).done):  # or a twin's output came at once
+                artifact_lost(s, w, i)
 
 
 @kernel

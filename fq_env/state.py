@@ -27,9 +27,9 @@ def _record(fields: list[Any]) -> np.dtype[Any]:
 _RANGES = (
     "seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "siblings",
     "money", "rate", "straggler_rate", "straggler_factor", "optional", "any_join", "echoes", "crowd", "fresh", "deadline",
-    "onset", "drift_factor", "load", "gap_cv",
+    "onset", "drift_factor", "load", "gap_cv", "change_onset",
 )  # fmt: skip
-_WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "priorities", "distractors", "workflows")
+_WHOLES = ("functions", "models", "places", "memory", "tasks", "width", "priorities", "distractors", "size", "workflows")
 LEVEL = _record(
     [(name, "f8", (2,)) for name in _RANGES]
     + [(name, "i8", (2,)) for name in _WHOLES]
@@ -39,7 +39,16 @@ LEVEL = _record(
     ]
     + [
         (name, "f8")
-        for name in ("slow_share", "slow_factor", "poor", "late", "outage_failure", "outage_after", "drift_failure")
+        for name in (
+            "slow_share",
+            "slow_factor",
+            "poor",
+            "late",
+            "outage_failure",
+            "outage_after",
+            "drift_failure",
+            "change_after",
+        )
     ]
     + [(name, "f8") for name in ("w_efficiency", "w_stability", "w_optimization")]
     + [
@@ -62,6 +71,9 @@ LEVEL = _record(
         ("crowded", "f8", (MAX_POOLS,)),  # share of windows in which other tenants take places of it
         ("domains", "i8", (MAX_POOLS,)),  # pools of one fault domain are out together
         ("drift", "f8", (MAX_POOLS,)),  # chance that a pool decays
+        ("api_change", "f8", (MAX_POOLS,)),  # chance that a variant of a pool changes
+        ("config_time", "i8"),  # us
+        ("any_change", "i8"),
         ("gates", "i8", (MAX_GATES, 5)),  # variant, its pool (-1 = any), pool (-1 = none), places that must be free, model
         ("gate_after", "f8", (MAX_GATES,)),  # of a call's duration, after which it fails at the closed gate
         ("n_gates", "i8"),
@@ -101,6 +113,7 @@ WORLD = _record(
         ("outages", "u8"),
         ("tenants", "u8"),
         ("arrivals", "u8"),
+        ("sizes", "u8"),
         ("outages_later", "u8"),  # of windows that begin after `branch`: another future has its own
         ("tenants_later", "u8"),
         ("branch", "i8"),  # us
@@ -151,8 +164,12 @@ WORLD = _record(
         ("stale_calls", "i8"),
         ("refreshes", "i8"),
         ("decayed_calls", "i8"),
+        ("changed_calls", "i8"),
         ("echo_calls", "i8"),
         ("gated_calls", "i8"),
+        ("fetches", "i8"),
+        ("moved", "i8"),
+        ("deleted", "i8"),
         ("defers", "i8"),
         ("overflow", "i8"),  # decisions after which an open task found no slot
         ("busy", "f8"),  # us of calls under way, all together
@@ -173,7 +190,13 @@ WORLD = _record(
         ("n_due", "i4"),  # events to come, the next one last
     ]
 )
-TRUTH = _record([("mean", "f8"), ("best", "f8")])  # per variant row: us; best quality of the function (standard's row)
+TRUTH = _record(  # per variant row
+    [
+        ("mean", "f8"),  # us
+        ("best", "f8"),  # quality of the function (standard's row)
+        ("change", "i8"),  # us after the arrival, when its API changes; NEVER = it does not, beyond that: not any more
+    ]
+)
 GOAL = _record(
     [
         ("factor", "f8"),  # of the task's true mean over its function's
@@ -183,7 +206,7 @@ GOAL = _record(
         ("own", "f8"),  # quality of its best variant, on perfect inputs
         ("best", "f8"),  # quality of the output: reached, or still reachable
         ("done_at", "i8"),  # us, when the task was done last
-        ("stale", "u1"),  # `best` must be computed again
+        ("done", "i4"),  # version of its output as far as what is left knows it, 0 = none
         ("needed", "u1"),  # no run succeeds without it
     ]
 )
@@ -212,7 +235,7 @@ EPISODE = _record(
     + [(name, "i8") for name in ("steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds")]
     + [(name, "i8") for name in ("poor_calls", "hedges", "cancels", "queued", "skips", "short", "stragglers")]
     + [(name, "i8") for name in ("outage_calls", "stale_calls", "refreshes", "reused", "late", "decayed_calls", "echo_calls")]
-    + [("gated_calls", "i8")]
+    + [(name, "i8") for name in ("gated_calls", "changed_calls", "fetches", "moved", "deleted")]
     + [("flow", "f8"), ("slowdown", "f8"), ("workflows", "i8"), ("defers", "i8"), ("overflow", "i8")]
     + [("instance_seed", "u8"), ("split", "i8"), ("instance", "i8"), ("level", "i8"), ("status", "i8")]
 )
@@ -247,14 +270,28 @@ span = table(WORLD, "span_at", SPAN)
 sink = table(WORLD, "sink_at", INDEX)  # required sinks
 
 
+def due_rows(functions: int, copies: int, places: int) -> int:
+    """Rows of the table of events to come: one workflow may arrive, variants may be configured, and the last one is spare."""
+    return places + copies + MAX_POOLS + 3 * functions + 2
+
+
 def world_tables(
-    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, flows: int, follows: bool, twins: bool
+    tasks: int,
+    edges: int,
+    functions: int,
+    models: int,
+    copies: int,
+    places: int,
+    flows: int,
+    follows: bool,
+    twins: bool,
+    store: bool,
 ) -> tuple[dict[str, int], int]:
     """Offsets of the world's tables behind its record, and the bytes of both (a multiple of 64)."""
     rows = (
         ("truth_at", TRUTH, 3 * functions),
         ("load_truth_at", LOAD_TRUTH, models),
-        ("due_at", DUE, places + copies + MAX_POOLS + 2),  # one arrival; the last one is spare
+        ("due_at", DUE, due_rows(functions, copies, places)),
         ("span_at", SPAN, flows),
         ("goal_at", GOAL, tasks),
         ("edge_at", EDGE, edges),

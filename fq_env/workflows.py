@@ -31,6 +31,8 @@ Cvs = Annotated[tuple[Cv, Cv], AfterValidator(_ordered), Field(description="low,
 Factors = Annotated[tuple[Factor, Factor], AfterValidator(_ordered), Field(description="low, high, none of them 0")]
 Whole = Annotated[tuple[Count, Count], AfterValidator(_ordered), Field(description="low, high, both included")]
 Part = Annotated[float, Field(ge=0, le=1)]
+Byte = Annotated[int, Field(ge=0, le=10**12)]
+Bytes = Annotated[tuple[Byte, Byte], AfterValidator(_ordered), Field(description="low, high")]
 Share = Annotated[tuple[Part, Part], AfterValidator(_ordered), Field(description="low, high, of 1")]
 Size = Annotated[int, Field(ge=1, le=MAX_TASKS)]
 Gap = Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)]

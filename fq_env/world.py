@@ -9,19 +9,11 @@ import numpy as np
 from numba import uint64
 
 from fq_env.randomness import (
-    ARRIVALS,
-    DRIFT,
-    DURATIONS,
-    FAILURES,
-    LOADS,
-    OUTAGES,
-    STRAGGLERS,
-    TENANTS,
     mix,
     to_noise,
     to_uniform,
 )
-from fq_env.scoring import artifact_lost, gap, mean_gap, task_done
+from fq_env.scoring import artifacts_lost, gap, task_done
 from fq_env.state import due, goal, load_truth, span, truth
 from pit.automation import find_call
 from pit.compiled import kernel
@@ -31,16 +23,22 @@ from pit.layout import (
     ACTIVE,
     ARRIVE,
     CMD_CANCEL,
+    CMD_CONFIGURE,
+    CMD_DELETE,
     CMD_FETCH,
     CMD_LOAD,
     CMD_START,
+    CMD_STORE,
+    CONFIG_CHANGED,
     ERR_ERROR,
+    ERR_INVALID,
     ERR_LOST,
     ERR_PRECONDITION,
     FAILED,
     FINISHED,
     GIVEN_UP,
     LOADED,
+    N_VARIANTS,
     NEVER,
     OK,
     ON,
@@ -51,12 +49,12 @@ from pit.layout import (
     WARM,
 )
 from pit.memory import copy_record
-from pit.state import call, command, copy, flow, model, task, variant
+from pit.state import artifact, call, command, copy, flow, model, task, variant
 from pit.timers import next_timer
 
 _ONE = np.uint64(1)
 WINDOWS = 64  # that are searched for a change of what other tenants take
-TRIES = 24  # draws of a duration that must be longer than what has passed already
+CONFIGURED = NEVER + 1  # when a variant changes that has changed and was configured: never again
 NEARLY = 0.9  # a task counts as critical if its rank is at least this share of the time that is left
 
 
@@ -111,6 +109,10 @@ def begin_call(s, w, L, k):
         error = ERR_PRECONDITION
         elapsed = max(1, np.int64(elapsed * L.gate_after[gate - 1]))
         w.gated_calls += 1
+    elif L.any_change == 1 and s.now - s.t0 >= truth(w, row).change:
+        error = ERR_INVALID
+        elapsed = max(1, np.int64(elapsed * L.change_after))
+        w.changed_calls += 1
     elif L.order_hidden == 1:
         f = np.int64(c.function)
         if not works(s, w, L, f):
@@ -134,9 +136,21 @@ def begin_call(s, w, L, k):
         elif u < rate + L.lost_rate:
             error = ERR_LOST
             elapsed = max(1, np.int64(elapsed * ((u - rate) / L.lost_rate)))
+    elapsed += c.fetch
     price = elapsed * variant(s, row).price // 1_000_000
     note_call(s, w, c, t, elapsed, price)
-    schedule(w, s.now + elapsed, FINISHED, c.id, error, elapsed, quality, price, c.task).gate = gate
+    d = schedule(w, s.now + elapsed, FINISHED, c.id, error, elapsed, quality, price, c.task)
+    d.gate = gate
+    if L.size[1] > 0:
+        d.event.size = size_of(s, w, L, np.int64(c.task))
+
+
+@kernel
+def size_of(s, w, L, i):
+    """Bytes of the output of task i; twins' are the same."""
+    content = np.int64(artifact(s, i).content)
+    key = (1 << 20) + content if content > 0 else i
+    return np.int64(L.size[0] + (L.size[1] - L.size[0]) * to_uniform(mix(w.sizes, key)))
 
 
 @kernel
@@ -260,6 +274,7 @@ def note_call(s, w, c, t, elapsed, price):
     """What the probes measure of a call that begins now."""
     w.busy += elapsed
     w.queued += c.queued
+    w.fetches += c.fetch > 0
     w.hedges += c.hedge
     w.stale_calls += c.stale > 0
     if s.any_twins == 1:
@@ -316,6 +331,13 @@ def carry_out(s, w, L):
             forget_call(w, np.int64(o.call))
         elif o.kind == CMD_FETCH:
             task_done(s, w, L, np.int64(o.task))
+        elif o.kind == CMD_CONFIGURE:
+            row = N_VARIANTS * o.function + o.variant
+            schedule(w, s.now + L.config_time, CONFIG_CHANGED, row, OK, 0, -1.0, 0, -1)
+        elif o.kind == CMD_STORE:
+            w.moved += 1
+        elif o.kind == CMD_DELETE:
+            w.deleted += 1
         else:  # unloading takes no time here
             w.event.kind = UNLOADED
             w.event.subject = o.copy
@@ -331,12 +353,15 @@ def happen(s, w, L):
     i = np.int64(d.task)
     error = np.int64(d.event.error)
     if i < 0:
-        p = np.int64(d.event.subject)
+        subject = np.int64(d.event.subject)
         apply(s, d.event)
         if d.event.kind == TENANT_LOAD:
-            plan_tenants(s, w, L, p, s.now // L.crowd_window)
+            plan_tenants(s, w, L, subject, s.now // L.crowd_window)
         elif d.event.kind == ARRIVE:
             after_arrival(s, w)
+        elif d.event.kind == CONFIG_CHANGED:
+            if L.any_change == 1 and s.now - s.t0 >= truth(w, subject).change:
+                truth(w, subject).change = CONFIGURED
         else:
             w.load_cost = 0.0
         return
@@ -350,7 +375,7 @@ def happen(s, w, L):
         lost = oldest_input(s, i)
     apply(s, d.event)
     if lost >= 0:
-        artifact_lost(s, w, lost)
+        artifacts_lost(s, w, lost)
     if error == OK:
         task_done(s, w, L, i)
 
@@ -375,100 +400,3 @@ def run(s, w, L):
         else:
             pass_time(s, when)
             happen(s, w, L)
-
-
-@kernel
-def another_future(s, w, L, seed):
-    """From now on other durations, failures, loads and stragglers happen; what is under way ends at another time, too."""
-    w.durations = mix(seed, DURATIONS)
-    w.failures = mix(seed, FAILURES)
-    w.loads = mix(seed, LOADS)
-    w.stragglers = mix(seed, STRAGGLERS)
-    w.arrivals = mix(seed, ARRIVALS)
-    w.outages_later = mix(seed, OUTAGES)
-    w.tenants_later = mix(seed, TENANTS)
-    w.branch = s.now
-    if L.any_drift == 1:
-        drift_again(s, w, L, seed)
-    n = w.n_due
-    spare = due(w, n)
-    for k in range(n):
-        draw_again(s, w, L, due(w, k))
-    for k in range(1, n):  # insertion, in falling order of time
-        copy_record(spare, due(w, k))
-        j = k
-        while j > 0 and due(w, j - 1).when < spare.when:
-            copy_record(due(w, j), due(w, j - 1))
-            j -= 1
-        copy_record(due(w, j), spare)
-
-
-@kernel
-def drift_again(s, w, L, seed):
-    """Pools that have not decayed yet decay at another time, or never."""
-    for p in range(s.n_pools):
-        if L.drift[p] > 0.0 and w.onset[p] > s.now - s.t0:
-            own = mix(mix(seed, DRIFT), p)
-            onset = np.int64((L.onset[0] + (L.onset[1] - L.onset[0]) * to_uniform(mix(own, 1))) * w.lb)
-            decays = to_uniform(mix(own, 0)) < L.drift[p] and onset > s.now - s.t0
-            w.onset[p] = onset if decays else NEVER
-            w.decay[p] = L.drift_factor[0] + (L.drift_factor[1] - L.drift_factor[0]) * to_uniform(mix(own, 2))
-
-
-@kernel
-def arrive_again(s, w, d):
-    """The next workflow of a stream, which has not arrived by now, arrives at another time."""
-    g = np.int64(d.event.subject)
-    d.when = s.last_arrival
-    for k in range(TRIES):
-        if d.when <= s.now:
-            own = mix(w.arrivals, g * 64 + k + (1 << 20))
-            d.when = s.last_arrival + max(1, np.int64(mean_gap(s, w, g) * to_noise(own, w.gap_noise)))
-    if d.when <= s.now:
-        d.when = s.now + 1 + np.int64(0.25 * mean_gap(s, w, g))
-
-
-@kernel
-def draw_again(s, w, L, d):
-    """The event d, which has not happened by now, happens at another time: a draw that agrees with that."""
-    if d.event.kind == TENANT_LOAD:
-        p = np.int64(d.event.subject)
-        k = next_change(s, w, L, p, s.now // L.crowd_window)
-        d.when = k * L.crowd_window
-        d.event.size = taken(s, w, L, p, k)
-        return
-    if d.event.kind == ARRIVE:
-        arrive_again(s, w, d)
-        return
-    began = d.when - d.event.elapsed
-    ran = s.now - began
-    elapsed = 0
-    price = 0
-    if d.task < 0:
-        m = np.int64(copy(s, d.event.subject).model)
-        price = model(s, m).price
-        mean = load_truth(w, m).mean
-        for k in range(TRIES):
-            if elapsed <= ran:
-                elapsed = max(1, np.int64(mean * to_noise(mix(w.loads, (1 << 40) + m * 64 + k), w.load_noise)))
-    else:
-        c = call(s, find_call(s, d.event.subject))
-        row = 3 * c.function + c.variant
-        price = variant(s, row).price
-        mean = truth(w, row).mean * goal(w, c.task).factor
-        for k in range(TRIES):
-            if elapsed <= ran:
-                key = ((np.int64(1) << 40) + np.int64(c.task) * 2 + c.hedge) * 64 + k
-                lasts = mean * to_noise(mix(w.durations, key), w.noise)
-                if w.straggler_rate > 0.0:
-                    lasts *= lateness(s, w, L, np.int64(c.pool), key)
-                elapsed = max(1, np.int64(lasts))
-                if d.gate > 0:
-                    elapsed = max(1, np.int64(elapsed * L.gate_after[d.gate - 1]))
-        if d.event.error == ERR_ERROR or d.event.error == ERR_LOST:
-            d.event.error = OK  # nobody knows that yet
-    if elapsed <= ran:
-        elapsed = ran + 1 + np.int64(0.25 * mean)
-    d.when = began + elapsed
-    d.event.elapsed = elapsed
-    d.event.price = elapsed * price // 1_000_000

@@ -269,7 +269,7 @@ def worst_pool(s):
 
 
 @kernel
-def back_off(s, times):
-    """The pool with most failed calls in a row takes no new call for `times` x the base x 2^(failures - 1)."""
-    pool = s.pools[worst_pool(s)]
+def back_off(s, p, times):
+    """Pool p, whose last calls have failed, takes no new call for `times` x the base x 2^(failures - 1)."""
+    pool = s.pools[p]
     pool.closed_until = s.now + times * s.back_off * (np.int64(1) << (min(np.int64(pool.in_row), MAX_DOUBLINGS) - 1))

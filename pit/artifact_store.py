@@ -1,5 +1,5 @@
-"""Artifact Store: what finished tasks left: quality, size, version, time. Inputs' quality flows into outputs'; what is stale
-counts less; twins take over each other's.
+"""Artifact Store: what finished tasks left: quality, size, version, time, tier. Inputs' quality flows into outputs'; what is
+stale counts less; twins take over each other's; what calls were made from, and how long their inputs must be fetched.
 
 It must not know which tasks become ready by an artifact: that is the DAG Tracker's.
 """
@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from pit.compiled import kernel
-from pit.layout import DONE, STANDARD
-from pit.state import artifact, predecessor, task, variant
+from pit.layout import DONE, STANDARD, TIER_GONE, TIER_HOT
+from pit.state import artifact, predecessor, store_of, task, variant
+from pit.tiers import first_tier, fits, move
 
 _MOST = 255  # versions that are counted
 
@@ -34,12 +35,51 @@ def stale_inputs(s, i):
 
 
 @kernel
+def is_gone(s, i):
+    """Whether the artifact of done task i was deleted."""
+    return s.any_store == 1 and artifact(s, i).tier == TIER_GONE
+
+
+@kernel
+def fetch_time(s, i):
+    """us until all inputs of task i are at hand, fetched side by side."""
+    t = task(s, i)
+    longest = 0
+    for e in range(t.pred_from, t.pred_to):
+        j = predecessor(s, e).task
+        if task(s, j).state == DONE:
+            longest = max(longest, store_of(s, 0).fetch[artifact(s, j).tier])
+    return longest
+
+
+@kernel
+def fetch_inputs(s, i):
+    """The inputs of task i come into the hot tier, as far as they fit into it at all."""
+    t = task(s, i)
+    for e in range(t.pred_from, t.pred_to):
+        j = predecessor(s, e).task
+        if task(s, j).state == DONE and fits(s, TIER_HOT, artifact(s, j).size):
+            artifact(s, j).told = TIER_HOT
+            move(s, j, TIER_HOT)
+
+
+@kernel
+def note_inputs(s, i):
+    """Lineage: the versions of task i's inputs as a call of it begins."""
+    t = task(s, i)
+    for e in range(t.pred_from, t.pred_to):
+        link = predecessor(s, e)
+        o = task(s, link.task)
+        link.used = o.version if o.state == DONE else 0
+
+
+@kernel
 def source_of(s, i):
     """The twin whose output task i can take over: done, not stale, the newest, then of smallest index; -1 if there is none."""
     found = -1
     j = np.int64(artifact(s, i).next_twin)
     while j != i:
-        if task(s, j).state == DONE and not is_stale(s, j):
+        if task(s, j).state == DONE and not is_stale(s, j) and not is_gone(s, j):
             newer = found < 0 or artifact(s, j).created > artifact(s, found).created
             if newer or (artifact(s, j).created == artifact(s, found).created and j < found):
                 found = j
@@ -56,6 +96,12 @@ def take_over(s, i, source):
     kept = artifact(s, i)
     kept.created = artifact(s, source).created
     kept.size = artifact(s, source).size
+    origin = artifact(s, source).source
+    origin = source if origin < 0 else origin
+    kept.source = -1 if origin == i else origin
+    if s.any_store == 1:
+        kept.told = artifact(s, source).told
+        move(s, i, artifact(s, source).tier)
 
 
 @kernel
@@ -91,4 +137,8 @@ def store(s, i, row, quality, size, stale):
     t.version = min(t.version + 1, _MOST)
     kept = artifact(s, i)
     kept.created = s.now
-    kept.size = size
+    kept.size = max(0, size)
+    kept.source = -1
+    if s.any_store == 1:
+        kept.told = TIER_HOT
+        move(s, i, first_tier(s, kept.size))

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from pit import arbitration, artifact_store, dag_tracker, health, pool_manager, stale_manager
+from pit import arbitration, artifact_store, dag_tracker, healing, health, pool_manager, stale_manager
 from pit.compiled import kernel
-from pit.estimates import observe_duration
 from pit.layout import (
     CMD_CANCEL,
+    CMD_DELETE,
     CMD_FETCH,
     CMD_LOAD,
     CMD_START,
+    CMD_STORE,
     CMD_UNLOAD,
     COOLDOWN,
     ERR_ACCESS,
@@ -24,6 +25,7 @@ from pit.layout import (
     ERR_LOST,
     ERR_PRECONDITION,
     ERR_THROTTLED,
+    FELL_BACK,
     IDLE,
     N_VARIANTS,
     OK,
@@ -36,11 +38,12 @@ from pit.layout import (
     OVERRUN_SPREADS,
     QUEUED,
     READY,
+    TIER_GONE,
 )
 from pit.memory import copy_record
 from pit.pool_manager import HERE, LOAD, NO
 from pit.slot_key import key_of
-from pit.state import call, command, copy, follow, model, task, variant
+from pit.state import artifact, call, command, copy, follow, model, task, variant
 
 
 # --------------------------------------------------------------------------- commands
@@ -92,6 +95,22 @@ def emit_fetch(s, i, source):
 
 
 @kernel
+def emit_tier(s, i):
+    """A command: the artifact of task i goes to another tier, or is deleted."""
+    tier = artifact(s, i).tier
+    out = command(s, s.n_commands)
+    s.n_commands += 1
+    out.kind = CMD_DELETE if tier == TIER_GONE else CMD_STORE
+    out.call = -1
+    out.task = i
+    out.function = task(s, i).function
+    out.variant = -1
+    out.pool = -1
+    out.copy = -1 if tier == TIER_GONE else tier
+    out.model = -1
+
+
+@kernel
 def begin(s, k):
     """The call in row k begins now."""
     emit_call(s, CMD_START, k)
@@ -120,6 +139,15 @@ def unload(s, which):
 
 # --------------------------------------------------------------------------- before a call
 @kernel
+def estimate(s, i, t, k, v):
+    """us that a call of task i (t) with variant k (v) is expected to take if it begins now, fetching included."""
+    est = t.base[k] * v.ratio
+    if s.any_store == 1:
+        est += artifact_store.fetch_time(s, i)
+    return est
+
+
+@kernel
 def before_call(s, i, f, k, planned, hedge):
     """Starts a call of task i with variant k: places, tokens, money, a copy, its record, the commands that make it real."""
     v = variant(s, 3 * f + k)
@@ -127,6 +155,13 @@ def before_call(s, i, f, k, planned, hedge):
     mode = planned & 3
     which = (planned >> 2) - 1
     est = t.base[k] * v.ratio
+    fetch = 0
+    if s.any_store == 1:
+        fetch = artifact_store.fetch_time(s, i)
+        est += fetch
+        artifact_store.fetch_inputs(s, i)
+    if s.lineage == 1:
+        artifact_store.note_inputs(s, i)
     pool_manager.take_places(s, v.pool, v.units)
     if v.also >= 0:
         pool_manager.take_places(s, v.also, v.also_units)
@@ -157,6 +192,7 @@ def before_call(s, i, f, k, planned, hedge):
     c.also_units = v.also_units
     c.est = est
     c.spread = t.base[k] * v.deviation
+    c.fetch = fetch
     c.start = -1
     c.overrun = 0
     c.stale = artifact_store.stale_inputs(s, i) if s.any_fresh == 1 else 0
@@ -320,7 +356,7 @@ def after_call(s, k, error, elapsed, quality, size, price, with_copy):
     if with_copy:
         release_copy(s, k)
     s.spent += price
-    log(s, c, row, error, elapsed)
+    log(s, c, row, error, elapsed, quality)
     drop_call(s, k)
     pool_manager.call_changed(s, m)
     if error != OK:
@@ -331,25 +367,29 @@ def after_call(s, k, error, elapsed, quality, size, price, with_copy):
 
 
 @kernel
-def log(s, c, row, error, elapsed):
+def log(s, c, row, error, elapsed, quality):
     """What is learned from the end of call c."""
-    pool = s.pools[c.pool]
+    p = np.int64(c.pool)
+    pool = s.pools[p]
+    if health.outcome(s, p, row, error):
+        healing.mend(s, row)
     if error == OK:
-        if elapsed > 0:
-            observe_duration(s, row, elapsed / task(s, c.task).base[c.variant])
+        if elapsed > c.fetch:
+            healing.learn_duration(s, p, row, (elapsed - c.fetch) / task(s, c.task).base[c.variant])
+        if s.watched == 1 and quality >= 0.0 and variant(s, row).quality > 0.0:
+            health.cohere(s, row, p, quality / variant(s, row).quality)
         s.duration_error = health.relative_error(s.duration_error, elapsed, c.est)
         dag_tracker.rank_again(s, row)
-        health.outcome(s, c.pool, 0.0)
         pool.in_row = 0
     else:
         if error == ERR_PRECONDITION or error == ERR_ACCESS:
             s.warnings += 1
-        health.outcome(s, c.pool, 1.0)
         pool.in_row += 1
         if error == ERR_THROTTLED and pool.period > 0:
             pool.credit = 0
             pool.credited = s.now
         s.outcome = OUT_DENIED if error == ERR_ACCESS else OUT_FAILED
+    health.note_health(s, p)
     s.hint_cold = c.cold
     s.hint_queued = c.queued
     s.hint_throttled = 1 if error == ERR_THROTTLED else 0
@@ -366,9 +406,10 @@ def fall_back(s, i, f, used):
         k = (used + step) % N_VARIANTS
         v = variant(s, 3 * f + k)
         if v.usable == 1:
-            planned = pool_manager.can_begin(s, t.base[k], v)
+            planned = pool_manager.can_begin(s, estimate(s, i, t, k, v), v)
             if planned & 3 != NO and not arbitration.claimed(s, i, v):
                 outcome = s.outcome
+                health.note_healing(s, FELL_BACK, 3 * f + k, health.chance(s, 3 * f + k))
                 before_call(s, i, f, k, planned, 0)
                 s.outcome = outcome
                 return

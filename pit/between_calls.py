@@ -9,17 +9,17 @@ from __future__ import annotations
 import numpy as np
 
 from pit import arbitration, artifact_store, dag_tracker, pool_manager, stale_manager
-from pit.automation import before_call, deny, emit_copy, emit_fetch, unload
+from pit.automation import before_call, deny, emit_copy, emit_fetch, emit_tier, estimate, unload
 from pit.compiled import apart, inside, kernel
-from pit.layout import CMD_LOAD, ON, PLAIN, PREWARM_AFTER, STANDARD
+from pit.layout import CMD_LOAD, DONE, ON, PLAIN, PREWARM_AFTER, STANDARD, TOLD_ROWS
 from pit.pool_manager import NO
-from pit.state import copy, follow, model, ready, task, variant
+from pit.state import artifact, copy, follow, model, ready, store_of, task, variant
 
 
 @inside
 def between_calls(s):
     """Synchronise, rebalance and pre-warm; nothing is left to do for fallbacks and dependencies."""
-    if (s.n_queued > 0) | (s.any_twins + s.rebalance + s.prewarm > 0):
+    if (s.n_queued > 0) | (s.any_twins + s.rebalance + s.prewarm + s.any_store > 0):
         look_around(s)
 
 
@@ -35,6 +35,25 @@ def look_around(s):
             rebalance(s)
         if s.prewarm == 1 and s.n_auto == 0 and s.last_model >= 0:
             prewarm(s)
+    if s.any_store == 1 and s.status == ON:
+        stale_manager.make_room(s)
+        if store_of(s, 0).untold == 1:
+            tell_tiers(s)
+
+
+@kernel
+def tell_tiers(s):
+    """The driver is told of every artifact that lies elsewhere than it knows, as far as there is room for commands."""
+    o = store_of(s, 0)
+    o.untold = 0
+    for i in range(s.n_tasks):
+        kept = artifact(s, i)
+        if task(s, i).state == DONE and kept.tier != kept.told:
+            if s.n_commands < 2 * s.n_tasks + TOLD_ROWS:
+                emit_tier(s, i)
+                kept.told = kept.tier
+            else:
+                o.untold = 1
 
 
 @kernel
@@ -61,7 +80,7 @@ def serve_queues(s):
             t = task(s, i)
             f = np.int64(t.function)
             v = variant(s, 3 * f + STANDARD)
-            planned = pool_manager.can_begin(s, t.base[STANDARD], v)
+            planned = pool_manager.can_begin(s, estimate(s, i, t, STANDARD, v), v)
             if planned & 3 == NO or arbitration.claimed(s, i, v):
                 break
             outcome = s.outcome

@@ -10,7 +10,7 @@ import numpy as np
 
 from pit import state
 from pit.errors import PitError
-from pit.layout import ENABLED, NEVER, PRIOR_COUNT, STANDARD, WAIT_BIT
+from pit.layout import ENABLED, NEVER, PRIOR_COUNT, STANDARD, TIER_GONE, WAIT_BIT
 from pit.spec import VARIANTS, History, SystemSpec, WorkflowSpec, order_tasks
 
 MICRO = 1_000_000
@@ -43,8 +43,14 @@ def copy_rows(system: SystemSpec) -> int:
     return 0 if not system.models else 2 * min(max(live, 1), 4096)
 
 
-def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copies: np.ndarray, system: SystemSpec) -> None:
-    """Writes a system into a Pit's tables: hot (1,) PIT, variants (3 F,), models (M,), copies (C,)."""
+def fill_system(
+    hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copies: np.ndarray, store: np.ndarray, system: SystemSpec
+) -> None:
+    """Writes a system into a Pit's tables: hot (1,) PIT, variants (3 F,), models (M,), copies (C,), store (1,) or (0,)."""
+    if system.store is not None:
+        given = system.store
+        store["capacity"][0] = given.hot, given.warm or 0, given.cold or 0
+        store["fetch"][0, 1:3] = microseconds(given.fetch_seconds.warm), microseconds(given.fetch_seconds.cold)
     pools, names, budgets = list(system.pools), list(system.models), list(system.memory)
     names_of = list(system.functions)
     for p, pool in enumerate(system.pools.values()):
@@ -110,6 +116,8 @@ def fill_system(hot: np.ndarray, variants: np.ndarray, models: np.ndarray, copie
         "fallback": system.fallback,
         "prewarm": system.prewarm,
         "rebalance": system.rebalance,
+        "heal": system.heal,
+        "any_store": system.store is not None,
         "last_model": -1,
         "n_limited": sum(pool.rate is not None for pool in system.pools.values()),
         "deadline": NEVER if system.deadline_seconds is None else microseconds(system.deadline_seconds),
@@ -141,7 +149,16 @@ def build_pit(
     places = sum(p.places for p in system.pools.values())
     twins = any(t.content for t in tasks)
     offsets, size = state.tables(
-        len(tasks), edges, len(functions), len(models), copy_rows(system), places, len(flows), system.prewarm, twins
+        len(tasks),
+        edges,
+        len(functions),
+        len(models),
+        copy_rows(system),
+        places,
+        len(flows),
+        system.prewarm,
+        twins,
+        system.store is not None,
     )
     raw = np.zeros(size + 64, np.uint8)
     memory = raw[-raw.ctypes.data % 64 :][:size]  # aligned to a cache line
@@ -152,13 +169,15 @@ def build_pit(
     hot = memory[: state.PIT.itemsize].view(state.PIT)
     for name, offset in offsets.items():
         hot[name] = offset
-    hot["size"], hot["exposure"] = size, exposure
+    hot["size"], hot["exposure"], hot["watched"] = size, exposure, 1
     hot["flow_rows"], hot["stream"], hot["stream_open"] = len(flows), len(flows) > 1, len(flows) > 1
     table = rows("flow_at", state.FLOW, len(flows))
     table["first"], table["last"], table["weight"] = firsts[:-1], firsts[1:], [w.weight for w in flows]
     variants = rows("variant_at", state.VARIANT, 3 * len(functions))
     model_rows = rows("model_at", state.MODEL, len(models))
-    fill_system(hot, variants, model_rows, rows("copy_at", state.COPY, copy_rows(system)), system)
+    store = rows("store_at", state.STORE, int(system.store is not None))
+    fill_system(hot, variants, model_rows, rows("copy_at", state.COPY, copy_rows(system)), store, system)
+    hot["lineage"] = True
     rows("call_at", state.CALL, places)["id"] = -1
     table = rows("task_at", state.TASK, len(tasks))
     outputs: list[list[int]] = [[] for _ in tasks]
@@ -181,6 +200,7 @@ def build_pit(
     for i, t in enumerate(tasks):
         artifacts["hint"][i] = 0 if t.seconds is None else microseconds(t.seconds)
         artifacts["content"][i], artifacts["next_twin"][i] = t.content, i
+        artifacts["source"][i], artifacts["tier"][i] = -1, TIER_GONE
         if t.content:  # into the ring, behind the twin before
             ring, twin = artifacts["next_twin"], latest.get(t.content, i)
             ring[i], ring[twin] = ring[twin], i

@@ -9,7 +9,7 @@ import numpy as np
 
 from pit import flows
 from pit.compiled import kernel
-from pit.estimates import bound, find_influence, learn_ratio, rank_all
+from pit.estimates import bound, find_influence, learn_ratio, look_for_drift, rank_all
 from pit.layout import (
     BLOCKED,
     DONE,
@@ -21,26 +21,24 @@ from pit.layout import (
     ON,
     OVERDUE,
     PLAIN,
-    RANK_DRIFT,
     RANK_EVERY_MIN,
     RANK_EVERY_SHARE,
     READY,
     RUNNING,
     SOLVED,
     STANDARD,
+    TIER_GONE,
 )
 from pit.slot_key import key_of
 from pit.state import artifact, call, flow, model, near, predecessor, ready, successor, task, variant
+from pit.tiers import move
 
 
 @kernel
 def rank_again(s, row):
     """After a finish: marks drift of the function of `row` (its standard variant) and recomputes ranks when it is time."""
     s.finishes += 1
-    if row % N_VARIANTS == STANDARD:
-        v = variant(s, row)
-        if abs(v.ratio - v.ranked_ratio) > RANK_DRIFT * v.ranked_ratio:
-            s.drift = 1
+    look_for_drift(s, row)
     if s.drift == 1 and s.finishes >= max(RANK_EVERY_MIN, s.n_tasks // RANK_EVERY_SHARE):
         rank_all(s)
         sort_ready(s)
@@ -462,8 +460,34 @@ def lose_input(s, i):
 
 @kernel
 def run_again(s, found):
-    """Done task `found` must run once more, and nothing else: its successors lack it again."""
+    """Done task `found` must run once more, and with it only what it was made from and is gone since."""
+    undo(s, found)
+    if s.any_store == 1:
+        task(s, found).touched = 1
+        for i in range(found, -1, -1):
+            t = task(s, i)
+            if t.touched == 1:
+                t.touched = 0
+                if i != found:
+                    undo(s, i)
+                touch_gone(s, t)
+
+
+@kernel
+def touch_gone(s, t):
+    """Marks the inputs of task t that are done and whose artifacts are gone."""
+    for e in range(t.pred_from, t.pred_to):
+        j = predecessor(s, e).task
+        if task(s, j).state == DONE and artifact(s, j).tier == TIER_GONE:
+            task(s, j).touched = 1
+
+
+@kernel
+def undo(s, found):
+    """Done task `found` must run once more: its successors lack it again."""
     t = task(s, found)
+    if s.any_store == 1:
+        move(s, found, TIER_GONE)
     flows.take_share(s, t, 1.0)
     s.required_left += t.required
     flow(s, t.flow).required_left += t.required

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from pit.compiled import kernel
-from pit.layout import DONE, N_VARIANTS, PRIOR_COUNT, PRIOR_SQUARE, RANK_EDGES, STANDARD
+from pit.layout import ADAPT_COUNT, DONE, N_VARIANTS, PRIOR_COUNT, PRIOR_SQUARE, RANK_DRIFT, RANK_EDGES, STANDARD
 from pit.memory import bits_of
 from pit.state import flow, model, predecessor, successor, task, variant
 
@@ -39,6 +39,26 @@ def observe_duration(s, row, x):
     v.s += x
     v.ss += x * x
     learn_ratio(v)
+
+
+@kernel
+def adapt(s, row, ratio, deviation):
+    """Earlier observations of a variant are forgotten: as if a few had shown this ratio and deviation."""
+    v = variant(s, row)
+    v.n = ADAPT_COUNT
+    v.s = (PRIOR_COUNT + ADAPT_COUNT) * ratio - PRIOR_COUNT
+    v.ss = (PRIOR_COUNT + ADAPT_COUNT) * (deviation * deviation + ratio * ratio) - PRIOR_SQUARE
+    learn_ratio(v)
+    look_for_drift(s, row)
+
+
+@kernel
+def look_for_drift(s, row):
+    """Marks that ranks are out of date if the ratio of a standard variant has left the one that they were computed with."""
+    if row % N_VARIANTS == STANDARD:
+        v = variant(s, row)
+        if abs(v.ratio - v.ranked_ratio) > RANK_DRIFT * v.ranked_ratio:
+            s.drift = 1
 
 
 @kernel

@@ -15,8 +15,28 @@ from pit import observation, rules, state
 from pit.build import build_pit
 from pit.compiled import announce
 from pit.errors import PitError
+from pit.health import FAILING, SLOW
 from pit.interface import ACT, ADVANCE, APPLY, DUE, OBSERVE, RULE, TIMER, drive
-from pit.layout import ACTIVE, DONE, EXPOSURES, N_ACTIONS, N_OBSERVATION, SOLVED, STATUSES, WARM
+from pit.layout import (
+    ACTIVE,
+    CHANCE_SHARE,
+    DONE,
+    ERRORS,
+    EXPOSURES,
+    HEALING_ACTIONS,
+    HEALINGS,
+    N_ACTIONS,
+    N_OBSERVATION,
+    NEVER,
+    PATTERNS,
+    SOLVED,
+    STATUSES,
+    TIER_GONE,
+    TIER_HOT,
+    TIERS,
+    VERBS,
+    WARM,
+)
 from pit.spec import History, WorkflowSpec
 
 # Fields of the hot record that can be computed from the rest.
@@ -58,6 +78,50 @@ class Command(NamedTuple):
     pool: int
     copy: int
     model: int
+
+
+class Signature(NamedTuple):
+    """Health of one variant (`function.variant`) or pool; times in us.
+
+    `chance` that its next call fails; `level` of durations over calm ones; `coherence` of told qualities with expected ones, 1
+    where none was told; `pattern` since `since` (`none` since 0); how often it failed in a row, and the last error.
+    """
+
+    name: str
+    chance: float
+    level: float
+    coherence: float
+    failing: bool
+    slow: bool
+    mending: bool
+    in_row: int
+    last_error: str
+    pattern: str
+    since: int
+
+
+class Healing(NamedTuple):
+    """An action that was to mend something: when (us), on which variant or pool, and what it achieved by `ended`.
+
+    `before`, `after`: chance of a failure; of an `adaptation` how far estimates were off, as a share. None: not known yet.
+    """
+
+    time: int
+    action: str
+    subject: str
+    before: float
+    ended: int | None
+    after: float | None
+
+
+class Input(NamedTuple):
+    """An input of an output that was made: its task and version (0: it was not done); its version and tier now, "gone" if it
+    was deleted or must be made again. Another version now says that the output was made from an older one."""
+
+    task: str
+    version: int
+    newest: int
+    tier: str
 
 
 class Pit:
@@ -120,6 +184,8 @@ class Pit:
 
     def advance(self, t: int) -> None:
         """The clock goes to t (us); timers up to t fire."""
+        while (timer := self.next_timer()) < t:  # one after the other: the kernel's buffer holds what one of them can say
+            self._call(ADVANCE, timer)
         self._call(ADVANCE, int(t))
 
     def apply(self, event: Event | tuple[Any, ...]) -> bool:
@@ -182,6 +248,23 @@ class Pit:
         """The task table (a live view; do not write)."""
         return self._table("task_at", state.TASK, self._counts["tasks"])
 
+    def artifacts(self) -> np.ndarray:
+        """The artifact table, row = task (a live view; do not write)."""
+        return self._table("artifact_at", state.ARTIFACT, self._counts["tasks"])
+
+    def lineage(self, i: int) -> list[Input]:
+        """What the output of task i was made from, as its latest call found it (a reused output: as its source's did)."""
+        tasks, artifacts, stored = self.tasks(), self.artifacts(), bool(self._hot["any_store"][0])
+        source = int(artifacts["source"][i])
+        row = tasks[source if source >= 0 else i]
+        links = self._table("pred_at", state.LINK, int(tasks["pred_to"].max(initial=0)))
+        found = []
+        for j, _, used in links[row["pred_from"] : row["pred_to"]].tolist():
+            there = tasks["state"][j] == DONE
+            tier = TIERS[artifacts["tier"][j] if stored else TIER_HOT] if there else TIERS[TIER_GONE]
+            found.append(Input(self.task_ids[j], used, int(tasks["version"][j]), tier))
+        return found
+
     def copies(self) -> np.ndarray:
         """The copy table (a live view; do not write)."""
         return self._table("copy_at", state.COPY, self._counts["copies"])
@@ -198,6 +281,58 @@ class Pit:
     def models(self) -> np.ndarray:
         """The model table (a live view; do not write)."""
         return self._table("model_at", state.MODEL, self._counts["models"])
+
+    def _subjects(self) -> list[str]:
+        """Names of the rows of the record of health."""
+        return [*(f"{f}.{v}" for f in self.function_names for v in VERBS[:3]), *self.pool_names]
+
+    def patterns(self) -> np.ndarray:
+        """Pattern of every variant (row = function * 3 + variant), then of every pool: codes of `pit.layout.PATTERNS` (a live
+        view; do not write)."""
+        rows = 3 * self._counts["functions"] + len(self.pool_names)
+        return self._table("signature_at", state.SIGNATURE, rows)["pattern"]
+
+    def chance(self, row: int) -> float:
+        """The chance that the next call of the variant or pool of this row of `patterns` fails."""
+        chances, variants = self._hot["pools"]["failures"][0], self.variants()
+        if row >= len(variants):
+            return float(chances[row - len(variants)])
+        h = self._table("vital_at", state.VITAL, len(variants))[row]
+        return float((CHANCE_SHARE * chances[variants["pool"][row]] + h["fails"]) / (CHANCE_SHARE + h["calls"]))
+
+    def signatures(self) -> list[Signature]:
+        """Health of every usable variant, then of every pool; empty before the arrival."""
+        names, variants, hot = self._subjects(), self.variants(), self._hot[0]
+        vitals = self._table("vital_at", state.VITAL, len(names))
+        rows = self._table("signature_at", state.SIGNATURE, len(names))
+        found = []
+        for r, name in enumerate(names) if hot["arrived"] else ():
+            h, g, pool = vitals[r], rows[r], r - len(variants)
+            if pool < 0 and not variants["usable"][r]:
+                continue
+            mending, bits = pool < 0 and bool(variants["mending"][r]), int(h["state"])
+            in_row = int(h["in_row"] if pool < 0 else hot["pools"]["in_row"][pool])
+            found.append(
+                Signature(
+                    name, self.chance(r), float(h["level"]), float(g["coherence"]), bool(bits & FAILING), bool(bits & SLOW),
+                    mending, in_row, ERRORS[g["last_error"]], PATTERNS[g["pattern"]], int(g["since"]),
+                )
+            )  # fmt: skip
+        return found
+
+    def healings(self) -> list[Healing]:
+        """The last healing actions, the oldest first."""
+        names, count = self._subjects(), int(self._hot["n_healings"][0])
+        rows = self._table("healing_at", state.HEALING, HEALINGS)
+        found = []
+        for k in range(max(0, count - HEALINGS), count):
+            row = rows[k % HEALINGS]
+            ended = int(row["ended"])
+            known = (ended, float(row["after"])) if ended < NEVER else (None, None)
+            found.append(
+                Healing(int(row["time"]), HEALING_ACTIONS[row["kind"]], names[row["subject"]], float(row["before"]), *known)
+            )
+        return found
 
     def snapshot(self) -> bytes:
         """The whole memory."""

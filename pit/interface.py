@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from pit import arbitration, automation, dag_tracker, flows, observation, pool_manager, rules, slots, timers
+from pit import arbitration, automation, dag_tracker, flows, healing, health, observation, pool_manager, rules, slots, timers
 from pit.automation import find_call
 from pit.between_calls import between_calls
 from pit.compiled import entry, kernel
 from pit.layout import (
     ARRIVE,
     BACK_OFF,
+    BACKED_OFF,
+    CONFIG_CHANGED,
     COOLDOWN,
     DEFER,
     ERR_THROTTLED,
@@ -34,6 +36,7 @@ from pit.layout import (
     OUT_NONE,
     OUT_QUEUED,
     OUT_WAITED,
+    OUTPUT_CHANGED,
     QUEUE,
     QUEUED,
     REFRESH,
@@ -145,7 +148,9 @@ def do_global(s, action):
     elif action == DEFER:
         flows.defer(s, flows.least_urgent(s))
     else:
-        arbitration.back_off(s, 1 if action == BACK_OFF else 4)
+        p = arbitration.worst_pool(s)
+        health.note_healing(s, BACKED_OFF, health.row_of(s, p), s.pools[p].failures)
+        arbitration.back_off(s, p, 1 if action == BACK_OFF else 4)
     s.outcome = OUT_NONE
 
 
@@ -196,6 +201,7 @@ def apply(s, e):
                 s.horizon += s.now
             open_pools(s)
             dag_tracker.arrive(s)
+            health.begin(s)
             fits = True
         elif s.stream_open == 1 and e.subject == s.n_flows and e.subject < s.flow_rows:
             dag_tracker.arrive(s)
@@ -227,6 +233,14 @@ def apply(s, e):
         if 0 <= e.subject < s.n_pools and e.size >= 0:
             pool_manager.set_tenants(s, np.int64(e.subject), np.int64(e.size))
             fits = True
+    elif e.kind == CONFIG_CHANGED or e.kind == OUTPUT_CHANGED:
+        row = np.int64(e.subject)
+        if 0 <= row < N_VARIANTS * s.n_functions and variant(s, row).usable == 1:
+            fits = True
+            if e.kind == CONFIG_CHANGED:
+                healing.configured(s, row)
+            else:
+                healing.output_changed(s, row)
     elif 0 <= e.subject < s.n_copies:
         c = copy(s, e.subject)
         which = np.int64(e.subject)
@@ -275,7 +289,7 @@ def decision_due(s):
         return True
     if (s.arrived == 0) | (s.waiting == 1):
         return False
-    idle = s.n_calls + s.n_loading + s.n_cooling + s.n_held + s.all_tenants + s.stream_open == 0
+    idle = s.n_calls + s.n_loading + s.n_cooling + s.n_mending + s.n_held + s.all_tenants + s.stream_open == 0
     no_start = (s.n_ready == s.n_held + s.n_queued) | (s.n_full == s.n_pools)
     if no_start & ((s.n_late == 0) | (not timers.overruns_matter(s))) & (not idle) & (not timers.refresh_matters(s)):
         return False

@@ -68,10 +68,14 @@ EVENTS = (
     "tenant_load",
     "config_changed",
     "stream_closed",
+    "output_changed",
 )
-ARRIVE, STARTED, LOADED, LOAD_FAILED, UNLOADED, FINISHED, REJECTED, TENANT_LOAD, CONFIG_CHANGED, STREAM_CLOSED = range(10)
-COMMANDS = ("start", "cancel", "load", "unload", "fetch", "store", "delete")
-CMD_START, CMD_CANCEL, CMD_LOAD, CMD_UNLOAD, CMD_FETCH, CMD_STORE, CMD_DELETE = range(7)
+(
+    ARRIVE, STARTED, LOADED, LOAD_FAILED, UNLOADED, FINISHED, REJECTED, TENANT_LOAD, CONFIG_CHANGED, STREAM_CLOSED,
+    OUTPUT_CHANGED,
+) = range(11)  # fmt: skip
+COMMANDS = ("start", "cancel", "load", "unload", "fetch", "store", "delete", "configure")
+CMD_START, CMD_CANCEL, CMD_LOAD, CMD_UNLOAD, CMD_FETCH, CMD_STORE, CMD_DELETE, CMD_CONFIGURE = range(8)
 ERRORS = ("ok", "error", "timeout", "throttled", "precondition", "access", "load", "invalid", "cancelled", "lost")
 (
     OK, ERR_ERROR, ERR_TIMEOUT, ERR_THROTTLED, ERR_PRECONDITION, ERR_ACCESS, ERR_LOAD, ERR_INVALID, ERR_CANCELLED, ERR_LOST,
@@ -85,12 +89,20 @@ TASK_CLASSES = ("plain", "held", "queued", "running")  # what an open task's slo
 PLAIN, HELD, QUEUED, OVERDUE = range(4)
 COPY_STATES = ("idle", "loading", "warm", "active", "cooldown")
 IDLE, LOADING, WARM, ACTIVE, COOLDOWN = range(5)
+TIERS = ("hot", "warm", "cold", "gone")  # where an artifact lies
+TIER_HOT, TIER_WARM, TIER_COLD, TIER_GONE = range(4)
 STATUSES = ("running", "solved", "failed", "expired")
 ON, SOLVED, FAILED, EXPIRED = range(4)
 OUTCOMES = ("none", "warm_start", "cold_start", "queued", "blocked", "failed", "denied", "waited")
 OUT_NONE, OUT_WARM, OUT_COLD, OUT_QUEUED, OUT_BLOCKED, OUT_FAILED, OUT_DENIED, OUT_WAITED = range(8)
+PATTERNS = ("none", "degradation", "api_change", "resonance", "recovery")
+NO_PATTERN, DEGRADATION, API_CHANGE, RESONANCE, RECOVERY = range(5)
+HEALING_ACTIONS = ("back_off", "fallback", "config_update", "adaptation")
+BACKED_OFF, FELL_BACK, CONFIG_UPDATE, ADAPTATION = range(4)
 
 # --------------------------------------------------------------------------- constants of the rules
+TOLD_ROWS = 64  # where artifacts lie is told while fewer than 2 x tasks + so many commands wait to be carried out
+NEED_READY, NEED_NEAR, NEED_LATER = 4, 2, 1  # what a reader counts that is ready, near, or neither
 PRIOR_COUNT = 2.0  # pseudo-observations behind every running ratio
 PRIOR_SQUARE = PRIOR_COUNT * (1.0 + 0.25 * 0.25)  # their summed squares: a spread of a quarter
 EWMA = 0.1  # weight of the newest outcome in failure and error averages
@@ -215,9 +227,9 @@ POOL_FEATURES = (
     Feature("loading", "c / (c + 2), c = copies in state loading", 0, 1, PARTIAL),
     Feature("warm_idle", "c / (c + 2), c = copies in state warm", 0, 1, PARTIAL),
     Feature("queue", "c / (c + 4), c = tasks queued in it", 0, 1, PARTIAL),
-    Feature("failures", "failure average", 0, 1, FULL),
+    Feature("failures", "chance that its next call fails, as section 8 has it", 0, 1, FULL),
     Feature("utilisation", "utilisation average at now", 0, 1, FULL),
-    Feature("health", "1 - failure average", 0, 1, FULL),
+    Feature("health", "(1 - failures) / max(1, level), level: durations over calm ones; section 8", 0, 1, FULL),
 )
 GLOBAL_FEATURES = (
     Feature("elapsed", "e / (e + LB), e = now - t0", 0, 1, HIDDEN),
@@ -317,6 +329,9 @@ def table_hashes() -> dict[str, str]:
     constants = (
         PRIOR_COUNT, PRIOR_SQUARE, EWMA, UTILISATION_WINDOW, RANK_DRIFT, RANK_EVERY_MIN, RANK_EVERY_SHARE,
         OVERRUN_FACTOR, OVERRUN_SPREADS, MAX_DOUBLINGS, PREWARM_AFTER, ZERO_TIME_PER_OPEN, ZERO_TIME_BASE, RANK_EDGES,
+        CHANCE_PRIOR, CHANCE_COUNT, CHANCE_SHARE, CHANCE_MEMORY, KNOWN_BAD, KNOWN_CALLS, RISE_FACTOR, RISE_MARGIN,
+        RISE_LIMIT, CLEAN_CALLS, CALM_FLOOR, CALM_COUNT, Z_MOST, DRAG_ALLOWED, DRAG_LIMIT, BACK_LIMIT, LEVEL_EWMA,
+        LEVEL_MOST, ADAPT_COUNT, TOGETHER, INVALID_CALLS,
     )  # fmt: skip
     return {
         "observation": digest([(n, tuple(f)) for n, f in columns()]),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pit import arbitration, dag_tracker, flows, pool_manager, stale_manager
+from pit import arbitration, artifact_store, dag_tracker, flows, pool_manager, stale_manager
 from pit.compiled import kernel
 from pit.layout import (
     DONE,
@@ -102,10 +102,11 @@ def victim_demand(s, v):
 
 
 @kernel
-def encode_delay(s, at, first, kinds, k):
-    """Feature 6 + k: when variant k, if it is one of the usable `kinds`, could begin; `first` = the function's first row."""
+def encode_delay(s, at, first, kinds, k, fetch):
+    """Feature 6 + k: when variant k, if it is one of the usable `kinds`, could begin, `fetch` us later for its inputs;
+    `first` = the function's first row."""
     if (kinds >> k) & 1:
-        put(at, 6 + k, squash(pool_manager.start_delay(s, variant(s, first + k)), s.unit))
+        put(at, 6 + k, squash(pool_manager.start_delay(s, variant(s, first + k)) + fetch, s.unit))
     else:
         put(at, 6 + k, -1.0)
 
@@ -113,9 +114,10 @@ def encode_delay(s, at, first, kinds, k):
 @kernel
 def encode_supply(s, slot, at, first, v):
     """Features 6-13 of a slot: when its variants could begin, and who else wants their models; `v` = its standard variant."""
-    encode_delay(s, at, first, v.kinds, LITE)
-    encode_delay(s, at, first, v.kinds, STANDARD)
-    encode_delay(s, at, first, v.kinds, PREMIUM)
+    fetch = artifact_store.fetch_time(s, slot.head) if s.any_store == 1 else 0
+    encode_delay(s, at, first, v.kinds, LITE, fetch)
+    encode_delay(s, at, first, v.kinds, STANDARD, fetch)
+    encode_delay(s, at, first, v.kinds, PREMIUM, fetch)
     put(at, 9, 1.0)
     if v.model >= 0:
         m = model(s, v.model)
@@ -231,7 +233,7 @@ def encode_pools(s, out):
         if s.exposure == FULL:
             put(at, 5, pool.failures)
             put(at, 6, clip(pool_manager.utilisation(s, p), 0.0, 1.0))
-            put(at, 7, 1.0 - pool.failures)
+            put(at, 7, pool.health)
 
 
 @kernel

@@ -130,15 +130,15 @@ def money_for(s, amount):
 
 
 @kernel
-def refused(s, base, v, mode):
-    """Why limits forbid a call of variant v of a task with this base: 0 they do not, 1 a back-off, 2 tokens or money."""
+def refused(s, est, v, mode):
+    """Why limits forbid a call of variant v, expected to take `est` us: 0 they do not, 1 a back-off, 2 tokens or money."""
     pool = s.pools[v.pool]
     if pool.closed_until > s.now or (v.also >= 0 and s.pools[v.also].closed_until > s.now):
         return 1
     if pool.period > 0 and credit(s, v.pool) < v.tokens * pool.period:
         return 2
     if s.money > 0:
-        amount = call_price(base * v.ratio, v)
+        amount = call_price(est, v)
         if mode == LOAD:
             amount += load_price(model(s, v.model))
         if not money_for(s, amount):
@@ -147,13 +147,13 @@ def refused(s, base, v, mode):
 
 
 @kernel
-def can_begin(s, base, v):
-    """How a call of variant v of a task with this base would begin now (as `plan`), mode NO if it cannot."""
+def can_begin(s, est, v):
+    """How a call of variant v that is expected to take `est` us would begin now (as `plan`), mode NO if it cannot."""
     planned = plan(s, v)
     mode = planned & 3
     if mode == NO or not has_place(s, v):
         return NO
-    if s.any_tight == 1 and refused(s, base, v, mode) != 0:
+    if s.any_tight == 1 and refused(s, est, v, mode) != 0:
         return NO
     return planned
 
@@ -413,8 +413,10 @@ def pool_delay(s, pool, units):
 
 @kernel
 def start_delay(s, v):
-    """us until a call of variant v would begin: its copy, a place, tokens, the end of a back-off."""
+    """us until a call of variant v would begin: its copy, a place, tokens, the end of a back-off, a new configuration."""
     delay = max(copy_delay(s, v), place_delay(s, v))
+    if v.mending == 1:
+        delay = max(delay, s.unit)
     if s.any_tight == 1:
         pool = s.pools[v.pool]
         if pool.period > 0:

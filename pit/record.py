@@ -52,7 +52,7 @@ STATE = (
     Column("calls", "int32", "calls in flight, those that wait for a load among them"),
     Column("busy", "list<int32>", "per pool: places taken"),
     Column("queued", "list<int32>", "per pool: tasks in its queue"),
-    Column("failures", "list<float64>", "per pool: failure average"),
+    Column("failures", "list<float64>", "per pool: chance that its next call fails"),
     Column("tokens_share", "list<float64?>", "per pool: tokens left / burst; null without a rate limit"),
     Column("memory_share", "list<float64>", "per memory budget: used / capacity"),
     Column("loading", "int32", "copies of models that are being loaded"),
@@ -66,13 +66,15 @@ STATE = (
 )
 OPERATION = (
     Column("time_s", "float64", "seconds since the run began"),
-    Column("kind", "string", "start, cancel, load or unload"),
-    Column("call", "int32?", "number of the call; it and the next three are null for load and unload"),
+    Column("kind", "string", "start, cancel, load, unload, fetch, configure, store or delete"),
+    Column("call", "int32?", "number of the call; it and the next three are null where a command is not about them"),
     Column("task", "int32?", "index of its task"),
     Column("function", "string?", "its function"),
     Column("variant", "string?", "lite, standard or premium"),
-    Column("pool", "string", "where"),
-    Column("copy", "int32?", "row of the copy table; it and the next are null for a call without a model"),
+    Column("pool", "string?", "where; null for fetch, store and delete"),
+    Column(
+        "copy", "int32?", "row of the copy table, null without a model; fetch: task whose output it is; store: tier, 0 hot"
+    ),
     Column("model", "string?", "the model"),
 )
 STRUCTS = {"score": SCORE, "state": STATE, "operation": OPERATION}

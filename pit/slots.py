@@ -37,7 +37,7 @@ _ONES = np.uint64(0x0001010101010101)
 @inside
 def wait_legal(s):
     """Whether `wait` may be chosen: something is in flight, loads, cools down, is held or closed; or all is over."""
-    going = s.n_calls + s.n_loading + s.n_cooling + s.n_held + s.all_tenants + s.stream_open > 0
+    going = s.n_calls + s.n_loading + s.n_cooling + s.n_mending + s.n_held + s.all_tenants + s.stream_open > 0
     return going | (s.status != ON) | (s.arrived == 0) or (s.any_tight == 1 and is_closed(s))
 
 
@@ -115,9 +115,10 @@ def start_bit(s, slot, t, kinds, k):
 @apart
 def is_free(s, slot, t, v, k):
     """Whether neither a claim nor a limit forbids to start a slot's head t with its variant k, v."""
-    if arbitration.claimed(s, np.int64(slot.head), v):
+    i = np.int64(slot.head)
+    if arbitration.claimed(s, i, v):
         return False
-    why = pool_manager.refused(s, t.base[k], v, np.int64(slot.mode[k]))
+    why = pool_manager.refused(s, automation.estimate(s, i, t, k, v), v, np.int64(slot.mode[k]))
     if why == 2:
         s.any_short = 1
     return why == 0
@@ -130,7 +131,7 @@ def hedge_bit(s, t, i):
         return 0
     k = np.int64(running_variant(s, i))
     v = variant(s, 3 * t.function + k)
-    if pool_manager.can_begin(s, t.base[k], v) & 3 == NO or arbitration.claimed(s, i, v):
+    if pool_manager.can_begin(s, automation.estimate(s, i, t, k, v), v) & 3 == NO or arbitration.claimed(s, i, v):
         return 0
     return 1 << HEDGE
 

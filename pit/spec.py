@@ -34,6 +34,7 @@ Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9_]
 Seconds = Annotated[float, Field(ge=0, le=1e8, allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=1e-5, le=1e8, allow_inf_nan=False)]
 Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(ge=1, le=10**15)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
 
@@ -96,6 +97,23 @@ class FunctionSpec(Strict):
         return [(name, v) for name in VARIANTS if (v := getattr(self, name)) is not None]
 
 
+class FetchSpec(Strict):
+    """Seconds until an artifact is at hand that lies in a lower tier."""
+
+    warm: Seconds = 0.0
+    cold: Seconds = 0.0
+
+
+class StoreSpec(Strict):
+    """Where outputs lie: bytes of the hot, the warm and the cold tier (none: unlimited). What is worth least goes down; where
+    the cold tier is full, what no unfinished task reads is deleted."""
+
+    hot: Bytes
+    warm: Bytes | None = None
+    cold: Bytes | None = None
+    fetch_seconds: FetchSpec = FetchSpec()
+
+
 class SystemSpec(Strict):
     """Functions, models, pools and policies of one system."""
 
@@ -120,6 +138,8 @@ class SystemSpec(Strict):
     fallback: bool = False
     prewarm: bool = False
     rebalance: bool = False
+    heal: bool = False
+    store: StoreSpec | None = None
     deny: list[str] = Field(default_factory=list, description="functions, or FUNCTION.VARIANT, that this tenant may not use")
 
     @field_validator("verbs")

@@ -1,14 +1,31 @@
 """Stale Manager: which idle copies leave memory: if room is short, least recently used first; when their keep-alive ends. And
-when artifacts grow stale.
+when artifacts grow stale. And which artifacts leave a tier of the store that is too full, down to deletion: those of least
+value to what is left to do.
 
-Demotion between tiers will stand here; it must not know who asks for room.
+It must not know who asks for room.
 """
 
 from __future__ import annotations
 
 from pit.compiled import kernel
-from pit.layout import DONE, NEVER, STANDARD, WARM
-from pit.state import artifact, copy, model, task, variant
+from pit.layout import (
+    BLOCKED,
+    DONE,
+    NEED_LATER,
+    NEED_NEAR,
+    NEED_READY,
+    NEVER,
+    READY,
+    RUNNING,
+    STANDARD,
+    TIER_COLD,
+    TIER_GONE,
+    TIER_HOT,
+    TIER_WARM,
+    WARM,
+)
+from pit.state import artifact, copy, model, store_of, successor, task, variant
+from pit.tiers import fits, move
 
 
 @kernel
@@ -74,3 +91,69 @@ def is_expired(s, i):
         return False
     keep = model(s, c.model).keep_alive
     return keep > 0 and c.last_used + keep <= s.now
+
+
+@kernel
+def need(s, i):
+    """How much unfinished work reads the artifact of task i, and how soon."""
+    t = task(s, i)
+    n = 0
+    for e in range(t.succ_from, t.succ_to):
+        o = task(s, successor(s, e).task)
+        if o.state == READY:
+            n += NEED_READY
+        elif o.state == BLOCKED and o.near == 1:
+            n += NEED_NEAR
+        elif o.state == BLOCKED or o.state == RUNNING:
+            n += NEED_LATER
+    return n
+
+
+@kernel
+def least_in(s, tier, useless):
+    """The artifact of least value in a tier; `useless`: among those that nobody reads and that are no result. -1 if none."""
+    best = -1
+    best_need = 0
+    for i in range(s.n_tasks):
+        t = task(s, i)
+        kept = artifact(s, i)
+        if t.state != DONE or kept.tier != tier or kept.size == 0:
+            continue
+        n = need(s, i)
+        if useless and (n > 0 or t.succ_to == t.succ_from):
+            continue
+        if best < 0 or n < best_need or (n == best_need and costs_less(s, i, best)):
+            best = i
+            best_need = n
+    return best
+
+
+@kernel
+def costs_less(s, i, j):
+    """Whether task i is made again sooner than task j, which stands before it, or as soon and its artifact is older."""
+    mine = task(s, i).work
+    other = task(s, j).work
+    return mine < other or (mine == other and artifact(s, i).created < artifact(s, j).created)
+
+
+@kernel
+def make_room(s):
+    """Artifacts of least value go down until no tier holds more than it may; what nobody needs is deleted."""
+    o = store_of(s, 0)
+    while o.used[TIER_HOT] > o.capacity[TIER_HOT]:
+        i = least_in(s, TIER_HOT, False)
+        if i < 0:
+            break
+        move(s, i, TIER_WARM if fits(s, TIER_WARM, artifact(s, i).size) else TIER_COLD)
+    if o.capacity[TIER_WARM] > 0:
+        while o.used[TIER_WARM] > o.capacity[TIER_WARM]:
+            i = least_in(s, TIER_WARM, False)
+            if i < 0:
+                break
+            move(s, i, TIER_COLD)
+    if o.capacity[TIER_COLD] > 0:
+        while o.used[TIER_COLD] > o.capacity[TIER_COLD]:
+            i = least_in(s, TIER_COLD, True)
+            if i < 0:
+                break
+            move(s, i, TIER_GONE)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pit.layout import MAX_POOLS, N_SLOTS
+from pit.layout import HEALINGS, MAX_POOLS, N_SLOTS, TOLD_ROWS
 from pit.memory import LINE, record_at, table
 
 
@@ -24,7 +24,8 @@ POOL = _record(
         ("busy", "i4"),  # places taken
         ("tenants", "i4"),  # places that other tenants take
         ("budget", "i4"),  # index of the memory budget, -1 = none
-        ("failures", "f8"),  # EWMA of failed calls, 0..1
+        ("failures", "f8"),  # chance that its next call fails, 0..1
+        ("health", "f8"),  # (1 - failures) / level of durations, 0..1
         ("utilisation", "f8"),  # EWMA at `settled`
         ("settled", "i8"),  # us, when utilisation was last stored
         ("loading", "i4"),  # copies in state loading
@@ -86,7 +87,11 @@ PIT = _record(
         ("near_at", "i4"),
         ("follow_at", "i4"),
         ("artifact_at", "i4"),
+        ("store_at", "i4"),
         ("flow_at", "i4"),
+        ("vital_at", "i4"),
+        ("signature_at", "i4"),
+        ("healing_at", "i4"),
         ("variant_at", "i4"),
         ("model_at", "i4"),
         ("copy_at", "i4"),
@@ -115,6 +120,9 @@ PIT = _record(
         ("all_tenants", "i4"),  # places that other tenants take, over all pools
         ("reused", "i4"),  # tasks whose output was that of a twin
         ("n_auto", "i4"),  # automatic loads under way
+        ("n_mending", "i4"),  # variants that are being configured anew
+        ("n_healings", "i4"),  # actions in the healing record so far; it keeps the last ones
+        ("open_healings", "i4"),  # of those kept, whose outcome is not known yet
         ("last_model", "i4"),  # of the last call that has one; -1 = none yet
         ("n_calls", "i4"),  # in flight: the first rows of the call table, in order of their ids
         ("n_idle", "i4"),  # idle rows of the copy table
@@ -145,6 +153,8 @@ PIT = _record(
         ("any_fresh", "u1"),  # some artifacts grow stale
         ("any_gang", "u1"),  # some variant takes places of two pools
         ("any_twins", "u1"),  # some tasks have twins
+        ("any_store", "u1"),  # artifacts lie in tiers of bounded capacity
+        ("lineage", "u1"),  # calls note the versions of their inputs
         ("any_tight", "u1"),  # a start can be refused for tokens, money or a back-off
         ("any_limit", "u1"),  # the same, or for a claim
         ("any_short", "u1"),  # some slot's start is refused for tokens or money alone, as found by the last look at slots
@@ -153,6 +163,8 @@ PIT = _record(
         ("fallback", "u1"),
         ("prewarm", "u1"),
         ("rebalance", "u1"),
+        ("heal", "u1"),
+        ("watched", "u1"),  # somebody asks for more of health than what pools' calls come to
         ("exposure", "u1"),
         ("order_hidden", "u1"),
         ("status", "u1"),
@@ -210,7 +222,8 @@ TASK = _record(
     ]
 )
 INDEX = _record([("task", "i4")])
-LINK = _record([("task", "i2"), ("soft", "i2")])  # the task at the other end of an edge
+# The task at the other end of an edge; `used`: the version of this input when the task was called last, 0 = it was not done.
+LINK = _record([("task", "i2"), ("soft", "u1"), ("used", "u1")])
 ARTIFACT = _record(
     [
         ("created", "i8"),  # us
@@ -218,6 +231,9 @@ ARTIFACT = _record(
         ("hint", "f8"),  # us that its author gave its task, 0 = none
         ("content", "i4"),  # of its task: equal for twins, 0 = none
         ("next_twin", "i4"),  # the next task of the ring of its twins; itself if it has none
+        ("source", "i4"),  # the twin whose output it is; -1 = its own
+        ("tier", "u1"),  # where it lies, with a store
+        ("told", "u1"),  # where the driver knows it to lie
     ]
 )
 FLOW = _record(
@@ -251,6 +267,7 @@ VARIANT = _record(
         ("usable", "u1"),
         ("kinds", "u1"),  # bit per usable variant of the function
         ("forbidden", "u1"),  # the function is (standard's row)
+        ("mending", "u1"),  # it is being configured anew
         ("tokens", "i4"),
         ("served", "i4"),  # calls of the function begun from a queue (standard's row); here ends the first of two cache lines
         ("fresh", "i8"),  # us that an artifact of the function stays fresh; 0 = for ever (standard's row)
@@ -318,6 +335,59 @@ CALL = _record(
         ("hedge", "u1"),  # it was the second call of its task
         ("cost", "i8"),  # micro-units committed
         ("limit", "i8"),  # us after its start, of the next overrun
+        ("fetch", "i8"),  # us of its estimate, until its inputs are there
+    ]
+)
+STORE = _record(
+    [
+        ("capacity", "i8", (3,)),  # bytes, per tier; 0 = unlimited
+        ("used", "i8", (3,)),  # bytes
+        ("fetch", "i8", (4,)),  # us, per tier
+        ("untold", "i8"),  # some artifact may lie elsewhere than the driver knows
+    ]
+)
+VITAL = _record(  # health of a variant or pool: one cache line, all that a calm call looks at
+    [
+        ("calls", "f8"),  # the latest ones weigh most
+        ("fails", "f8"),
+        ("rise", "f8"),  # CUSUM of failures
+        ("drag", "f8"),  # CUSUM of standardised durations
+        ("level", "f8"),  # EWMA of durations over calm ones
+        ("calm", "f8"),  # ratio before trouble (variants)
+        ("scale", "f8"),  # 1 / spread of that (variants)
+        ("known", "i4"),  # calls that its usual rate of failures was learned from
+        ("in_row", "u2"),  # failures in a row, at most 65,535
+        ("invalid", "u1"),  # errors `invalid` since the last ok, at most 255
+        ("state", "u1"),  # bits of `pit.health`
+    ]
+)
+SIGNATURE = _record(  # ... and what else belongs to it
+    [
+        ("sum_y", "f8"),  # durations over calm ones, since `drag` left 0
+        ("sum_z", "f8"),  # the same, standardised
+        ("factor", "f8"),  # by which it had become slower when that was noticed
+        ("half", "f8"),  # half way back, standardised
+        ("back", "f8"),  # CUSUM of the way back
+        ("allow", "f8"),  # failures a call that `rise` forgives
+        ("coherence", "f8"),  # quality that was told over the expected one
+        ("since", "i8"),  # us, of its pattern
+        ("late", "i4"),  # calls in `sum_y`
+        ("bad", "i4"),  # failures among `known` and before
+        ("seen", "i4"),  # calls since `rise` left 0
+        ("met", "i4"),  # failures among them
+        ("clean", "i4"),  # calls without failure while it is failing
+        ("pattern", "u1"),
+        ("last_error", "u1"),
+    ]
+)
+HEALING = _record(  # one action that was to mend something
+    [
+        ("time", "i8"),  # us
+        ("ended", "i8"),  # us, NEVER = not yet
+        ("before", "f8"),
+        ("after", "f8"),
+        ("subject", "i4"),  # row of the record of health
+        ("kind", "i4"),
     ]
 )
 COMMAND = _record([(name, "i4") for name in ("kind", "call", "task", "function", "variant", "pool", "copy", "model")])
@@ -331,6 +401,7 @@ task = table(PIT, "task_at", TASK)
 successor = table(PIT, "succ_at", LINK)
 predecessor = table(PIT, "pred_at", LINK)
 artifact = table(PIT, "artifact_at", ARTIFACT)
+store_of = table(PIT, "store_at", STORE)  # its only row is 0
 flow = table(PIT, "flow_at", FLOW)
 follow = table(PIT, "follow_at", INDEX)  # row = model before * n_models + model: how often it has followed
 ready = table(PIT, "ready_at", INDEX)  # those that are ready; behind them, at a look at slots, the late ones
@@ -339,6 +410,9 @@ variant = table(PIT, "variant_at", VARIANT)  # row = function * 3 + variant
 model = table(PIT, "model_at", MODEL)
 copy = table(PIT, "copy_at", COPY)
 call = table(PIT, "call_at", CALL)
+vital = table(PIT, "vital_at", VITAL)  # row = function * 3 + variant, then one row for each pool
+signature = table(PIT, "signature_at", SIGNATURE)  # the same rows
+healing = table(PIT, "healing_at", HEALING)  # a ring
 command = table(PIT, "command_at", COMMAND)
 
 
@@ -348,12 +422,22 @@ def whole_lines(size: int) -> int:
 
 
 def tables(
-    tasks: int, edges: int, functions: int, models: int, copies: int, places: int, flows: int, follows: bool, twins: bool
+    tasks: int,
+    edges: int,
+    functions: int,
+    models: int,
+    copies: int,
+    places: int,
+    flows: int,
+    follows: bool,
+    twins: bool,
+    store: bool = False,
 ) -> tuple[dict[str, int], int]:
     """Offsets of all tables for these capacities, and the bytes of record and tables together (a multiple of 64).
 
     `flows`: workflows of a stream, 1 if there is none.
     `follows`: whether which model follows which is counted (pre-warming). `twins`: whether tasks may take over outputs.
+    `store`: whether artifacts lie in tiers.
     """
     rows = (
         ("variant_at", VARIANT, 3 * functions),
@@ -362,13 +446,21 @@ def tables(
         ("call_at", CALL, places),
         ("follow_at", INDEX, models * models if follows else 0),
         ("flow_at", FLOW, flows),
+        ("store_at", STORE, 1 if store else 0),
         ("ready_at", INDEX, tasks),
         ("near_at", INDEX, tasks),
+        ("vital_at", VITAL, 3 * functions + MAX_POOLS),
+        ("signature_at", SIGNATURE, 3 * functions + MAX_POOLS),
+        ("healing_at", HEALING, HEALINGS),
         ("task_at", TASK, tasks),
         ("artifact_at", ARTIFACT, tasks),
         ("succ_at", LINK, edges),
         ("pred_at", LINK, edges),
-        ("command_at", COMMAND, 3 * places + 2 * copies + 4 + (tasks if twins else 0)),
+        (
+            "command_at",
+            COMMAND,
+            3 * places + 2 * copies + 5 + (tasks if twins else 0) + (2 * tasks + TOLD_ROWS if store else 0),
+        ),
     )
     offsets, end = {}, whole_lines(PIT.itemsize)
     for name, dtype, count in rows:

@@ -84,10 +84,18 @@ class Server:
                 resolve_callable(spec["load"])
             except ValueError as error:
                 faults.append(f"instruments.models.{name}: {error}")
+        for name, hook in request["configure"].items():
+            try:
+                resolve_callable(hook)
+            except ValueError as error:
+                faults.append(f"instruments.functions.{name}.configure: {error}")
         return faults
 
     def _do_load(self, request: dict[str, Any]) -> None:
         self._model = resolve_callable(request["load"])(**request["args"])
+
+    def _do_configure(self, request: dict[str, Any]) -> None:
+        resolve_callable(request["call"])(function=request["function"], variant=request["variant"])
 
     def _do_call(self, request: dict[str, Any]) -> Any:
         job = Job(**request["job"], folder=self._folder, base=self._base, model=self._model)

@@ -1,4 +1,4 @@
-"""Learning from examples with a `FastPPO`'s networks: epochs of cross-entropy and value error over stored frames."""
+"""Learning from examples with a `FastPPO`'s networks: epochs over stored frames of what a teacher did or expected."""
 
 from __future__ import annotations
 
@@ -16,21 +16,40 @@ if TYPE_CHECKING:
 
 @dataclass
 class Examples:
-    """Frames with what a teacher did in them, by frame: `actions` (m,) int64, `weights` of the agreement with each action
-    (m,) float32, `returns` that followed (m,) float32, `episodes` (m,) int64, the number of the episode that it is of."""
+    """Frames with what a teacher did in them, by frame.
+
+    Attributes:
+        actions: (m,) int64, the teacher's.
+        weights: (m,) float32, of what is learned from each.
+        returns: (m,) float32, what followed.
+        episodes: (m,) int64, the number of the episode that it is of.
+        firsts: (m,) int64, where `expected` of the frame's legal actions begins; -1 where it is not known.
+        expected: float32, what each legal action is expected to bring, one behind the other, the smallest action first.
+    """
 
     frames: Frames
     actions: np.ndarray
     weights: np.ndarray
     returns: np.ndarray
     episodes: np.ndarray
+    firsts: np.ndarray
+    expected: np.ndarray
 
 
 class Imitation:
-    """Epochs of a learner over examples; `vf_coef` weighs the value's squared error against the cross-entropy."""
+    """Epochs of a learner over examples.
 
-    def __init__(self, model: FastPPO, examples: Examples, vf_coef: float) -> None:
-        self.model, self.examples, self.vf_coef = model, examples, vf_coef
+    Args:
+        vf_coef: weight of the value's squared error.
+        smoothing: share of the cross-entropy's target that goes to all legal actions alike.
+        ent_coef: weight of the entropy where it is known what each action is expected to bring.
+    """
+
+    def __init__(
+        self, model: FastPPO, examples: Examples, vf_coef: float, smoothing: float = 0.0, ent_coef: float = 0.0
+    ) -> None:
+        self.model, self.examples = model, examples
+        self.coefficients = (smoothing, ent_coef, vf_coef)
         self._sums = np.zeros(len(kernels.IMITATION_SUMS))
 
     def _gradients(self, batch: np.ndarray) -> None:
@@ -39,7 +58,8 @@ class Imitation:
         net.forward()
         kernels.imitation(
             net.logits.numpy(), net.values.numpy()[:, 0], order, of.frames.words, net.ladder.places, net.ladder.heights, ends,
-            of.actions, of.weights, of.returns, self.vf_coef, net.d_logits.numpy(), net.d_values.numpy()[:, 0], self._sums,
+            of.actions, of.weights, of.returns, of.firsts, of.expected, *self.coefficients,
+            net.d_logits.numpy(), net.d_values.numpy()[:, 0], self._sums,
         )  # fmt: skip
 
     def epoch(self, chosen: np.ndarray, batch_size: int, rate: float) -> None:
@@ -62,17 +82,17 @@ class Imitation:
         net.write()
 
     def measure(self, chosen: np.ndarray) -> dict[str, float]:
-        """Means over the frames `chosen` (k,), by weight (the value's error: by frame): `cross_entropy`, `value_loss`,
+        """Means over the frames `chosen` (k,), by weight (the value's error: by frame): `loss`, `value_loss`,
         `agreement` (the share in which the policy's first choice is the teacher's)."""
         net, total = self.model._net, np.zeros_like(self._sums)
         net.read()
         for start in range(0, len(chosen), net.rows):
             self._gradients(chosen[start : start + net.rows])
             total += self._sums
-        cross_entropy, value_loss, agreement, weight = total.tolist()
+        loss, value_loss, agreement, weight = total.tolist()
         weight = max(weight, 1e-12)
         return {
-            "cross_entropy": cross_entropy / weight,
+            "loss": loss / weight,
             "value_loss": value_loss / max(1, len(chosen)),
             "agreement": agreement / weight,
         }

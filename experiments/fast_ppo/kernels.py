@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 MAX_ACTIONS = 128  # two words of 64 bits
 SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clipped", "anchor_kl")  # what `losses` adds up
-IMITATION_SUMS = ("cross_entropy", "value_loss", "agreement", "weight")  # what `imitation` adds up
+IMITATION_SUMS = ("loss", "value_loss", "agreement", "weight")  # what `imitation` adds up
 DEAD_ACTION, NO_ACTION = -1, -2  # what `sample` returns if a legal action was declared dead, if a row has no legal action
 
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -255,51 +255,71 @@ def losses(
 
 @_compiled
 def imitation(
-    logits, values, frames, words, places, heights, ends, actions, weights, returns, vf_coef, d_logits, d_values, sums
-):
-    """Cross-entropy of masked logits with a teacher's `actions`, frame by frame times `weights`, the value's squared error,
-    and the gradients of mean(cross-entropy) + vf_coef mean(error).
+    logits, values, frames, words, places, heights, ends, actions, weights, returns, firsts, expected, smoothing, ent_coef,
+    vf_coef, d_logits, d_values, sums,
+):  # fmt: skip
+    """What there is to learn from a teacher, frame by frame times `weights`, the value's squared error, and the gradients of
+    mean(loss) + vf_coef mean(error).
 
-    Row k of `logits` (b, outputs) and `values` (b,) is frame `frames[k]`; what follows is by frame, see `losses`. Sums of
-    `IMITATION_SUMS` into `sums` (4,) float64; `agreement` counts the weight of frames whose largest logit is the teacher's.
+    Row k of `logits` (b, outputs) and `values` (b,) is frame `frames[k]`; what follows is by frame, see `losses`. The loss is,
+    where `firsts` < 0, the cross-entropy of the masked softmax p with the teacher's `actions`; the share `smoothing` of its
+    target goes to all legal actions alike (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision",
+    section 7). Elsewhere it is -sum p q - ent_coef entropy(p), q[i] = `expected[firsts + i]` the i-th legal action's.
+    Sums of `IMITATION_SUMS` into `sums` (4,) float64; `agreement` counts the weight of frames whose largest logit is the
+    teacher's.
     """
     b = frames.shape[0]
-    cross_entropy = value_loss = agreement = weight_sum = 0.0
+    loss = value_loss = agreement = weight_sum = 0.0
+    log_p = np.empty(MAX_ACTIONS, np.float32)
+    p = np.empty(MAX_ACTIONS, np.float32)
+    at = np.empty(MAX_ACTIONS, np.int64)
     start = 0
     for r in range(ends.shape[0]):
         for k in range(start, ends[r]):
             f = frames[k]
+            n, best = 0, 0
+            for w in range(2):
+                word = words[f, w]
+                while word != 0:
+                    at[n] = places[64 * w + _lowest_bit(word)]
+                    log_p[n] = logits[k, at[n]]
+                    if log_p[n] > log_p[best]:
+                        best = n
+                    n += 1
+                    word &= word - np.uint64(1)
+            top, total = log_p[best], np.float32(0.0)
+            for j in range(n):
+                p[j] = math.exp(log_p[j] - top)
+                total += p[j]
+            offset = top + np.float32(math.log(total))
+            entropy = mean = np.float32(0.0)
+            known = firsts[f] >= 0
+            for j in range(n):
+                log_p[j] -= offset
+                p[j] /= total
+                entropy -= p[j] * log_p[j]
+                mean += p[j] * expected[firsts[f] + j] if known else log_p[j] / n
             for j in range(heights[r]):
                 d_logits[k, j] = 0.0
-            best = np.int64(-1)
-            for w in range(2):
-                word = words[f, w]
-                while word != 0:
-                    place = places[64 * w + _lowest_bit(word)]
-                    if best < 0 or logits[k, place] > logits[k, best]:
-                        best = place
-                    word &= word - np.uint64(1)
-            top, total = logits[k, best], np.float32(0.0)
-            for w in range(2):
-                word = words[f, w]
-                while word != 0:
-                    place = places[64 * w + _lowest_bit(word)]
-                    d_logits[k, place] = math.exp(logits[k, place] - top)
-                    total += d_logits[k, place]
-                    word &= word - np.uint64(1)
-            scale = np.float32(weights[f] / b)
-            for j in range(heights[r]):
-                d_logits[k, j] *= scale / total
-            chosen = places[actions[f]]
-            d_logits[k, chosen] -= scale
-            cross_entropy += weights[f] * (top + math.log(total) - logits[k, chosen])
-            agreement += weights[f] if best == chosen else 0.0
+            scale, chosen = np.float32(weights[f] / b), places[actions[f]]
+            if known:
+                spread = np.float32(ent_coef)
+                for j in range(n):
+                    d_logits[k, at[j]] = scale * p[j] * (mean - expected[firsts[f] + j] + spread * (log_p[j] + entropy))
+                loss -= weights[f] * (mean + ent_coef * entropy)
+            else:
+                each = np.float32(smoothing / n)
+                for j in range(n):
+                    d_logits[k, at[j]] = scale * (p[j] - each)
+                d_logits[k, chosen] -= scale * np.float32(1.0 - smoothing)
+                loss -= weights[f] * ((1.0 - smoothing) * (logits[k, chosen] - offset) + smoothing * mean)
+            agreement += weights[f] if at[best] == chosen else 0.0
             weight_sum += weights[f]
             error = np.float64(values[k]) - returns[f]
             value_loss += error * error
             d_values[k] = vf_coef * 2.0 * error / b
         start = ends[r]
-    sums[0], sums[1], sums[2], sums[3] = cross_entropy, value_loss, agreement, weight_sum
+    sums[0], sums[1], sums[2], sums[3] = loss, value_loss, agreement, weight_sum
 
 
 @_compiled

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.recipes.teacher import Report
 from experiments.recipes.trajectories import Recorder, Trajectories, joined
-from fq_env.engine import Engine
+from fq_env.engine import make_engine
 from fq_env.level import Level
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Around:
         self.model, self.cfg, self.scale = model, cfg, scale
         n = max(1, COPIES // (cfg.candidates * cfg.futures))
         self.engine, self.copies = (
-            Engine(level, k, exposure=exposure, reward=reward, autoreset="disabled")
+            make_engine(level, k, exposure=exposure, reward=reward, autoreset="disabled")
             for k in (n, n * cfg.candidates * cfg.futures)
         )
 

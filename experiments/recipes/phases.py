@@ -6,11 +6,12 @@ takes what is there and repeats the phase that was interrupted from its beginnin
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,32 +21,33 @@ from experiments.algorithms import BEST
 from experiments.callbacks import Overseer
 from experiments.config import TrainConfig
 from experiments.errors import ExperimentError
-from experiments.examiner import Examiner, Look
 from experiments.fast_ppo import FastPPO
 from experiments.fast_ppo.reward_scale import RewardScale
 from experiments.files import read_json, write_json, write_with
 from experiments.recipes import supervised, teacher, trajectories, verifier
 from experiments.recipes.around_policy import Around
-from experiments.recipes.demonstrations import demonstrate
+from experiments.recipes.demonstrations import demonstrate, visit
 from experiments.recipes.told import FOLDER, Facts
 from experiments.recipes.trajectories import Trajectories
 from experiments.recipes.verifier import Replay
 
-PLAYING, LEARNING = 0x7EAC, 0x1EA2  # tell the random streams of phases apart
+if TYPE_CHECKING:
+    from experiments.evaluate import Referee
+
+PLAYING, LEARNING, VISITING = 0x7EAC, 0x1EA2, 0x715175  # tell the random streams of phases apart
 INSTANCES = 2**40  # train instances are drawn from so many
 
 
 class Recipe:
-    """The phases of one training. `exposure` is what the policy sees; `overseer` is told of every phase."""
+    """The phases of one training. `exposure` is what the policy sees; `overseer` is told of every phase.
+
+    Of several levels each has its own teacher, rule and verifier; what is kept of all of them is learned together.
+    """
 
     def __init__(self, cfg: TrainConfig, run: Path, exposure: str, model: FastPPO, overseer: Overseer) -> None:
         self.cfg, self.options, self.exposure = cfg, cfg.recipe_options, exposure
         self.folder, self.model, self.overseer = run / FOLDER, model, overseer
-        assert isinstance(overseer.examiner, Examiner)  # `config.check` refuses a recipe for several levels
-        self.examiner = overseer.examiner
-        self.referee = self.examiner.referee
-        self.level = self.referee.level
-        self.rule = teacher.base_players(self.referee, ["calibrated"])["calibrated"]
+        self.examiner, self.referees = overseer.examiner, overseer.examiner.referees
         self.replays: list[Replay] = []
         self._count = self._decisions = 0
 
@@ -53,6 +55,12 @@ class Recipe:
     def iterates(self) -> bool:
         """Whether the policy improves in rounds of its own instead of by PPO."""
         return self.cfg.recipe == "expert_iteration"
+
+    @property
+    def visits(self) -> int:
+        """How many rounds of visits there are: none where nobody looks ahead."""
+        ahead = self.options.teacher.rollouts and any(referee.level.order is None for referee in self.referees)
+        return self.options.visits.rounds if ahead else 0
 
     # ------------------------------------------------------------------ what a training calls
     def prepare(self) -> bool:
@@ -68,13 +76,18 @@ class Recipe:
         if not self.options.supervised.use:
             self._scale_rewards([])
             return True
-        self._gather("teacher", lambda: demonstrate(self.level, self.referee, self.options, self._draw(0), self.exposure))
+        shown, visits = self.options.teacher.episodes, self.visits
+        self._gather("teacher", lambda referee: demonstrate(referee, self.options, self._draw(0, shown), self.exposure))
         self._scale_rewards(self.replays)
         self._learn(0)
+        for number in range(1, visits + 1):
+            if self.overseer.stopped is None:
+                self._gather(f"visits {number}", functools.partial(self._visit, number), visited=True)
+                self._learn(number)
         for number in range(1, self.options.rounds.rounds + 1 if self.iterates else 1):
             if self.overseer.stopped is None:
-                self._gather(f"round {number}", lambda number=number: self._around(number))  # type: ignore[misc]
-                self._learn(number)
+                self._gather(f"round {number}", functools.partial(self._around, visits + number))
+                self._learn(visits + number)
         if self.iterates or not self.options.ppo.use:
             self.overseer.ended = f"the {self._count} phases of {self.cfg.recipe} are done"
             return False
@@ -113,47 +126,66 @@ class Recipe:
     def _path(self, count: int, name: str) -> Path:
         return self.folder / f"{count:02d}-{name.replace(' ', '-')}"
 
-    def _draw(self, number: int) -> np.ndarray:
+    def _draw(self, number: int, episodes: int) -> np.ndarray:
         """The train instances of a phase, int64."""
-        episodes = self.options.rounds.episodes if number else self.options.teacher.episodes
         return np.random.default_rng([self.cfg.seed, PLAYING, number]).integers(0, INSTANCES, episodes)
 
     # ------------------------------------------------------------------ playing and verifying
-    def _gather(self, name: str, play: Callable[[], Trajectories]) -> None:
-        """Trajectories are played, stored and replayed; what is kept joins what is learned from."""
+    def _gather(self, what: str, play: Callable[[Referee], Trajectories], visited: bool = False) -> None:
+        """Trajectories are played on each level, stored and replayed; what is kept joins what is learned from.
+
+        `visited`: they are the learner's own, so they need not be good, and none are played where the order is hidden.
+        """
+        lines = []
+        for referee in self.referees:
+            if visited and referee.level.order is not None:
+                continue
+            name = what if len(self.referees) == 1 else f"{what} level {referee.level.number}"
+            facts = self._gather_on(referee, name, play, visited)
+            lines.append(facts["line"])
+            if self.iterates:
+                self._decisions += facts["decisions"]
+                self.model.num_timesteps = self._decisions
+        if sum(len(replay.kept) for replay in self.replays) < 2:
+            raise ExperimentError(
+                f"recipe_options.teacher.episodes={self.options.teacher.episodes}: {'; '.join(lines)}; too few to learn from, "
+                "more of them or recipe_options.verifier.at_least_rule=false may help"
+            )
+
+    def _gather_on(self, referee: Referee, name: str, play: Callable[[Referee], Trajectories], visited: bool) -> Facts:
         replays: list[Replay] = []
 
         def work(path: Path) -> Facts:
-            played = play()
+            played = play(referee)
             played.save(path)
-            replays.append(self._replay(played))
+            replays.append(self._replay(referee, played, visited))
             return _account(name, replays[-1], played)
 
         facts = self._phase(name, work)
         if not replays:
-            replays.append(self._replay(trajectories.load(self._path(self._count - 1, name).with_suffix(".npz"))))
+            stored = trajectories.load(self._path(self._count - 1, name).with_suffix(".npz"))
+            replays.append(self._replay(referee, stored, visited))
         self.replays.append(replays[0])
-        if self.iterates:
-            self._decisions += facts["decisions"]
-            self.model.num_timesteps = self._decisions
-        if sum(len(replay.kept) for replay in self.replays) < 2:
-            raise ExperimentError(
-                f"recipe_options.teacher.episodes={self.options.teacher.episodes}: {facts['line']}; too few to learn from, "
-                "more of them or recipe_options.verifier.at_least_rule=false may help"
-            )
+        return facts
 
-    def _replay(self, played: Trajectories) -> Replay:
-        of = self.options.verifier
+    def _replay(self, referee: Referee, played: Trajectories, visited: bool) -> Replay:
+        of, rule = self.options.verifier, teacher.base_players(referee, ["calibrated"])["calibrated"]
         return verifier.replay(
-            self.level, played, self.rule, self.model.ladder, exposure=self.exposure, reward=self.cfg.reward,
-            gamma=self.cfg.gamma, believe=not of.use, at_least_rule=of.use and of.at_least_rule,
+            referee.level, played, rule, self.model.ladder, exposure=self.exposure, reward=self.cfg.reward,
+            gamma=self.cfg.gamma, believe=not of.use, at_least_rule=of.use and of.at_least_rule and not visited,
+            masks=self.cfg.masks,
         )  # fmt: skip
 
-    def _around(self, number: int) -> Trajectories:
-        instances = self._draw(number)
+    def _visit(self, number: int, referee: Referee) -> Trajectories:
+        instances, level = self._draw(number, self.options.visits.episodes), referee.level
+        rng = np.random.default_rng([self.cfg.seed, VISITING, number, level.number])
+        return visit(self.model, referee, self.options, instances, self.exposure, rng)
+
+    def _around(self, number: int, referee: Referee) -> Trajectories:
+        instances = self._draw(number, self.options.rounds.episodes)
         scale = self.model.reward_scale.deviation if self.model.reward_scale else 1.0
-        around = Around(self.model, self.level, self.options.rounds, self.exposure, self.cfg.reward, scale)
-        return around.play(instances, teacher.Progress(f"round {number}", len(instances)))
+        around = Around(self.model, referee.level, self.options.rounds, self.exposure, self.cfg.reward, scale)
+        return around.play(instances, teacher.Progress("round", len(instances)))
 
     # ------------------------------------------------------------------ learning
     def _learn(self, number: int) -> None:
@@ -163,7 +195,7 @@ class Recipe:
 
         def work(path: Path) -> Facts:
             nonlocal made
-            examples = supervised.gathered(self.replays, self.options.supervised.by_advantage)
+            examples = supervised.gathered(self.replays, self.options.supervised.target)
             if self.model.reward_scale is not None:
                 examples.returns /= self.model.reward_scale.deviation
             rng = np.random.default_rng([self.cfg.seed, LEARNING, number])
@@ -187,14 +219,14 @@ class Recipe:
         if not made:
             self.model.policy.load_state_dict(_weights(self._path(self._count - 1, name).with_suffix(".npz")))
             self.model.policy.optimizer.state.clear()
-            examiner.looks.append(Look(**facts["look"]))
+            examiner.recall([*examiner.memory(), facts["look"]])
         self.overseer.stopped = examiner.verdict()
 
     def _hold(self) -> None:
         """PPO is held to the supervised policy, if it is to be."""
         kl = self.options.kl
         if kl.use:
-            weights = _weights(self._path(1, "supervised 0").with_suffix(".npz"))
+            weights = _weights(next(self.folder.glob(f"*-supervised-{self.visits}.npz")))
             self.model.hold_to(weights, kl.coefficient, kl.target, kl.rate)
 
     def _scale_rewards(self, replays: list[Replay]) -> None:
@@ -208,7 +240,7 @@ class Recipe:
 def _tell(epoch: int, found: dict[str, float]) -> None:
     """A line per epoch for people, every fifth."""
     if epoch % 5 == 0:
-        print(f"  epoch {epoch}: cross-entropy {found['cross_entropy']:.4f}, agreement {found['agreement']:.3f}", flush=True)
+        print(f"  epoch {epoch}: loss {found['loss']:.4f}, agreement {found['agreement']:.3f}", flush=True)
 
 
 def _account(name: str, replay: Replay, played: Trajectories) -> Facts:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 RECIPES = ("plain", "srl_rlvr", "expert_iteration")
+PLAYS = ("base", "lookahead")
+TARGETS = ("expected", "weighted", "chosen")
 
 
 @dataclass
@@ -16,6 +18,16 @@ class TeacherConfig:
     episodes: int = MISSING
     rollouts: int = MISSING
     bases: list[str] = MISSING
+    plays: str = MISSING
+
+
+@dataclass
+class VisitsConfig:
+    """Rounds in which the learner plays, and the teacher says what it expects."""
+
+    rounds: int = MISSING
+    episodes: int = MISSING
+    greedy: float = MISSING
 
 
 @dataclass
@@ -46,7 +58,9 @@ class SupervisedConfig:
     learning_rate: float = MISSING
     vf_coef: float = MISSING
     held_out: float = MISSING
-    by_advantage: bool = MISSING
+    smoothing: float = MISSING
+    target: str = MISSING
+    ent_coef: float = MISSING
 
 
 @dataclass
@@ -86,6 +100,7 @@ class RecipeConfig:
     """The parts of a recipe; each can be switched off."""
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    visits: VisitsConfig = field(default_factory=VisitsConfig)
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
@@ -98,6 +113,9 @@ class RecipeConfig:
 RANGES: dict[str, tuple[float, float]] = {
     "teacher.episodes": (2, 1_000_000),
     "teacher.rollouts": (0, 1000),
+    "visits.rounds": (0, 1000),
+    "visits.episodes": (2, 1_000_000),
+    "visits.greedy": (0.0, 1.0),
     "retriever.library": (1, 1_000_000),
     "retriever.neighbours": (1, 1000),
     "supervised.epochs": (1, 10_000),
@@ -106,6 +124,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "supervised.learning_rate": (0.0, 1.0),
     "supervised.vf_coef": (0.0, 100.0),
     "supervised.held_out": (0.01, 0.9),
+    "supervised.smoothing": (0.0, 1.0),
+    "supervised.ent_coef": (0.0, 10.0),
     "kl.coefficient": (1e-9, 1000.0),
     "kl.rate": (0.0, 4.0),
     "rounds.rounds": (0, 1000),
@@ -124,6 +144,10 @@ def fault(recipe: str, algo: str, batch_size: int, options: RecipeConfig) -> str
         return None
     if algo != "fast_ppo":
         return f"recipe={recipe} algo={algo}: recipes other than plain need algo=fast_ppo"
+    choices = (("supervised.target", options.supervised.target, TARGETS), ("teacher.plays", options.teacher.plays, PLAYS))
+    for name, chosen, known in choices:
+        if chosen not in known:
+            return f"recipe_options.{name}={chosen}: must be one of {', '.join(known)}"
     if not options.teacher.bases:
         return "recipe_options.teacher.bases=[]: must name a player, such as [calibrated]"
     if options.supervised.batch_size > batch_size:

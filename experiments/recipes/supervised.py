@@ -1,7 +1,9 @@
 """The supervised phase: the policy learns the teacher's decisions step by step, its value the returns that followed.
 
-A step's reward for agreement is its weight: where the teacher's lookahead knows by how much its action is better than the
-others, agreement there is worth more. Cross-entropy times that weight raises the expected sum of these rewards.
+Lookahead knows true means, so its choices cannot all be told from what the policy sees: to agree with them is to guess. But
+what it expects of every action has, averaged over all that looks alike, the mean that the policy should act by.
+`target=expected` raises the policy's own mean of these; `weighted` and `chosen` learn the choices, `weighted` those more that
+matter more.
 """
 
 from __future__ import annotations
@@ -35,22 +37,35 @@ def weights_of(advantages: np.ndarray, by_advantage: bool) -> np.ndarray:
     return np.clip(scaled, LIGHTEST, HEAVIEST).astype(np.float32)
 
 
-def gathered(replays: Sequence[Replay], by_advantage: bool) -> Examples:
-    """The kept episodes of some replays as one set of examples, weighted; episodes are numbered through."""
+def gathered(replays: Sequence[Replay], target: str) -> Examples:
+    """The kept episodes of some replays as one set of examples for a `target`; episodes are numbered through.
+
+    What actions are expected to bring is told in units of its spread, replay by replay, so that levels of any scale count
+    alike.
+    """
     sizes = [int(np.isin(r.examples.episodes, r.kept).sum()) for r in replays]
     ladder = replays[0].examples.frames.ladder
     whole = Frames(max(1, sum(sizes)), ladder)
-    actions, weights, returns, episodes, first = [], [], [], [], 0
+    parts: list[tuple[np.ndarray, ...]] = []
+    episode = score = 0
     for r in replays:
         of = r.examples
         chosen = np.flatnonzero(np.isin(of.episodes, r.kept))
         whole.take(of.frames, chosen)
-        actions.append(of.actions[chosen])
-        returns.append(of.returns[chosen])
-        episodes.append(of.episodes[chosen] + first)
-        weights.append(weights_of(r.advantages[chosen], by_advantage))
-        first += len(r.verdicts)
-    return Examples(whole, *(np.concatenate(x) for x in (actions, weights, returns, episodes)))
+        firsts = of.firsts[chosen] if target == "expected" else np.full(len(chosen), -1)
+        firsts = np.where(firsts >= 0, firsts + score, -1)
+        weights = weights_of(r.advantages[chosen], target == "weighted")
+        parts.append((of.actions[chosen], weights, of.returns[chosen], of.episodes[chosen] + episode, firsts, in_spreads(of)))
+        episode += len(r.verdicts)
+        score += len(of.expected)
+    return Examples(whole, *(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+
+def in_spreads(of: Examples) -> np.ndarray:
+    """`expected` divided by the root of its mean sum of squares per frame."""
+    known = max(1, int((of.firsts >= 0).sum()))
+    spread = float(np.sqrt(np.square(of.expected, dtype=np.float64).sum() / known))
+    return of.expected / np.float32(max(spread, 1e-9))
 
 
 def learn(
@@ -76,7 +91,7 @@ def learn(
     """
     held_out = _held_out(examples.episodes, cfg.held_out, seed)
     chosen, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    imitation, state = Imitation(model, examples, cfg.vf_coef), model.policy.optimizer.state
+    imitation, state = Imitation(model, examples, cfg.vf_coef, cfg.smoothing, cfg.ent_coef), model.policy.optimizer.state
     best, lowest, kept, measured = 0, np.inf, copy.deepcopy(model.policy.state_dict()), {}
     epoch = 0
     state.clear()
@@ -86,7 +101,7 @@ def learn(
         epoch += 1
         found = imitation.measure(others)
         report(epoch, found)
-        loss = found["cross_entropy"] + cfg.vf_coef * found["value_loss"]
+        loss = found["loss"] + cfg.vf_coef * found["value_loss"]
         if loss < lowest:
             best, lowest, kept, measured = epoch, loss, copy.deepcopy(model.policy.state_dict()), found
     model.policy.load_state_dict(kept)

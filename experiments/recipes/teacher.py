@@ -20,6 +20,9 @@ from fq_env.oracle import Search, action_of
 SIDE_BY_SIDE = 64  # episodes that lookahead plays at a time
 SECONDS = 10.0  # between two lines of progress
 Report = Callable[[int], None]  # called with how many episodes are done
+# Actions (k,) for the running episodes `live` (k,) of an engine, by what is seen in them, (k, 512) float32, and what is legal,
+# (k, 128) bool; the engine's own buffers may be overwritten by then.
+Mover = Callable[[Engine, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def base_players(referee: Referee, names: list[str]) -> dict[str, Player]:
@@ -56,10 +59,24 @@ def advantages_of(means: np.ndarray, masks: np.ndarray, actions: np.ndarray) -> 
         return np.where(others > 0, chosen - (known.sum(axis=1) - chosen) / others, np.nan)
 
 
+def expected_of(means: np.ndarray, masks: np.ndarray) -> list[np.ndarray]:
+    """Of each row of `means` (k, 128) those that `masks` (k, 128) allow, minus their mean, float32; none where it is one."""
+    counts = masks.sum(axis=1)
+    centred = np.where(masks, means - (np.where(masks, means, 0.0).sum(axis=1) / counts)[:, np.newaxis], 0.0)
+    several = counts > 1
+    parts = np.split(centred.astype(np.float32)[several][masks[several]], np.cumsum(counts[several])[:-1])
+    whole = iter(parts)
+    return [next(whole) if some else np.zeros(0, np.float32) for some in several.tolist()]
+
+
 def play(
-    level: Level, player: Player, base: int, instances: np.ndarray, exposure: str, report: Report | None = None
-) -> Trajectories:
-    """Train `instances` (k,), k > 0, played by a player; with `rollouts` it looks ahead, and advantages are known."""
+    level: Level, player: Player, base: int, instances: np.ndarray, exposure: str, report: Report | None = None,
+    mover: Mover | None = None,
+) -> Trajectories:  # fmt: skip
+    """Train `instances` (k,), k > 0, played by a player; with `rollouts` it looks ahead, and says what it expects of actions.
+
+    With a `mover` that one's actions are taken, and the player only says what it expects.
+    """
     engine = Engine(level, min(SIDE_BY_SIDE, len(instances)), exposure=exposure, autoreset="disabled")
     parts = []
     for first in range(0, len(instances), engine.n):
@@ -67,11 +84,15 @@ def play(
         live, recorder = np.arange(len(chunk)), Recorder(len(chunk))
         engine.reset(live, split="train", instances=chunk.tolist())
         while live.size:
-            masks = engine.masks[live]
+            obs, masks = engine.obs[live], engine.masks[live]
             actions = engine.advise(player, live)
-            unknown = np.full(len(live), np.nan)
-            known = advantages_of(engine.means[live], masks, actions[live]) if player.rollouts else unknown
-            recorder.note(live, actions[live], known)
+            means = engine.means[live] if player.rollouts else None
+            if mover is not None:
+                actions[live] = mover(engine, live, obs, masks)
+            if means is not None:
+                recorder.note(live, actions[live], advantages_of(means, masks, actions[live]), expected_of(means, masks))
+            else:
+                recorder.note(live, actions[live], np.full(len(live), np.nan))
             engine.step(actions)
             live = live[~(engine.terminated | engine.truncated)[live]]
         parts.append(recorder.done(chunk, engine.episodes["total"][: len(chunk)], base))

@@ -14,8 +14,9 @@ from experiments.fast_ppo.frames import Frames
 from experiments.fast_ppo.imitation import Examples
 from experiments.fast_ppo.ladder import Ladder
 from experiments.recipes.trajectories import Trajectories
-from fq_env.engine import Engine, Player
+from fq_env.engine import Engine, Player, make_engine
 from fq_env.level import Level
+from fq_env.live import live_actions, possible_actions
 from pit.layout import N_ACTIONS
 
 SIDE_BY_SIDE = 256
@@ -29,7 +30,7 @@ class Replay:
     """What a replay of k trajectories found.
 
     Attributes:
-        verdicts: (k,) of `VERDICTS`; an illegal action ends a replay.
+        verdicts: (k,) of `VERDICTS`; an illegal action ends a replay, and so do scores of other actions than the legal ones.
         rule: (k,) float64, totals of the rule on the same instances.
         examples: frames of all episodes up to where their replay ended, weights 1.
         advantages: (frames,) float32, as the trajectories claim them.
@@ -59,7 +60,7 @@ class Replay:
 
 def replay(
     level: Level, trajectories: Trajectories, rule: Player, ladder: Ladder, *,
-    exposure: str, reward: str, gamma: float, believe: bool = False, at_least_rule: bool = True,
+    exposure: str, reward: str, gamma: float, believe: bool = False, at_least_rule: bool = True, masks: bool = True,
 ) -> Replay:  # fmt: skip
     """Plays k > 0 trajectories again, on the train instances that they name.
 
@@ -68,11 +69,12 @@ def replay(
         ladder: of the network that is to learn from the frames.
         reward, gamma: of the returns that its value learns.
         believe: whether other scores than claimed are let pass; of one instance then all trajectories are kept.
+        masks: whether the frames know what is legal, or only what may be (`fq_env.live.possible_actions`).
         at_least_rule: whether a confirmed score below the rule's on the same instance is refused.
     """
     lengths, starts, k = trajectories.lengths, trajectories.starts, len(trajectories)
     frames = Frames(max(1, int(lengths.sum())), ladder)
-    engine = Engine(level, min(SIDE_BY_SIDE, k), exposure=exposure, reward=reward, autoreset="disabled")
+    engine = make_engine(level, min(SIDE_BY_SIDE, k), exposure=exposure, reward=reward, autoreset="disabled")
     verdicts, bar = np.full(k, KEPT, object), np.zeros(k)
     of, steps, rewards = [], [], np.zeros(len(trajectories.actions))
     for first in range(0, k, engine.n):
@@ -87,10 +89,15 @@ def replay(
             inside = (wanted >= 0) & (wanted < N_ACTIONS)
             legal = inside & engine.masks[rows, wanted.clip(0, N_ACTIONS - 1)]
             verdicts[live[~legal]] = ILLEGAL
+            told = trajectories.counts[at]
+            sound = (told == 0) | (told == engine.masks[rows].sum(axis=1))
+            verdicts[live[legal & ~sound]] = UNCONFIRMED
+            legal &= sound
             live, rows, at = live[legal], rows[legal], at[legal]
             if not live.size:
                 break
-            frames.add(engine.obs[rows], engine.masks[rows])
+            obs = engine.obs[rows]
+            frames.add(obs, engine.masks[rows] if masks else possible_actions(obs, live_actions(level)))
             of.append(live)
             steps.append(at)
             actions[:] = engine.masks.argmax(axis=1)  # whatever is legal where nobody looks any more
@@ -114,7 +121,10 @@ def replay(
     at = np.concatenate(steps) if steps else np.zeros(0, np.int64)
     returns = returns_of(rewards, lengths, gamma)
     ones = np.ones(len(at), np.float32)
-    examples = Examples(frames, trajectories.actions[at], ones, returns[at].astype(np.float32), episodes)
+    counts = trajectories.counts
+    firsts = np.where(counts > 0, np.cumsum(counts) - counts, -1)[at]
+    followed = returns[at].astype(np.float32)
+    examples = Examples(frames, trajectories.actions[at], ones, followed, episodes, firsts, trajectories.expected)
     return Replay(verdicts, bar, examples, trajectories.advantages[at])
 
 

@@ -77,6 +77,24 @@ def lose_once(job):
 def gather(job):
     return job.inputs
 
+def configure(function, variant):
+    with open("configured", "a") as file:
+        file.write(f"{function}.{variant}\\n")
+
+def broken_configure(function, variant):
+    raise RuntimeError("no such settings")
+
+def changed(job):  # invalid from its third task on until it is configured
+    log(job, "call")
+    if not (job.folder / "configured").exists() and len((job.folder / "effects.log").read_text().splitlines()) > 2:
+        time.sleep(0.3)
+        raise CallError("unknown field", "invalid")
+    return 1
+
+def reshaped(job):
+    time.sleep(0.3 if job.args["number"] > 6 else 0.0)
+    return {"text": "x"} if job.args["number"] < 6 else {"body": "x", "pages": 2}
+
 def alive(process):
     try:
         return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"

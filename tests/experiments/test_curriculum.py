@@ -287,7 +287,7 @@ def test_a_comma_on_the_command_line_is_a_list(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_training_of_several_levels_stops_when_all_are_solved() -> None:
-    stop = SimpleNamespace(when_solved=True, patience=2, progress=0.01)
+    stop: Any = SimpleNamespace(when_solved=True, patience=2, progress=0.01)
     referees: Any = [SimpleNamespace(level=SimpleNamespace(number=n, pass_mark=0.8)) for n in (1, 2)]
     examiner = mixture.MixedExaminer(SimpleNamespace(stop=stop), referees, "full", None)  # type: ignore[arg-type]
 
@@ -298,6 +298,10 @@ def test_a_training_of_several_levels_stops_when_all_are_solved() -> None:
 
     assert look(1, 0.99) is None, "level 2 is not there yet"
     assert [look(2, 0.9, 0.9), look(3, 0.99, 0.7)] == [None, None]
+    stop.patience = None
+    assert look(4, 0.9, 0.85) is None, "there is no patience to lose"
+    examiner.looks.pop()
+    stop.patience = 2
     assert look(4, 0.9, 0.85) == "solved: mean validation perf 0.875, no progress in 2 looks"
     assert examiner.best.frames == 2, "at both levels, although the first look has the highest mean"
     recalled = mixture.MixedExaminer(examiner.cfg, referees, "full", None)  # type: ignore[arg-type]

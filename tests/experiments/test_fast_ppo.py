@@ -86,22 +86,56 @@ def seen(watched: Watched, key: str) -> np.ndarray:
 
 def evaluate(model: Any, obs: np.ndarray, actions: np.ndarray, masks: np.ndarray) -> tuple[torch.Tensor, ...]:
     """Values, log probabilities and entropies (n,) of a policy in float64, by autograd."""
-    policy = model.policy.double()
-    pi, vf = policy.mlp_extractor(torch.from_numpy(obs).double())
-    log_p = policy.action_net(pi).masked_fill(torch.from_numpy(~masks), -1e8).log_softmax(dim=1)
+    policy, log_p = model.policy.double(), log_probs(model, obs, masks)
+    values = policy.value_net(policy.mlp_extractor(torch.from_numpy(obs).double())[1]).flatten()
     entropy = -(log_p.exp() * log_p).sum(dim=1)
-    return policy.value_net(vf).flatten(), log_p.gather(1, torch.from_numpy(actions)[:, None]).flatten(), entropy
+    return values, log_p.gather(1, torch.from_numpy(actions)[:, None]).flatten(), entropy
+
+
+def test_gradients_towards_what_is_expected_are_those_of_autograd() -> None:
+    """Where it is known what each legal action brings; every third frame has the teacher's action alone."""
+    model, watched = learned(level=11, live=True, widths="slots", learning_rate=1e-2)
+    rng = np.random.default_rng(0)
+    obs, masks = seen(watched, "obs"), seen(watched, "masks")
+    actions = (rng.random(masks.shape) * masks).argmax(axis=1)
+    weights, counts = rng.random(FRAMES).astype(np.float32), masks.sum(axis=1)
+    firsts, scores = np.cumsum(counts) - counts, rng.normal(size=int(counts.sum())).astype(np.float32)
+    dense = np.zeros(masks.shape)
+    dense[masks] = scores
+    firsts[::3] = -1
+    zero, none = np.zeros(FRAMES, np.float32), np.zeros(FRAMES, np.int64)
+    examples = Examples(model.rollout_buffer.frames, actions, weights, zero, none, firsts, scores)
+    batch = rng.permutation(FRAMES)[:256]
+    imitation = Imitation(model, examples, vf_coef=0.0, ent_coef=0.3)
+    imitation._gradients(batch)
+    model._net.backward()
+    measured = imitation.measure(batch)
+    _, log_prob, entropy = evaluate(model, obs[batch], actions[batch], masks[batch])
+    gain = (log_probs(model, obs[batch], masks[batch]).exp() * torch.from_numpy(dense[batch])).sum(dim=1)
+    w, known = torch.from_numpy(weights[batch]).double(), torch.from_numpy(firsts[batch] >= 0)
+    losses = -w * torch.where(known, gain + 0.3 * entropy, log_prob)
+    model.policy.optimizer.zero_grad()
+    losses.mean().backward()
+    for link in model._net.links:
+        if link.parameter.grad is not None:
+            expected = link.part(link.parameter.grad).numpy()
+            np.testing.assert_allclose(
+                model._net.same(link.view, model._net.gradient).numpy(), expected, rtol=0, atol=1e-6
+            )  # fmt: skip
+    assert measured["loss"] == pytest.approx((losses.sum() / w.sum()).item(), rel=1e-5)
+
+
+def log_probs(model: Any, obs: np.ndarray, masks: np.ndarray) -> torch.Tensor:
+    """Log probabilities (n, 128) of all actions in float64, by autograd; about -1e8 where illegal."""
+    policy = model.policy.double()
+    latent = policy.mlp_extractor(torch.from_numpy(obs).double())[0]
+    found: torch.Tensor = policy.action_net(latent).masked_fill(torch.from_numpy(~masks), -1e8).log_softmax(dim=1)
+    return found
 
 
 def divergence(model: Any, other: Any, obs: np.ndarray, masks: np.ndarray) -> torch.Tensor:
     """KL(model, other) of each row (n,), by autograd in float64."""
-    log_p, log_q = (
-        m.policy.double()
-        .action_net(m.policy.mlp_extractor(torch.from_numpy(obs).double())[0])
-        .masked_fill(torch.from_numpy(~masks), -1e8)
-        .log_softmax(dim=1)
-        for m in (model, other)
-    )
+    log_p, log_q = (log_probs(m, obs, masks) for m in (model, other))
     return (log_p.exp() * (log_p - log_q.detach())).sum(dim=1)
 
 
@@ -153,21 +187,27 @@ def test_losses_and_gradients_are_those_of_autograd(
     assert not any(parameter.grad.any() for parameter in model.policy.parameters())  # what is left out has no gradient
 
 
-@pytest.mark.parametrize("level, widths", [(1, (64, 64)), (11, "slots")])
-def test_gradients_of_imitation_are_those_of_autograd(level: int, widths: Any) -> None:
+@pytest.mark.parametrize("level, widths, smoothing", [(1, (64, 64), 0.0), (11, "slots", 0.0), (11, "slots", 0.25)])
+def test_gradients_of_imitation_are_those_of_autograd(level: int, widths: Any, smoothing: float) -> None:
     model, watched = learned(level=level, live=True, widths=widths, learning_rate=1e-2)
     rng = np.random.default_rng(0)
     obs, masks = seen(watched, "obs"), seen(watched, "masks")
     actions = (rng.random(masks.shape) * masks).argmax(axis=1)
     weights, returns = rng.random(FRAMES).astype(np.float32), rng.random(FRAMES).astype(np.float32)
-    examples = Examples(model.rollout_buffer.frames, actions, weights, returns, np.zeros(FRAMES, np.int64))
-    imitation = Imitation(model, examples, vf_coef=0.3)
+    none, unknown = np.zeros(FRAMES, np.int64), np.full(FRAMES, -1)
+    examples = Examples(
+        model.rollout_buffer.frames, actions, weights, returns, none, unknown, np.zeros(0, np.float32)
+    )  # fmt: skip
+    imitation = Imitation(model, examples, vf_coef=0.3, smoothing=smoothing)
     batch = rng.permutation(FRAMES)[:256]
     imitation._gradients(batch)
     model._net.backward()
     measured = imitation.measure(batch[:200])
     values, log_prob, _ = evaluate(model, obs[batch], actions[batch], masks[batch])
     w, target = (torch.from_numpy(x[batch]).double() for x in (weights, returns))
+    legal = torch.from_numpy(masks[batch])
+    each = (log_probs(model, obs[batch], masks[batch]) * legal).sum(dim=1) / legal.sum(dim=1)
+    log_prob = (1.0 - smoothing) * log_prob + smoothing * each
     model.policy.optimizer.zero_grad()
     (-(w * log_prob).mean() + 0.3 * ((values - target) ** 2).mean()).backward()
     for link in model._net.links:
@@ -175,7 +215,7 @@ def test_gradients_of_imitation_are_those_of_autograd(level: int, widths: Any) -
         np.testing.assert_allclose(model._net.same(link.view, model._net.gradient).numpy(), expected, rtol=0, atol=1e-6)
     chosen = model.policy.float().predict(obs[batch], action_masks=masks[batch], deterministic=True)[0]
     some = slice(0, 200)
-    assert measured["cross_entropy"] == pytest.approx((-(w * log_prob)[some].sum() / w[some].sum()).item(), rel=1e-5)
+    assert measured["loss"] == pytest.approx((-(w * log_prob)[some].sum() / w[some].sum()).item(), rel=1e-5)
     assert measured["value_loss"] == pytest.approx(((values - target)[some] ** 2).mean().item(), rel=1e-5)
     agree = torch.from_numpy(chosen == actions[batch])[some].double()
     assert measured["agreement"] == pytest.approx(((w[some] * agree).sum() / w[some].sum()).item(), rel=1e-5)

@@ -29,7 +29,12 @@ from fq_env.players import lookahead
 from fq_env.sb3 import make_sb3_env
 from tests.experiments.training import assert_same, config, rows
 
-SRL = ("recipe=srl_rlvr", "recipe_options.teacher.episodes=48", "recipe_options.supervised.batch_size=128")
+SRL = (
+    "recipe=srl_rlvr",
+    "recipe_options.visits.rounds=0",
+    "recipe_options.teacher.episodes=48",
+    "recipe_options.supervised.batch_size=128",
+)
 OF_11 = ("level=11", "recipe_options.teacher.rollouts=2", "total_timesteps=2048")
 INSTANCES = np.arange(6) + 10**6
 
@@ -85,7 +90,8 @@ def test_what_is_false_is_refused(played: Trajectories) -> None:
     wrong.actions[first[2]] = 5000
     short = np.ones(len(wrong.actions), bool)
     short[first[3] + wrong.lengths[3] - 1] = False
-    wrong.actions, wrong.advantages = wrong.actions[short], wrong.advantages[short]
+    wrong.expected = wrong.expected[np.repeat(short, wrong.counts)]
+    wrong.actions, wrong.advantages, wrong.counts = wrong.actions[short], wrong.advantages[short], wrong.counts[short]
     wrong.lengths[3] -= 1
     found = replayed(wrong, at_least_rule=False)
     assert found.verdicts.tolist() == [UNCONFIRMED, ILLEGAL, ILLEGAL, UNENDED, KEPT, KEPT]
@@ -97,6 +103,35 @@ def test_what_is_false_is_refused(played: Trajectories) -> None:
         KEPT,
         KEPT,
     ]
+
+
+def test_scores_of_other_actions_than_the_legal_ones_are_refused(played: Trajectories) -> None:
+    wrong = played.chosen(np.array([3, 4, 5]))
+    told = wrong.starts[1] + int(np.flatnonzero(wrong.counts[wrong.starts[1] :])[0])  # a decision of the second
+    at = int(wrong.counts[:told].sum())
+    wrong.expected = np.delete(wrong.expected, at)
+    wrong.counts[told] -= 1
+    for believe in (False, True):
+        assert replayed(wrong, at_least_rule=False, believe=believe).verdicts.tolist() == [KEPT, UNCONFIRMED, KEPT]
+
+
+def test_what_actions_are_expected_to_bring_is_told_action_by_action(played: Trajectories) -> None:
+    """Spans of the legal actions, zero on average, largest where the teacher went; the episodes may be put in any order."""
+    turned = played.chosen(np.array([5, 0]))
+    found = replayed(turned, at_least_rule=False)
+    of = supervised.gathered([found, found], "expected")
+    size = len(turned.actions)
+    assert len(of.actions) == 2 * size and (of.firsts >= 0).sum() == 2 * (turned.counts > 0).sum() > 0
+    once, again = of.firsts[:size], of.firsts[size:]
+    np.testing.assert_array_equal(again, np.where(once >= 0, once + len(turned.expected), -1))
+    squares = 0.0
+    for f in np.flatnonzero(of.firsts >= 0).tolist():
+        legal = np.flatnonzero(np.unpackbits(of.frames.words[f].view(np.uint8), bitorder="little"))
+        each = of.expected[of.firsts[f] : of.firsts[f] + len(legal)]
+        assert abs(each.sum()) < 1e-4 and legal[each.argmax()] == of.actions[f]
+        squares += float((each**2).sum())
+    assert squares / (of.firsts >= 0).sum() == pytest.approx(1.0, rel=1e-4)
+    assert (supervised.gathered([found], "chosen").firsts == -1).all()
 
 
 def test_what_is_below_the_rule_on_the_same_instance_is_refused() -> None:
@@ -158,12 +193,12 @@ def test_the_retriever_answers_what_was_best_in_similar_instances() -> None:
 def test_several_bases_are_all_tried_or_chosen_by_the_retriever() -> None:
     from experiments.recipes.demonstrations import demonstrate
 
-    level, bases = load_level(11), "recipe_options.teacher.bases=[fifo,critical_path]"
+    bases = "recipe_options.teacher.bases=[fifo,critical_path]"
     common = ("level=11", bases, "recipe_options.teacher.rollouts=1", "recipe_options.retriever.library=4")
     counts = []
     for use in ("false", "true"):
         options = config(*common, f"recipe_options.retriever.use={use}").recipe_options
-        found = demonstrate(level, Referee(level, 4), options, INSTANCES, "full")
+        found = demonstrate(Referee(load_level(11), 4), options, INSTANCES, "full")
         counts.append(len(found))
         assert set(found.bases.tolist()) == {0, 1}
     assert counts == [12, 4 * 2 + 2]
@@ -174,6 +209,32 @@ def test_the_plan_of_a_hidden_order_reaches_the_optimum() -> None:
 
     found = teacher.play_plans(load_level(2), INSTANCES[:3], "hidden")
     assert found.totals.tolist() == [exact_best(2, "train", int(i)) for i in INSTANCES[:3]]
+
+
+def test_a_visit_is_the_learners_own() -> None:
+    """Its first choices are played as an evaluation plays them; what is drawn is drawn by the random stream given."""
+    from experiments.recipes.demonstrations import visit
+
+    model, level = learner("level=11", "network=slots", "net_arch=[8,8]"), load_level(11)
+
+    def visited(greedy: float, seed: int) -> Trajectories:
+        options = config("level=11", f"recipe_options.visits.greedy={greedy}").recipe_options
+        return visit(model, Referee(level, 4), options, INSTANCES, "full", np.random.default_rng(seed))
+
+    engine = Engine(level, 6, exposure="full", autoreset="disabled")
+    engine.reset(split="train", instances=INSTANCES.tolist())
+    live = np.arange(6)
+    while live.size:
+        actions = np.zeros(6, np.int64)
+        actions[live], _ = model.first_choice(engine.obs[live], engine.masks[live])
+        engine.step(actions)
+        live = live[~(engine.terminated | engine.truncated)[live]]
+    found = visited(1.0, 0)
+    np.testing.assert_array_equal(found.totals, engine.episodes["total"])
+    assert replayed(found, at_least_rule=False).verdicts.tolist() == [KEPT] * 6
+    np.testing.assert_array_equal(visited(0.0, 0).actions, visited(0.0, 0).actions)
+    assert (visited(0.5, 0).totals == found.totals).sum() == 3
+    assert (visited(0.0, 0).totals != visited(0.0, 1).totals).all()
 
 
 # --------------------------------------------------------------------------- learning
@@ -188,7 +249,9 @@ def test_weights_follow_advantages_and_are_one_elsewhere() -> None:
 @pytest.mark.parametrize("network", ["mlp", "slots"])
 def test_the_supervised_phase_learns_level_1_to_its_optimum_from_the_teacher_alone(tmp_path: Path, network: str) -> None:
     options = ("recipe_options.ppo.use=false", f"network={network}", "net_arch=null", "evaluation.validation=64")
-    taught = ("recipe_options.teacher.episodes=800", "recipe_options.supervised.batch_size=32")
+    taught = (
+        "recipe_options.teacher.episodes=800", "recipe_options.supervised.batch_size=32", "recipe_options.supervised.epochs=40"
+    )  # fmt: skip
     score = train(config(*SRL, *options, *taught, f"folder={tmp_path / 'run'}"))
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert score == pytest.approx(found["players"]["exact_best"], abs=1e-9)
@@ -269,7 +332,12 @@ def test_plain_is_what_it_was_whatever_the_options_of_recipes(tmp_path: Path) ->
     assert not (tmp_path / "one" / "recipe").exists()
 
 
-@pytest.mark.parametrize("options", [(), ("recipe_options.reward_normaliser=true",)])
+VISITS = ("recipe_options.visits.rounds=2", "recipe_options.visits.episodes=8")
+
+
+@pytest.mark.parametrize(
+    "options", [VISITS, ("recipe_options.reward_normaliser=true",), (*VISITS, "level=[2,11]", "n_envs=32")]
+)
 def test_a_killed_recipe_goes_on_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
@@ -312,11 +380,11 @@ def test_expert_iteration_learns_from_all_rounds_and_goes_on(tmp_path: Path, mon
 
     original, calls = phases.Recipe._around, []
 
-    def cut(self: phases.Recipe, number: int) -> Any:
+    def cut(self: phases.Recipe, number: int, referee: Referee) -> Any:
         calls.append(number)
         if calls == [1, 2]:
             raise KeyError("cut")
-        return original(self, number)
+        return original(self, number, referee)
 
     monkeypatch.setattr(phases.Recipe, "_around", cut)
     with pytest.raises(KeyError):

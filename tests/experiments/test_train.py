@@ -129,6 +129,24 @@ def test_the_policy_of_the_best_look_is_kept(tmp_path: Path) -> None:
     assert f"after {best['frames']:,} frames, at the best look" in (folder / "report.md").read_text()
 
 
+def test_the_entropy_bonus_fades_over_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments.config import ent_coef_after
+    from experiments.fast_ppo import FastPPO
+
+    fading = ("ent_coef=0.02", "ent_coef_end=0.004")
+    cfg = training.config(*fading, f"folder={tmp_path / 'run'}")
+    assert [ent_coef_after(cfg, frames) for frames in (0, 2048, 4096, 9999)] == pytest.approx([0.02, 0.012, 0.004, 0.004])
+    assert ent_coef_after(training.config("ent_coef=0.02"), 4096) == 0.02
+    own = training.config(
+        *fading, "recipe=srl_rlvr", "recipe_options.ppo.ent_coef=0.01", "recipe_options.supervised.batch_size=128"
+    )
+    assert ent_coef_after(own, 2048) == pytest.approx(0.007)
+    seen, update = [], FastPPO.train
+    monkeypatch.setattr(FastPPO, "train", lambda self: seen.append(self.ent_coef) or update(self))
+    train.train(cfg)
+    assert seen == [ent_coef_after(cfg, frames) for frames in range(0, 4096, 512)]
+
+
 def test_without_a_test_the_test_instances_are_never_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fq_env.engine import Engine
 

@@ -53,8 +53,15 @@ def sources() -> list[tuple[str, Any]]:
         "task_cv": 0.3,
         "earlier": [0, 5],
         "failure_rate": 0.1,
+        "api_change": {"bench": 0.5},
+        "change_onset": [0.1, 0.5],
+        "change_after": 0.2,
+        "config_seconds": 5.0,
     }
     found += [(".yaml", level_data(drawn, draw=draw)), (".yaml", level_data({"given": {"tasks": [*tasks, joined]}}))]
+    stored = copy.deepcopy(level_data(drawn, draw=draw | {"size": [1, 100]}, gates=[{"verb": "standard", "pool": "bench"}]))
+    stored["system"]["store"] = {"hot": 200, "warm": 300, "cold": 100, "fetch_seconds": {"warm": 1, "cold": 5}}
+    found.append((".yaml", stored))
     recording = wfformat([4.0, 2.0, 0.0, 3.5, 1.25, 7.0], [[], [0], [0], [1, 2], [1], [3, 4]])
     around = {
         "workflow": {"file": "sound.json", "durations": "estimated", "workers": 3},

@@ -19,6 +19,16 @@ TENANTS: dict[str, Any] = {"crowded": {"bench": 0.6, "desk": 0.3}, "crowd": [0.2
 DRIFT: dict[str, Any] = {
     "drift": {"bench": 0.6, "desk": 0.5}, "onset": [0.0, 0.8], "drift_factor": [1.5, 4.0], "drift_failure": 0.3,
 }  # fmt: skip
+STREAM: dict[str, Any] = {"workflows": [1, 5], "load": [0.4, 2.0], "gap_cv": [0.5, 2.0], "weights": [1, 1, 6]}
+GATES: list[dict[str, Any]] = [
+    {"verb": "premium", "pool": "bench", "free": 1},
+    {"verb": "standard", "at": "bench", "model": "saw", "after": 0.5},
+    {"verb": "lite", "at": "bench", "pool": "desk", "free": 1, "after": 1.0},
+    {"verb": "standard", "at": "desk", "pool": "yard", "free": 1, "after": 0.01},
+]
+CHANGES: dict[str, Any] = {
+    "api_change": {"bench": 0.5, "desk": 0.4}, "change_onset": [0.0, 0.6], "change_after": 0.3, "config_seconds": 3.0,
+}  # fmt: skip
 LATE: dict[str, Any] = {"efficiency": 1, "stability": 0, "optimization": 2, "late": 0.4}
 AGES = {"draw_up": 6.0, "carve": 3.0}  # seconds that outputs stay fresh
 
@@ -77,6 +87,11 @@ FRESH_LEVEL = small_level(
     {"echoes": [0.2, 0.7], "optional": [0.0, 0.2], "any_join": [0.0, 0.3]},
     draw=NOISE | {"fresh": [0.3, 1.5], "lost_rate": 0.1, "earlier": [0, 10]},
 )
+STORE: dict[str, Any] = {"hot": 40, "warm": 60, "cold": 50, "fetch_seconds": {"warm": 0.7, "cold": 2.5}}  # sizes are below
+STORE_LEVEL = small_level(
+    ageing_system(store=STORE), {"echoes": [0.0, 0.4], "optional": [0.0, 0.2], "any_join": [0.0, 0.3], "tasks": [12, 36]},
+    draw=NOISE | {"size": [0, 30], "fresh": [0.3, 1.5], "lost_rate": 0.15, "failure_rate": 0.05, "money": [1.0, 2.5]},
+)  # fmt: skip
 SMALL_LEVELS: dict[str, Level] = {
     "outages, deadline, late": OUTAGE_LEVEL,
     "tenants": TENANT_LEVEL,
@@ -84,9 +99,27 @@ SMALL_LEVELS: dict[str, Level] = {
     "gangs": small_level(gang_system(time_out=3.0), draw=NOISE | {"failure_rate": 0.05}),
     "gangs among tenants": small_level(gang_system(ageing_seconds=2.0), draw=NOISE | TENANTS),
     "fresh, echoes": FRESH_LEVEL,
+    "changes, healed": small_level(
+        small_system(heal=True, fallback=True, verbs=list(ENABLED), back_off_seconds=1.0), {"tasks": [20, 60]},
+        draw=NOISE | CHANGES | DRIFT | {"failure_rate": 0.1, "earlier": [20]},
+    ),
+    "changes": small_level(small_system(), draw=NOISE | CHANGES | {"lost_rate": 0.1}),
+    "gates": small_level(small_system(max_attempts=9), draw=NOISE | DRIFT, gates=GATES[:3]),
+    "streams": small_level(
+        small_system(verbs=list(ENABLED)), {"stream": STREAM, "tasks": [1, 9], "optional": [0.0, 0.5], "any_join": [0.0, 0.5]},
+        draw=NOISE | {"lost_rate": 0.1},
+    ),
     "all at once": small_level(
         ageing_system(time_out=2.5, prewarm=True),
         {"echoes": [0.0, 0.5]},
         draw=NOISE | OUTAGES | TENANTS | DRIFT | {"fresh": [0.3, 1.0], "deadline": [0.8, 1.6], "lost_rate": 0.05}, score=LATE,
     ),
 }  # fmt: skip
+STORE_LEVELS: dict[str, Level] = {
+    "store": STORE_LEVEL,
+    "store without an end": small_level(
+        small_system(store={"hot": 25, "fetch_seconds": {"warm": 1.0}}, fallback=True, time_out=2.5),
+        {"tasks": [10, 24]},
+        draw=NOISE | {"size": [5, 40], "lost_rate": 0.1},
+    ),
+}

@@ -22,6 +22,7 @@ from fq_env.level_files import LEVELS
 from fq_env.state import REWARDS, SPLITS
 from pit import state
 from pit.interface import ACT, OBSERVE, drive
+from tests.fq_env.random_worlds import random_level
 from tests.fq_env.small_worlds import DRIFT, OUTAGES, SMALL_LEVELS, TENANTS
 from tests.twin.chance import mix
 from tests.twin.game_twin import TwinGame
@@ -30,12 +31,15 @@ HISTORIES = int(os.environ.get("FQ_TWIN_HISTORIES", "12"))  # 12: every exposure
 PER_LEVEL, BLOCK = int(os.environ.get("FQ_TWIN_PER_LEVEL", "200")), 50
 COUNTS = (
     "steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds", "instance_seed", "status",
-    "poor_calls", "hedges", "cancels", "queued", "stragglers",
+    "poor_calls", "hedges", "cancels", "queued", "stragglers", "workflows", "overflow", "skips", "short",
 )  # fmt: skip
-RARE_COUNTS = ("outage_calls", "decayed_calls", "stale_calls", "refreshes", "reused", "late", "echo_calls")
+RARE_COUNTS = (
+    "outage_calls", "decayed_calls", "stale_calls", "refreshes", "reused", "late", "echo_calls", "gated_calls", "defers",
+    "changed_calls",
+)  # fmt: skip
 FIGURES = (
     "total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum", "makespan", "lb", "cost",
-    "cost_low",
+    "cost_low", "flow", "slowdown", "busy", "critical_wait", "critical_quality", "critical_cost",
 )  # fmt: skip
 
 
@@ -233,6 +237,13 @@ def test_it_follows_it_to_the_step_limit(level: int, seed: int) -> None:
 @pytest.mark.parametrize("name", (*ODD_LEVELS, *SMALL_LEVELS))
 def test_it_follows_it_in_odd_levels(name: str, seed: int) -> None:
     compare(ALL_LEVELS[name], seed)
+
+
+@pytest.mark.parametrize("seed", range(max(4, HISTORIES // 4)))
+def test_it_follows_it_in_random_levels(seed: int) -> None:
+    """Each of these seeds stands for a level of its own, in which any mechanic may meet any other."""
+    for k in range(10):
+        compare(random_level(10 * seed + k), seed)
 
 
 @pytest.mark.parametrize("level", (1, 11))

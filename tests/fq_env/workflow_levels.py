@@ -46,7 +46,8 @@ def graph(engine: Engine, i: int = 0) -> list[Node]:
     n = int(block.hot(memory)["n_tasks"][0])
     tasks = block.rows(memory, "task_at", state.TASK, n)
     hints = block.rows(memory, "artifact_at", state.ARTIFACT, n)["hint"].tolist()
-    out, inn = (block.rows(memory, name, state.LINK, block.edges).tolist() for name in ("succ_at", "pred_at"))
+    tables = (block.rows(memory, name, state.LINK, block.edges) for name in ("succ_at", "pred_at"))
+    out, inn = ([(j, soft) for j, soft, _ in table.tolist()] for table in tables)
     return [
         Node(
             int(t["function"]), bool(t["required"]), bool(t["join_any"]), int(t["priority"]), hint,

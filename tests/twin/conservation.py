@@ -24,6 +24,7 @@ def conserve(twin: Any) -> None:
     assert sorted([*ended, *twin.calls]) == list(range(twin.next_call))  # one outcome of each call, or it is in flight
     conserve_tasks(twin)
     conserve_outputs(twin)
+    conserve_flows(twin)
     assert any(twin.mask()) or twin.system["money"]  # without money nothing may be left to do
     row = twin.observe()
     assert all(f.low <= x <= f.high for (_, f), x in zip(L.columns(), row, strict=True))
@@ -62,6 +63,25 @@ def conserve_tasks(twin: Any) -> None:
         assert task["hold"] is None or task["queued"] is None
         if twin.arrived and twin.status == L.ON and task["state"] in (L.BLOCKED, L.READY):
             assert (task["state"] == L.BLOCKED) == bool(twin.open_inputs(i))
+
+
+def conserve_flows(twin: Any) -> None:
+    """What a workflow has left is the work of its tasks that are not over; one that has ended has no open task."""
+    assert len(twin.tasks) == sum(len(flow["tasks"]) for flow in twin.flows if flow["arrived"] is not None)
+    for g, flow in enumerate(twin.flows):
+        if flow["arrived"] is None:
+            assert flow["ended"] is None and not flow["deferred"]
+            continue
+        tasks = [twin.tasks[i] for i in flow["tasks"]]
+        left = sum(task["work"] for task in tasks if task["state"] not in (L.DONE, L.GIVEN_UP))
+        assert abs(flow["remaining"] - left) <= 1e-9 * twin.work_total
+        over = all(task["state"] == L.DONE for task in tasks if not task["optional"])
+        assert over == (flow["ended"] is not None) and not (over and flow["deferred"])
+        if over and twin.stream:
+            assert not any(task["state"] in (L.READY, L.BLOCKED) for task in tasks), g
+    if twin.arrived:
+        assert abs(twin.work_left - sum(flow["remaining"] for flow in twin.flows)) <= 1e-9 * twin.work_total
+        assert (twin.status == L.SOLVED) == (not twin.open and twin.none_left())
 
 
 def conserve_outputs(twin: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,45 @@ def make_twins(rng: random.Random, tasks: list[Table]) -> None:
             known.append(task["content"])
 
 
+def random_tasks(rng: random.Random, functions: Table, wide: bool, optional: tuple[float, ...] = (0.03, 0.2)) -> list[Table]:
+    """The tasks of one workflow."""
+    n = rng.randint(20, 60) if wide else rng.choice((1, rng.randint(2, 12), rng.randint(10, 40)))
+    reach, density = rng.randint(1, 12), rng.choice((0.01, 0.03) if wide else (0.05, 0.2, 0.5))
+    kind = {
+        "any": rng.choice((0.0, 0.25, 0.6)), "soft": rng.choice((0.0, 0.3)), "optional": rng.choice(optional),
+        "priority": rng.choice((0, 1, 2, 3)),
+    }  # fmt: skip
+    tasks = [random_task(rng, i, list(functions), reach, density, kind) for i in range(n)]
+    tasks[-1]["optional"] = False
+    return tasks
+
+
+def random_stream(rng: random.Random, workflow: Workflow) -> list[Workflow]:
+    """Workflows that may follow on the same system; twins may stand in any of them."""
+    functions = workflow["system"]["functions"]
+    workflow["weight"] = rng.choice((1.0, rng.uniform(0.05, 20.0)))
+    then: list[Workflow] = []
+    for g in range(1, rng.choice((2, 3, 4, 6, 9))):
+        tasks = random_tasks(rng, functions, False, (0.0, 0.2, 0.6))[-rng.choice((3, 8, 40)) :]
+        kept = {task["id"] for task in tasks}
+        for task in tasks:
+            task["after"], task["soft"] = ([x for x in task[key] if x in kept] for key in ("after", "soft"))
+            task["join"] = task["join"] if task["after"] else "all"
+        then.append(
+            {"name": f"random{g}", "weight": rng.choice((1.0, rng.uniform(0.05, 20.0))), "system": workflow["system"],
+             "tasks": tasks}
+        )  # fmt: skip
+    tasks = [task for w in (workflow, *then) for task in w["tasks"]]
+    for task in tasks:
+        task["content"] = 0
+    if rng.random() < 0.5:
+        make_twins(rng, tasks)
+    workflow["system"]["heal"] = rng.random() < 0.5
+    if rng.random() < 0.8 and "defer" not in workflow["system"]["verbs"]:
+        workflow["system"]["verbs"].append("defer")
+    return then
+
+
 def random_policies(rng: random.Random, functions: Table, n: int) -> Table:
     """Each policy on in a good share of the systems, money tight enough to bind now and then."""
 
@@ -107,14 +147,7 @@ def random_workflow(rng: random.Random) -> Workflow:
         for name in ("lite", "premium"):
             variants[name] = random_variant(rng, pools, models) if rng.random() < 0.5 else None
         functions[f"function{f}"] = {"code": rng.uniform(-1.0, 1.0), "fresh_seconds": None, **variants}
-    n = rng.randint(20, 60) if wide else rng.choice((1, rng.randint(2, 12), rng.randint(10, 40)))
-    reach, density = rng.randint(1, 12), rng.choice((0.01, 0.03) if wide else (0.05, 0.2, 0.5))
-    kind = {
-        "any": rng.choice((0.0, 0.25, 0.6)), "soft": rng.choice((0.0, 0.3)), "optional": rng.choice((0.03, 0.2)),
-        "priority": rng.choice((0, 1, 2, 3)),
-    }  # fmt: skip
-    tasks = [random_task(rng, i, list(functions), reach, density, kind) for i in range(n)]
-    tasks[-1]["optional"] = False
+    tasks = random_tasks(rng, functions, wide)
     if rng.random() < 0.4:
         make_twins(rng, tasks)
     ages = rng.random() < 0.4
@@ -134,7 +167,7 @@ def random_workflow(rng: random.Random) -> Workflow:
         "stale_quality": rng.choice((0.0, 0.5, 1.0, rng.random())),
         "deadline_seconds": rng.choice((None, rng.uniform(1.0, 60.0))),
         "horizon_seconds": rng.choice((None, None, rng.uniform(5.0, 120.0))),
-        **random_policies(rng, functions, n),
+        **random_policies(rng, functions, len(tasks)),
     }  # fmt: skip
     system["verbs"] = [v for v in L.ENABLED if v == "standard" or rng.random() < (0.85 if v in L.DEFAULT_VERBS else rare)]
     if ages and "refresh" not in system["verbs"] and rng.random() < 0.6:
@@ -143,7 +176,7 @@ def random_workflow(rng: random.Random) -> Workflow:
         usable = [v for v in L.VERBS[: L.N_VARIANTS] if function[v] and v in system["verbs"]]
         if all(f"{name}.{v}" in system["deny"] for v in usable):
             system["deny"] = [x for x in system["deny"] if x != f"{name}.standard"]
-    return {"name": "random", "system": system, "tasks": tasks}
+    return {"name": "random", "weight": 1.0, "system": system, "tasks": tasks}
 
 
 def random_history(rng: random.Random, workflow: Workflow) -> History | None:
@@ -163,7 +196,8 @@ def random_history(rng: random.Random, workflow: Workflow) -> History | None:
 class World:
     """An executor without manners: it turns commands into events to come."""
 
-    def __init__(self, rng: random.Random, workflow: Workflow):
+    def __init__(self, rng: random.Random, workflow: Workflow, more: int = 0):
+        """`more`: workflows that may follow the first."""
         self.rng, self.count = rng, 0
         self.queue: list[tuple] = []
         self.failing = rng.choice((0.0, 0.05, 0.15, 0.3))
@@ -181,6 +215,20 @@ class World:
         self.nagging = 0  # illegal actions to come, one after another, until a wait is forced
         self.put(rng.choice((0, 0, 1_000, 700_000)), (L.ARRIVE, 0, 0, 0, -1.0, 0, 0))
         self.crowd([pool["places"] for pool in system["pools"].values()])
+        if more:
+            self.stream(more)
+
+    def stream(self, more: int) -> None:
+        """Workflows arrive, most often one after the other, and the stream is closed, most often behind the last."""
+        rng, time = self.rng, 0
+        gap = rng.choice((0, 2, 10, 40, 100))
+        for g in range(1, more + 1):
+            time += rng.randint(0, gap) * TICK
+            early = rng.random() < 0.05
+            self.put(rng.randint(0, time) if early else time, (L.ARRIVE, g, 0, 0, -1.0, 0, 0))
+        if rng.random() < 0.9:
+            end = rng.choice((time, time + rng.randint(0, 1000) * TICK, rng.randint(0, time)))
+            self.put(end, (L.STREAM_CLOSED, 0, 0, 0, -1.0, 0, 0))
 
     def crowd(self, places: list[int]) -> None:
         """Other tenants come and go."""
@@ -228,6 +276,8 @@ class World:
             elapsed = self.duration(self.loads[model])
             failed = rng.random() < self.failing / 2
             self.put(now + elapsed, (L.LOAD_FAILED if failed else L.LOADED, copy, 0, elapsed, -1.0, 0, price))
+        elif kind == L.CMD_CONFIGURE:
+            self.put(now + rng.randint(0, 60) * TICK, (L.CONFIG_CHANGED, 3 * function + command[4], 0, 0, -1.0, 0, 0))
         elif kind == L.CMD_UNLOAD and not self.forgets_unloads:
             self.put(now + rng.choice((0, 1_000, TICK, self.duration(1.0))), (L.UNLOADED, copy, 0, 0, -1.0, 0, 0))
 
@@ -245,6 +295,9 @@ class World:
         kind = rng.choice((*range(len(L.EVENTS)), L.STARTED, L.FINISHED, L.REJECTED))
         subject = rng.choice((0, rng.randint(0, 3), rng.randint(0, 40), self.count, -1))
         return (kind, subject, rng.choice((0, 0, 1, 4)), rng.choice((0, 100_000)), -1.0, rng.choice((1, 1, -1)), 5)
+
+
+MakeWorld = Callable[[random.Random, Workflow], World]
 
 
 def random_operation(rng: random.Random, world: World, pit: Any) -> Operation:
@@ -291,6 +344,7 @@ def look(pit: Any) -> dict[str, Any]:
         "now": int(pit.now), "status": int(pit.status), "next_timer": int(pit.next_timer()), "due": bool(pit.decision_due()),
         "commands": [tuple(int(x) for x in command) for command in pit.commands()],
         "mask": [a for a, yes in enumerate(pit.mask()) if yes], "observation": np.asarray(pit.observe(), np.float32),
+        "signatures": [tuple(x) for x in pit.signatures()], "healings": [tuple(x) for x in pit.healings()],
     }  # fmt: skip
 
 
@@ -304,10 +358,10 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return found
 
 
-def roam(pit: Any, seed: int, steps: int, workflow: Workflow) -> None:
+def roam(pit: Any, seed: int, steps: int, workflow: Workflow, make: MakeWorld = World) -> None:
     """Drive one Pit alone through the history that `drive` would choose for it."""
     rng = random.Random(seed * 2 + 1)
-    world, ended = World(rng, workflow), 0
+    world, ended = make(rng, workflow), 0
     for _ in range(steps):
         do(pit, random_operation(rng, world, pit))
         for command in pit.commands():
@@ -317,13 +371,16 @@ def roam(pit: Any, seed: int, steps: int, workflow: Workflow) -> None:
             break
 
 
-def drive(a: Any, b: Any, seed: int, steps: int, workflow: Workflow, check: Any = None) -> list[Operation]:
-    """Drive two Pits of one workflow through one random history, in lockstep.
+def drive(
+    a: Any, b: Any, seed: int, steps: int, workflow: Workflow, check: Any = None, make: MakeWorld = World
+) -> list[Operation]:
+    """Drive two Pits of one workflow, or of one stream, through one random history, in lockstep.
 
-    Returns the operations. `check(a)` is called after each. AssertionError at the first difference.
+    Returns the operations. `make` makes the world that answers. `check(a)` is called after each operation. AssertionError at
+    the first difference.
     """
     rng = random.Random(seed * 2 + 1)
-    world, operations, ended = World(rng, workflow), [], 0
+    world, operations, ended = make(rng, workflow), list[Operation](), 0
     for _ in range(steps):
         operation = random_operation(rng, world, a)
         operations.append(operation)

@@ -15,7 +15,7 @@ from pit.spec import History, order_tasks
 VARIANT_NAMES = L.VERBS[: L.N_VARIANTS]
 PLAIN_KEYS = (
     "order_hidden", "quality_flow", "max_attempts", "warning_weight", "stale_quality", "fair", "fallback", "prewarm",
-    "rebalance",
+    "rebalance", "heal",
 )  # fmt: skip
 OVER = (L.DONE, L.GIVEN_UP)
 Table = dict[str, Any]
@@ -27,33 +27,41 @@ def micro(x: float) -> int:
 
 
 class TwinEstimates:
-    """One run of one workflow, by the rule book.
+    """One run of one workflow, or of a stream of them, by the rule book.
 
-    `system` and `tasks` are plain data with indices, microseconds and micro-units; `plain()` makes them from a workflow
-    as people write it. `seen` maps (f, v) to (count, sum, sum of squares), `loads_seen` maps m to (count, sum).
+    `system` and `tasks` are plain data with indices, microseconds and micro-units; `plain()` makes them from workflows
+    as people write them. `seen` maps (f, v) to (count, sum, sum of squares), `loads_seen` maps m to (count, sum).
+    `flows`: (weight, number of tasks) of each workflow whose tasks stand in the table, in order; `stream`: more than the first
+    may come. `table` holds all tasks, `tasks` those of the workflows that have arrived, the first ones of them.
     `reached` counts the rarer sentences that were followed, so that a test can see that its histories reach them all.
     """
 
-    def __init__(self, system: Table, tasks: Sequence[Table], exposure: str, seen: Mapping, loads_seen: Mapping):
+    def __init__(
+        self, system: Table, tasks: Sequence[Table], exposure: str, seen: Mapping, loads_seen: Mapping,
+        flows: Sequence[tuple[float, int]] = (), stream: bool = False,
+    ):  # fmt: skip
         self.system, self.exposure = system, L.EXPOSURES.index(exposure)
         self.functions, self.models, self.capacity = system["functions"], system["models"], system["budgets"]
         self.seen, self.loads_seen = dict(seen), dict(loads_seen)
-        self.tasks: list[Table] = [
+        self.table: list[Table] = [
             dict(task, successors=[], told=set(), state=L.BLOCKED, near=0.0, ready=0, hold=None, queued=None, attempts=0,
                  quality=0.0, size=0, version=0, created=0, done=0, doer=None, work=0.0, cost=0.0, rank=0.0, bucket=0,
                  influence=0.0)
             for task in tasks
         ]  # fmt: skip
-        for i, task in enumerate(self.tasks):
+        for i, task in enumerate(self.table):
             for j in task["inputs"]:
-                self.tasks[j]["successors"].append(i)
-        self.sinks = [i for i in self.required() if not self.tasks[i]["successors"]]
+                self.table[j]["successors"].append(i)
+        self.tasks: list[Table] = []
+        self.set_flows(flows or [(1.0, len(self.table))])
+        self.stream = self.open = stream
+        self.sinks: list[int] = []  # required ones, of the workflows that have arrived
+        self.arrivals: list[int] = []
         unused: Table = {
             "busy": 0,
             "tenants": 0,
             "use": 0.0,
             "settled": 0,
-            "failures": 0.0,
             "row": 0,
             "closed": None,
             "stored": 0,
@@ -81,12 +89,29 @@ class TwinEstimates:
         self.paid: list[int] = []
         self.deeds: list[tuple[int, int]] = []  # (task, 1 if it was done, -1 if it must run again), in their order
 
+    def set_flows(self, flows: Sequence[tuple[float, int]]) -> None:
+        """Workflow g has the tasks that follow those of workflow g - 1 in the table."""
+        self.flows: list[Table] = []
+        first = 0
+        for g, (weight, n) in enumerate(flows):
+            tasks = range(first, first := first + n)
+            self.flows.append(
+                {"weight": weight, "tasks": tasks, "arrived": None, "ended": None, "deferred": False, "lb": 0.0,
+                 "remaining": 0.0,
+                 "sinks": [i for i in tasks if not self.table[i]["optional"] and not self.table[i]["successors"]]}
+            )  # fmt: skip
+            for i in tasks:
+                self.table[i]["flow"] = g
+
     @classmethod
-    def plain(cls, workflow: Table, exposure: str = "full", history: History | None = None, rows: int = 64) -> Self:
-        """From a workflow as a person writes it (names, seconds, prices), tasks already in topological order."""
-        s = workflow["system"]
+    def plain(
+        cls, workflow: Table, exposure: str = "full", history: History | None = None, rows: int = 64,
+        then: Sequence[Table] = (),
+    ) -> Self:  # fmt: skip
+        """From workflows as a person writes them (names, seconds, prices), tasks already in topological order."""
+        s, workflows = workflow["system"], [workflow, *then]
         budgets, pools, models = list(s["memory"]), list(s["pools"]), list(s["models"])
-        functions, ids = list(s["functions"]), [t["id"] for t in workflow["tasks"]]
+        functions = list(s["functions"])
 
         def variant(v: Table | None) -> Table | None:
             return v and {
@@ -99,6 +124,8 @@ class TwinEstimates:
         system = {
             "rows": rows,
             "budgets": list(s["memory"].values()),
+            "names": functions,
+            "pool_names": pools,
             "pools": [
                 {"places": p["places"], "budget": None if p["memory"] is None else budgets.index(p["memory"]),
                  "period": p["rate"] and round(1e6 / p["rate"]), "burst": p["burst"]}
@@ -125,13 +152,16 @@ class TwinEstimates:
             "ageing": micro(s["ageing_seconds"]),
             "time_out": s["time_out"] or 0.0,
         } | {key: s[key] for key in PLAIN_KEYS}  # fmt: skip
-        tasks: list[Table] = [
-            {"function": functions.index(t["function"]), "hint": micro(t["seconds"] or 0), "optional": t["optional"],
-             "priority": t["priority"], "any": t["join"] == "any", "content": t["content"],
-             "inputs": [ids.index(name) for name in dict.fromkeys([*t["after"], *t["soft"]])],
-             "soft": {ids.index(name) for name in t["soft"]}}
-            for t in workflow["tasks"]
-        ]  # fmt: skip
+        tasks: list[Table] = []
+        for w in workflows:
+            index = {t["id"]: i for i, t in enumerate(w["tasks"], len(tasks))}
+            tasks += [
+                {"function": functions.index(t["function"]), "hint": micro(t["seconds"] or 0), "optional": t["optional"],
+                 "priority": t["priority"], "any": t["join"] == "any", "content": t["content"],
+                 "inputs": [index[name] for name in dict.fromkeys([*t["after"], *t["soft"]])],
+                 "soft": {index[name] for name in t["soft"]}}
+                for t in w["tasks"]
+            ]  # fmt: skip
         for task in tasks:
             if not task["any"]:
                 task["soft"] |= {j for j in task["inputs"] if tasks[j]["optional"]}
@@ -142,33 +172,37 @@ class TwinEstimates:
             for v, name in enumerate(VARIANT_NAMES)
         }
         loads_seen = {m: past.loads.get(model, (0, 0.0)) for m, model in enumerate(models)}
-        return cls(system, tasks, exposure, seen, loads_seen)
+        flows = [(w["weight"], len(w["tasks"])) for w in workflows]
+        return cls(system, tasks, exposure, seen, loads_seen, flows, bool(then))
 
     @classmethod
-    def from_workflow(cls, spec: Any, exposure: str = "full", history: History | None = None) -> Self:
-        """From a `pit.spec.WorkflowSpec`, its tasks put in the topological order that the Pit uses."""
-        return cls.plain(order_tasks(spec).model_dump(), exposure, history, copy_rows(spec.system))
+    def from_workflow(
+        cls, spec: Any, exposure: str = "full", history: History | None = None, then: Sequence[Any] = ()
+    ) -> Self:
+        """From `pit.spec.WorkflowSpec`s, their tasks put in the topological order that the Pit uses."""
+        first, *others = (order_tasks(x).model_dump() for x in (spec, *then))
+        return cls.plain(first, exposure, history, copy_rows(spec.system), others)
 
     # ------------------------------------------------------------------ section 3: estimates
     def variant(self, i: int, v: int) -> Table:
-        return self.functions[self.tasks[i]["function"]]["variants"][v]
+        return self.functions[self.table[i]["function"]]["variants"][v]
 
     def usable(self, i: int) -> list[int]:
-        return self.usable_variants(self.functions[self.tasks[i]["function"]])
+        return self.usable_variants(self.functions[self.table[i]["function"]])
 
     def usable_variants(self, function: Table) -> list[int]:
         allowed = {v for v in range(3) if VARIANT_NAMES[v] in self.system["verbs"]} - function["denied"]
         return [v for v, x in enumerate(function["variants"]) if x and v in allowed]
 
     def required(self) -> list[int]:
-        """Tasks that are required now."""
+        """Tasks that are required now, of the workflows that have arrived."""
         return [i for i, task in enumerate(self.tasks) if not task["optional"]]
 
     def hard_inputs(self, i: int) -> list[int]:
-        return [j for j in self.tasks[i]["inputs"] if j not in self.tasks[i]["soft"]]
+        return [j for j in self.table[i]["inputs"] if j not in self.table[i]["soft"]]
 
     def base(self, i: int, v: int) -> float:
-        nominal, hint = float(self.variant(i, v)["nominal"]), float(self.tasks[i]["hint"])
+        nominal, hint = float(self.variant(i, v)["nominal"]), float(self.table[i]["hint"])
         return nominal if hint == 0 else hint * nominal / float(self.variant(i, L.STANDARD)["nominal"])
 
     def ratio(self, f: int, v: int) -> float:
@@ -176,13 +210,20 @@ class TwinEstimates:
         return (2.0 + s) / (2.0 + n)
 
     def est(self, i: int, v: int) -> float:
-        return self.base(i, v) * self.ratio(self.tasks[i]["function"], v)
+        return self.base(i, v) * self.ratio(self.table[i]["function"], v)
 
     def spread(self, i: int, v: int) -> float:
-        f = self.tasks[i]["function"]
+        f = self.table[i]["function"]
+        return self.base(i, v) * self.deviation(f, v)
+
+    def deviation(self, f: int, v: int) -> float:
         n, _, ss = self.seen[f, v]
         var = (2.0 * (1.0 + 1.0 / 16.0) + ss) / (2.0 + n) - self.ratio(f, v) * self.ratio(f, v)
-        return self.base(i, v) * math.sqrt(max(var, 0.0))
+        return math.sqrt(max(var, 0.0))
+
+    def has_drifted(self, f: int) -> bool:
+        """The function takes another time than when ranks were computed."""
+        return abs(self.ratio(f, L.STANDARD) - self.mark[f]) > L.RANK_DRIFT * self.mark[f]
 
     def load_est(self, m: int) -> float:
         n, s = self.loads_seen[m]
@@ -206,34 +247,43 @@ class TwinEstimates:
             if task["state"] not in OVER:
                 self.work_left += task["work"]
                 self.cost_left += task["cost"]
+        for flow in self.flows:
+            flow["remaining"] = 0.0
+            for task in (self.table[i] for i in flow["tasks"] if flow["arrived"] is not None):
+                flow["remaining"] += task["work"] if task["state"] not in OVER else 0.0
         self.mark = [self.ratio(f, L.STANDARD) for f in range(len(self.functions))]
         self.drifted, self.finishes = False, 0
 
     def compute_buckets(self) -> None:
         for task in self.tasks:
-            task["bucket"] = sum(edge > task["rank"] / self.lb for edge in L.RANK_EDGES)
+            lb = self.flows[task["flow"]]["lb"]
+            task["bucket"] = sum(edge > task["rank"] / lb for edge in L.RANK_EDGES)
 
-    def needed_tasks(self) -> list[int]:
-        """Tasks without which the required sinks cannot be reached."""
-        free = not any(task["any"] for task in self.tasks)
+    def required_of(self, g: int) -> list[int]:
+        """Tasks of workflow g that are required now."""
+        return [i for i in self.flows[g]["tasks"] if not self.table[i]["optional"]]
+
+    def needed_tasks(self, g: int) -> list[int]:
+        """Tasks without which the required sinks of workflow g cannot be reached."""
+        free = not any(self.table[i]["any"] for i in self.flows[g]["tasks"])
         needed: set[int] = set()
-        for i in reversed(self.required()):
-            users = self.tasks[i]["successors"]
-            if free or not users or any(j in needed and not self.tasks[j]["any"] and i in self.hard_inputs(j) for j in users):
+        for i in reversed(self.required_of(g)):
+            users = self.table[i]["successors"]
+            if free or not users or any(j in needed and not self.table[j]["any"] and i in self.hard_inputs(j) for j in users):
                 needed.add(i)
         return sorted(needed)
 
-    def longest_path(self) -> float:
-        fin: list[float] = []
-        for i, task in enumerate(self.tasks):
+    def longest_path(self, g: int) -> float:
+        fin: dict[int, float] = {}
+        for i in self.flows[g]["tasks"]:
             before = [fin[j] for j in self.hard_inputs(i)]
-            begin = min(before) if task["any"] else max(before, default=0.0)
-            fin.append(begin + min(self.est(i, v) for v in self.usable(i)))
-        return max(fin[i] for i in self.required())
+            begin = min(before) if self.table[i]["any"] else max(before, default=0.0)
+            fin[i] = begin + min(self.est(i, v) for v in self.usable(i))
+        return max(fin[i] for i in self.required_of(g))
 
-    def lower_bound(self) -> float:
-        needed, areas = self.needed_tasks(), []
-        self.reached["needed: fewer than required"] += len(needed) < len(self.required())
+    def lower_bound(self, g: int) -> float:
+        needed, areas = self.needed_tasks(g), []
+        self.reached["needed: fewer than required"] += len(needed) < len(self.required_of(g))
         for p, pool in enumerate(self.pools):
             area = 0.0
             for i in needed:
@@ -242,12 +292,12 @@ class TwinEstimates:
                     area += min(self.est(i, v) * units for v, units in taken.items())
             areas.append(area / pool["places"])
         loads = (min(self.variant_load(self.variant(i, v)) for v in self.usable(i)) for i in needed)
-        return max(self.longest_path(), *areas) + min(loads, default=0.0)
+        return max(self.longest_path(g), *areas) + min(loads, default=0.0)
 
-    def compute_influence(self) -> None:
-        a = self.system["quality_flow"]
-        for i in reversed(range(len(self.tasks))):
-            x = 1.0 / len(self.sinks) if i in self.sinks else 0.0
+    def compute_influence(self, g: int) -> None:
+        a, sinks = self.system["quality_flow"], self.flows[g]["sinks"]
+        for i in reversed(self.flows[g]["tasks"]):
+            x = 1.0 / len(sinks) if i in sinks else 0.0
             for j in self.tasks[i]["successors"]:
                 x += a * self.tasks[j]["influence"] / len(self.tasks[j]["inputs"])
             self.tasks[i]["influence"] = x
@@ -277,7 +327,7 @@ class TwinEstimates:
     def twins(self, i: int) -> list[int]:
         """The other tasks of equal content."""
         content = self.tasks[i]["content"]
-        return [j for j, task in enumerate(self.tasks) if j != i and 0 < content == task["content"]]
+        return [j for j, task in enumerate(self.tasks) if j != i and task["content"] == content] if content else []
 
     def twin_runs(self, i: int) -> bool:
         return any(self.tasks[j]["state"] == L.RUNNING for j in self.twins(i))
@@ -308,5 +358,5 @@ class TwinEstimates:
 
     def state(self) -> Table:
         """Everything that the run remembers, as nested plain values."""
-        fixed = ("system", "functions", "models", "capacity", "sinks", "exposure")
+        fixed = ("system", "functions", "models", "capacity", "exposure")
         return copying.deepcopy({key: value for key, value in vars(self).items() if key not in fixed})

@@ -2,8 +2,7 @@
 
 A drawn instance is read as data out of an engine's memory right after its reset (places, figures, workflow, true means,
 seeds); what the draws should have been is not repeated here, all that follows from them is. Bounds, potential and
-score (`game_score.py`) are computed anew from the whole state each time, never kept up to date. It must never import a
-kernel.
+score (`game_score.py`) are computed anew from the whole state each time. It must never import a kernel.
 """
 
 from __future__ import annotations
@@ -40,16 +39,18 @@ class TwinGame(TwinScore):
         self.pit = pit = read_pit(engine, i)
         self.draw, self.weights, self.max_steps = level.draw, level.score, max_steps or level.max_steps
         self.reward_kind = reward
-        functions, n = list(level.system.functions), len(pit.tasks)
+        functions, n = list(level.system.functions), len(pit.table)
         if level.order:
             self.set_order(level.order, functions, int(world["goal_index"]))
         self.have = {f for f in range(len(functions)) if int(world["have"]) >> f & 1}
-        self.truth = block.rows(memory, "truth_at", TRUTH, 3 * len(functions))["mean"].tolist()
+        truth = block.rows(memory, "truth_at", TRUTH, 3 * len(functions))
+        self.truth, self.change = truth["mean"].tolist(), truth["change"].tolist()
         self.factor = block.rows(memory, "goal_at", GOAL, n)["factor"].tolist()
         self.load_truth = block.rows(memory, "load_truth_at", LOAD_TRUTH, len(pit.models))["mean"].tolist()
         self.sigma, self.instance_seed = float(world["noise"]), int(world["instance_seed"])
         self.durations, self.failures, self.loads = (mix(self.instance_seed, s) for s in (1, 2, 3))
-        self.stragglers, self.outages, self.tenants = (mix(self.instance_seed, s) for s in (5, 6, 7))
+        self.stragglers, self.outages, self.tenants, self.gaps = (mix(self.instance_seed, s) for s in (5, 6, 7, 9))
+        self.gates, self.model_names = level.gates, list(level.system.models)
         self.pool_names = list(level.system.pools)
         self.straggler_rate = float(world["straggler_rate"])
         self.onset, self.decay = world["onset"].tolist(), world["decay"].tolist()
@@ -60,11 +61,15 @@ class TwinGame(TwinScore):
         self.steps = self.cold_starts = self.waits = self.holds = self.hedges = self.queued = 0
         self.cancels = self.refreshes = self.reused = self.outage_calls = self.stale_calls = self.echo_calls = 0
         self.credited = 0
-        self.decayed_calls = 0
+        self.decayed_calls = self.changed_calls = self.gated_calls = self.defers = self.overflow = 0
+        self.skips = self.short = self.critical_wait = self.busy = self.critical_cost = 0
+        self.critical_quality = 0.0
         self.started = list[int]()
         self.set_bounds()
+        self.lefts = list(self.bounds)
+        self.set_arrivals(float(world["load"]), float(world["gap_noise"]))
         self.horizon = math.floor(level.horizon * self.lb)
-        pit.apply((L.ARRIVE, 0, 0, 0, -1.0, 0, 0))
+        self.arrive(0)
         for p in range(len(pit.pools)):
             if size := self.crowd(p, 0):
                 pit.apply((L.TENANT_LOAD, p, 0, 0, -1.0, size, 0))
@@ -73,7 +78,24 @@ class TwinGame(TwinScore):
                 self.await_tenants(p, 0)
         self.settle()
         self.phi0 = self.phi = self.potential()
-        self.left_before, self.now_before, self.reward_sum = self.left(), pit.now, 0.0
+        self.flow_before, self.now_before, self.reward_sum = self.flow(), pit.now, 0.0
+        self.lefts = [self.left(g) for g in range(len(pit.flows))]
+
+    def set_arrivals(self, load: float, sigma: float) -> None:
+        """When each workflow after the first comes, and the bound of the whole instance."""
+        time, ends = 0, [self.bounds[0]]
+        for g in range(1, len(self.bounds)):
+            scale = self.works[g - 1] / self.places / load
+            time += max(1, math.floor(scale * noise(mix(self.gaps, g), sigma)))
+            self.queue.append((time, L.ARRIVE, g, (L.ARRIVE, g, 0, 0, -1.0, 0, 0)))
+            ends.append(time + self.bounds[g])
+        self.lb = max(ends)
+
+    def arrive(self, g: int) -> bool:
+        came = self.pit.apply((L.ARRIVE, g, 0, 0, -1.0, 0, 0))
+        if came and self.pit.stream and g == len(self.bounds) - 1:
+            self.pit.apply((L.STREAM_CLOSED, 0, 0, 0, -1.0, 0, 0))
+        return came
 
     def set_order(self, order: Any, functions: list[str], goal: int) -> None:
         """Hidden order: needs, plans and what is useful, as indices of functions."""
@@ -100,7 +122,11 @@ class TwinGame(TwinScore):
             self.waits += pit.carried == L.WAIT
             self.holds += pit.carried < L.WAIT and pit.carried % L.N_VERBS == L.HOLD
             self.refreshes += pit.carried == L.REFRESH
+            self.defers += pit.carried == L.DEFER
+            self.skips += pit.carried == L.SKIP
         self.settle()
+        self.overflow += bool(pit.slots()[1])
+        self.short += any(pit.refused_for_means_alone(members[0]) for members in pit.slots()[0])
         if self.given_up() > given_up and pit.status == L.ON and pit.system["order_hidden"]:
             lost = {pit.tasks[i]["function"] for i in self.given_up()}
             if all(plan & lost for plan in self.plans):
@@ -135,9 +161,11 @@ class TwinGame(TwinScore):
         time, kind, subject, event = entry
         self.pit.advance(time)
         call = self.pit.calls.get(subject)
+        if kind == L.CONFIG_CHANGED and self.has_changed(subject):
+            self.change[subject] = L.NEVER
         if kind == L.TENANT_LOAD:
             self.await_tenants(subject, time // self.crowd_window())
-        if not self.pit.apply(event):
+        if not (self.arrive(subject) if kind == L.ARRIVE else self.pit.apply(event)):
             return
         if kind == L.LOADED:
             self.load_paid = True
@@ -162,10 +190,13 @@ class TwinGame(TwinScore):
                 self.pit.apply((L.UNLOADED, c, 0, 0, -1.0, 0, 0))
             elif kind == L.CMD_FETCH:
                 self.reused += 1
+            elif kind == L.CMD_CONFIGURE:
+                event = (L.CONFIG_CHANGED, 3 * f + v, 0, 0, -1.0, 0, 0)
+                self.queue.append((self.pit.now + math.floor(self.draw.config_seconds * 10**6), *event[:2], event))
         self.count_left()
 
     def put(self, kind: int, subject: int, error: int, elapsed: int, price: int, quality: float = -1.0) -> None:
-        event = (kind, subject, error, elapsed, quality, 0, math.floor(elapsed * price / 10**6))
+        event = (kind, subject, error, elapsed, quality, 0, elapsed * price // 10**6)
         self.queue.append((self.pit.now + elapsed, kind, subject, event))
 
     def start(self, k: int, i: int, f: int, v: int) -> None:
@@ -184,7 +215,13 @@ class TwinGame(TwinScore):
             self.decayed_calls += 1
             mean *= self.decay[p]
         elapsed = max(1, math.floor(mean))
-        if self.pit.system["order_hidden"]:
+        if gate := self.closed_gate(v, p):
+            self.gated_calls += 1
+            error, elapsed = L.ERR_PRECONDITION, max(1, math.floor(elapsed * gate.after))
+        elif self.has_changed(3 * f + v):
+            self.changed_calls += 1
+            error, elapsed = L.ERR_INVALID, max(1, math.floor(elapsed * self.draw.change_after))
+        elif self.pit.system["order_hidden"]:
             error, quality = self.try_out(f)
         else:
             u, rate, lost, after = uniform(mix(self.failures, key)), self.draw.failure_rate, self.draw.lost_rate, 1.0
@@ -197,7 +234,29 @@ class TwinGame(TwinScore):
                 error, elapsed = L.ERR_ERROR, max(1, math.floor(elapsed * ((u / rate) * after)))
             elif u < rate + lost:
                 error, elapsed = L.ERR_LOST, max(1, math.floor(elapsed * ((u - rate) / lost)))
-        self.put(L.FINISHED, k, error, elapsed, self.pit.functions[f]["variants"][v]["price"], quality)
+        variant = self.pit.functions[f]["variants"][v]
+        self.put(L.FINISHED, k, error, elapsed, variant["price"], quality)
+        self.busy += elapsed
+        if not task["optional"] and self.rank[i] >= 0.9 * self.lefts[task["flow"]]:
+            self.critical_wait += self.pit.now - task["ready"]
+            self.critical_quality += variant["quality"]
+            self.critical_cost += elapsed * variant["price"] // 10**6
+
+    def closed_gate(self, v: int, p: int) -> Any:
+        """The first gate of the file that is closed to a call of variant v in pool p which is begun now."""
+        for gate in self.gates:
+            if gate.verb != L.VERBS[v] or gate.at not in (None, self.pool_names[p]):
+                continue
+            if gate.pool is not None and self.pit.free_places(self.pool_names.index(gate.pool)) < gate.free:
+                return gate
+            loaded = [copy["model"] for copy in self.pit.copies if copy["state"] in (L.WARM, L.ACTIVE)]
+            if gate.model is not None and self.model_names.index(gate.model) not in loaded:
+                return gate
+        return None
+
+    def has_changed(self, r: int) -> bool:
+        """The variant has another API by now, and the Pit has not been configured for it."""
+        return bool(self.draw.api_change) and self.change[r] <= self.elapsed
 
     def is_out(self, p: int) -> bool:
         """The pool, or rather its fault domain, has an outage now."""
@@ -258,7 +317,7 @@ class TwinGame(TwinScore):
 
     def episode(self) -> Table:
         """What an engine records of a finished episode."""
-        return self.score() | {
+        return self.score() | self.flow_figures() | {
             "phi0": self.phi0, "reward_sum": self.reward_sum, "makespan": self.elapsed / 1e6, "lb": self.lb / 1e6,
             "cost": self.pit.spent / 1e6, "steps": self.steps, "calls": len(self.started), "cold_starts": self.cold_starts,
             "loads": sum(self.loads_so_far), "wrong_calls": self.wrong, "warnings": self.pit.warnings, "waits": self.waits,
@@ -268,4 +327,7 @@ class TwinGame(TwinScore):
             "outage_calls": self.outage_calls, "stale_calls": self.stale_calls,
             "echo_calls": self.echo_calls, "refreshes": self.refreshes,
             "reused": self.reused, "late": self.late_sinks(), "decayed_calls": self.decayed_calls,
+            "gated_calls": self.gated_calls, "changed_calls": self.changed_calls, "defers": self.defers,
+            "overflow": self.overflow, "skips": self.skips, "short": self.short, "busy": self.busy / 1e6, "critical_wait": self.critical_wait / 1e6,
+            "critical_quality": self.critical_quality, "critical_cost": self.critical_cost / 1e6,
         }  # fmt: skip

@@ -160,9 +160,8 @@ class TwinLife(TwinTracking):
         task = self.tasks[call["task"]]
         self.ended["failed" if error else "finished"].append(k)
         if error == L.OK:
-            if quality < 0:
-                quality = self.own_quality(call) * self.quality_factor(call)
-            task.update(quality=quality, size=size, version=task["version"] + 1, created=self.now)
+            known = quality if quality >= 0 else self.own_quality(call) * self.quality_factor(call)
+            task.update(quality=known, size=size, version=task["version"] + 1, created=self.now)
             self.track_ok(call)
         elif self.calls_of(call["task"]):
             self.reached["hedge: an error leaves the other call"] += 1
@@ -170,7 +169,7 @@ class TwinLife(TwinTracking):
         else:
             self.track_error(call["task"], error)
         self.release(call)
-        self.log(call, error, elapsed, price)
+        self.log(call, error, elapsed, quality, price)
         if error != L.OK:
             self.outcome = L.OUT_DENIED if error == L.ERR_ACCESS else L.OUT_FAILED
             self.fall_back(call, error)
@@ -206,6 +205,10 @@ class TwinLife(TwinTracking):
     def track_error(self, i: int, error: int) -> None:
         task = self.tasks[i]
         task["attempts"] += 1
+        if self.stream and self.flow_of(i)["ended"] is not None:
+            self.reached["stream: a call fails after the end"] += 1
+            self.give_up_quietly(i)
+            return
         if error == L.ERR_LOST:
             self.lose_an_input(i)
         if 0 < self.system["max_attempts"] <= task["attempts"]:
@@ -213,25 +216,20 @@ class TwinLife(TwinTracking):
         else:
             self.open_again(i)
 
-    def log(self, call: Table, error: int, elapsed: int, price: int) -> None:
+    def log(self, call: Table, error: int, elapsed: int, quality: float, price: int) -> None:
         f, v = call["function"], call["variant"]
         self.pay(price)
+        self.log_health(call, error, elapsed, quality)
         if error == L.OK:
-            if elapsed > 0:
-                n, s, ss = self.seen[f, v]
-                x = elapsed / call["base"]
-                self.seen[f, v] = (n + 1, s + x, ss + x * x)
             self.duration_error = self.averaged_error(self.duration_error, elapsed, call["est"])
-            if v == L.STANDARD and abs(self.ratio(f, v) - self.mark[f]) > L.RANK_DRIFT * self.mark[f]:
+            if v == L.STANDARD and self.has_drifted(f):
                 self.drifted = True
             if self.drifted and self.finishes >= max(L.RANK_EVERY_MIN, len(self.tasks) // L.RANK_EVERY_SHARE):
                 self.compute_ranks()
                 self.compute_buckets()
         self.warnings += error in L.WARNED_ERRORS
-        pool, failed = self.pools[call["pool"]], 0.0 if error == L.OK else 1.0
-        self.failure_error += L.EWMA * (abs(failed - pool["failures"]) - self.failure_error)
-        pool["failures"] += L.EWMA * (failed - pool["failures"])
-        pool["row"] = pool["row"] + 1 if failed else 0
+        pool = self.pools[call["pool"]]
+        pool["row"] = pool["row"] + 1 if error != L.OK else 0
         if error == L.ERR_THROTTLED and pool["period"]:
             self.reached["throttled: credit gone"] += 1
             self.store_credit(call["pool"], 0)
@@ -251,6 +249,7 @@ class TwinLife(TwinTracking):
         for other in ((v + 1) % 3, (v + 2) % 3):
             if self.can_begin(i, other):
                 self.reached["fallback"] += 1
+                self.note(L.FELL_BACK, 3 * call["function"] + other)
                 self.before_call(i, other)
                 self.outcome = L.OUT_FAILED
                 return

@@ -1,7 +1,9 @@
-"""Section 7 of the rule book in plain Python: the features of the observation, one by one."""
+"""Section 10 of the rule book in plain Python: the features of the observation, one by one."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -65,9 +67,12 @@ class TwinObservation(TwinSlots):
         cp, deadline, m = self.cp_left(), self.deadline(), standard["model"]
         rank = 0.0 if self.system["order_hidden"] or cp <= 0 else min(1.0, task["rank"] / cp)
         slack = 1.0 if deadline is None else clip((deadline - self.now - task["rank"]) / self.lb, -1.0, 1.0)
+        if self.stream:
+            urgency = L.URGENCY_SCALE * self.urgency(task["flow"]) * self.unit
+            slack = urgency / (urgency + 1.0)
         shown = set(self.usable(i))
-        influence = task["influence"] * len(self.tasks)
-        delays = [self.sq(self.delay(variants[v])) if v in shown else -1.0 for v in range(3)]
+        influence = task["influence"] * len(self.flow_of(i)["tasks"])
+        delays = [self.sq(self.delay(i, v)) if v in shown else -1.0 for v in range(3)]
         busy, copies, ready, near, victims = 1.0, 0, 0, 0.0, 0.0
         if m is not None:
             free = self.free_in(standard)
@@ -141,10 +146,11 @@ class TwinObservation(TwinSlots):
     def pool_features(self, p: int) -> list[float]:
         pool = self.pools[p]
         loading, warm = (sum((x["pool"], x["state"]) == (p, s) for x in self.copies) for s in (L.LOADING, L.WARM))
+        chance = self.chance(3 * len(self.functions) + p)
         return [
             pool["places"] / (pool["places"] + 8), self.free_places(p) / pool["places"],
             loading / (loading + 2), warm / (warm + 2), len(self.queued_in(p)) / (len(self.queued_in(p)) + 4),
-            pool["failures"], self.utilisation(p), 1.0 - pool["failures"],
+            chance, self.utilisation(p), (1.0 - chance) / max(1.0, self.pool_record(p)["level"]),
         ]  # fmt: skip
 
     def expected_next(self) -> float | None:
@@ -166,6 +172,33 @@ class TwinObservation(TwinSlots):
             room = self.sq(max(self.next_place(p) for p in lacking))
         return warm, room
 
+    def optimization(self, places: int) -> float:
+        """What the bound is of the time that all will have taken by the look of things."""
+        if not self.stream:
+            left = self.now - self.t0 + max(self.cp_left(), self.work_left / places)
+            return min(1.0, self.lb / left) if left > 0 else 1.0
+        bound = flow = 0.0
+        for g in self.flows[: len(self.arrivals)]:
+            end = g["ended"] if g["ended"] is not None else self.now
+            bound += g["weight"] * g["lb"]
+            flow += g["weight"] * (end - g["arrived"] + (g["remaining"] / places if g["ended"] is None else 0.0))
+        return min(1.0, bound / flow) if flow > 0 else 1.0
+
+    def flow_features(self) -> tuple[float, float, float, float]:
+        """Active workflows, how often they come, how irregularly, and whether more may come."""
+        active = sum(g["arrived"] is not None and g["ended"] is None for g in self.flows) if self.status == L.ON else 0
+        gaps = [float(b - a) for a, b in itertools.pairwise(self.arrivals)]
+        k, rate, cv = len(gaps), 0.0, 0.0
+        if k:
+            m = sum(gaps) / k  # of whole numbers
+            rate = self.lb / (self.lb + m)
+            squares = 0.0
+            for gap in gaps:
+                squares += gap * gap
+            c = math.sqrt(max(squares / k - m * m, 0.0)) / m if k >= 2 and m > 0 else 0.0
+            cv = c / (c + 1.0)
+        return active / (active + 4), rate, cv, float(self.open)
+
     def global_features(self, slots: list[list[int]], tail: list[int]) -> list[float]:
         e, cp, lb, deadline, limit = self.now - self.t0, self.cp_left(), self.lb, self.deadline(), self.system["max_attempts"]
         places = sum(pool["places"] for pool in self.pools)
@@ -178,7 +211,6 @@ class TwinObservation(TwinSlots):
         )
         most = max((t["attempts"] for t in self.tasks if t["state"] not in OVER), default=0)
         reached = sum(self.tasks[i]["state"] == L.DONE for i in self.sinks)
-        left = e + max(cp, self.work_left / places)
         expected, full = self.expected_next(), sum(self.free_places(p) == 0 for p in range(len(self.pools)))
         tail_work = 0.0
         for i in tail:
@@ -194,10 +226,10 @@ class TwinObservation(TwinSlots):
             self.hint_cold, self.hint_queued, self.hint_throttled, self.hint_stale,
             self.quality_done / len(self.sinks) if self.sinks else 0.0,
             clip(1.0 - self.spent / self.upper_cost, 0.0, 1.0) if self.upper_cost > 0 else 1.0,
-            max(0.0, 1.0 - self.system["warning_weight"] * self.warnings), min(1.0, lb / left) if left > 0 else 1.0,
+            max(0.0, 1.0 - self.system["warning_weight"] * self.warnings), self.optimization(places),
             self.warnings / (self.warnings + 4), 1.0 if expected is None else self.sq(expected), *self.first_slot(slots),
             full / len(self.pools), self.duration_error, self.load_error, self.failure_error,
-            1 / (1 + 4) if self.status == L.ON else 0.0, 0.0, 0.0, 0.0,
+            *self.flow_features(),
             len(tail) / (len(tail) + 8), tail_work / (tail_work + lb),
             min(1.0, tail_rank / cp) if tail and cp > 0 else 0.0,
             self.sq(self.now - min(self.tasks[i]["ready"] for i in tail)) if tail else 0.0,

@@ -2,8 +2,8 @@
 
 It shares nothing with the kernels but the numbers of `pit/layout.py`, so the two can only agree by following the same
 rules. It is slow and made for reading; it must never import a kernel. Sections 2 and 3 stand in `estimates.py`, slots
-and legality (5) in `slots.py`, a call's life (6) in `life.py`, `tracking.py` and `between.py`, the observation (7) in
-`observation.py`; here are events, timers (4) and actions (5).
+and legality (5) in `slots.py`, a call's life (6) in `life.py`, `tracking.py` and `between.py`, streams (7) in `flows.py`,
+health (8) in `health.py`, the observation in `observation.py`; here are events, timers (4) and actions (5).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HOLD_ENDS, CLAIM_ENDS, TOKEN, POOL_OPENS, KEEP_ALIVE, GROWS_STALE, OVERRUN, TIME
 
 
 class TwinPit(TwinBetween):
-    """One run of one workflow, by the rule book; see `TwinEstimates` for what it is made from."""
+    """One run of one workflow or of a stream, by the rule book; see `TwinEstimates` for what it is made from."""
 
     # ------------------------------------------------------------------ section 4: events, timers
     def apply(self, event: Sequence[Any]) -> bool:
@@ -30,7 +30,7 @@ class TwinPit(TwinBetween):
         copy = self.copies[subject] if 0 <= subject < len(self.copies) else {"state": None}
         call = self.calls.get(subject)
         fits = {
-            L.ARRIVE: not self.arrived,
+            L.ARRIVE: not self.arrived or (self.open and subject == len(self.arrivals) < len(self.flows)),
             L.STARTED: call is not None and call["start"] is not None,
             L.LOADED: copy["state"] == L.LOADING,
             L.LOAD_FAILED: copy["state"] == L.LOADING,
@@ -38,13 +38,18 @@ class TwinPit(TwinBetween):
             L.FINISHED: call is not None and call["start"] is not None,
             L.REJECTED: call is not None and call["start"] is not None,
             L.TENANT_LOAD: 0 <= subject < len(self.pools) and size >= 0,
+            L.CONFIG_CHANGED: subject in self.rows,
+            L.STREAM_CLOSED: self.open,
+            L.OUTPUT_CHANGED: subject in self.rows,
         }
         if self.status != L.ON or (not self.arrived and kind != L.ARRIVE) or not fits.get(kind, False):
             self.ignored += 1
             return False
         self.waiting = False
         if kind == L.ARRIVE:
-            self.arrive()
+            self.arrive(len(self.arrivals))
+        elif kind == L.STREAM_CLOSED:
+            self.close_stream()
         elif kind == L.STARTED:
             self.begin(subject)
         elif kind == L.LOADED:
@@ -57,35 +62,24 @@ class TwinPit(TwinBetween):
             self.after_call(subject, error, elapsed, quality, size, price)
         elif kind == L.TENANT_LOAD:
             self.tenant_load(subject, size)
+        elif kind == L.CONFIG_CHANGED:
+            self.config_changed(subject)
+        elif kind == L.OUTPUT_CHANGED:
+            self.output_changed(subject)
         else:
             self.after_call(subject, error if error != L.OK else L.ERR_THROTTLED, 0, -1.0, 0, 0)
         if self.status == L.ON:
             self.between_calls()
         return True
 
-    def arrive(self) -> None:
-        self.arrived, self.t0 = True, self.now
-        for pool in self.pools:
-            pool.update(settled=self.now, stored=pool["burst"] * (pool["period"] or 0), stored_at=self.now)
-        self.compute_ranks()
-        self.work_total = self.work_left
-        total = 0.0
-        for task in self.tasks:
-            total += task["work"]
-        self.unit = total / len(self.tasks)
-        self.lb = self.lower_bound()
-        self.compute_buckets()
-        self.compute_influence()
-        for i in self.required():
-            standard = self.variant(i, L.STANDARD)
-            cost = self.tasks[i]["work"] * standard["price"] / 1e6
-            if standard["model"] is not None:
-                cost += self.load_est(standard["model"]) * self.models[standard["model"]]["price"] / 1e6
-            self.upper_cost += cost
-        for task in self.tasks:
-            if not task["inputs"]:
-                task["state"], task["ready"] = L.READY, self.now
-        self.cp_start = self.cp_left()
+    def arrive(self, g: int) -> None:
+        if not self.arrived:
+            self.arrived, self.t0 = True, self.now
+            for pool in self.pools:
+                pool.update(settled=self.now, stored=pool["burst"] * (pool["period"] or 0), stored_at=self.now)
+            for r in self.rows:
+                self.take_calm(r)
+        self.flow_arrives(g)
 
     def tenant_load(self, p: int, size: int) -> None:
         pool = self.pools[p]
@@ -211,7 +205,7 @@ class TwinPit(TwinBetween):
         if "refresh" in self.system["verbs"] and self.refreshable():
             return True
         alarmed = any(kind != HORIZON for _, kind, _ in self.timers())
-        return not self.something_under_way() and not alarmed and any(self.mask())
+        return not self.something_under_way() and not self.open and not alarmed and any(self.mask())
 
     def move_clock(self, t: int) -> None:
         if t > self.now:
@@ -254,12 +248,17 @@ class TwinPit(TwinBetween):
             self.reached["skip: " + L.TASK_STATES[self.tasks[i]["state"]]] += 1
             self.outcome = L.OUT_NONE
             self.give_up(i)
+        elif action == L.DEFER:
+            self.outcome = L.OUT_NONE
+            self.defer()
         elif action == L.REFRESH:
             self.reached["refresh"] += 1
             self.outcome = L.OUT_NONE
             self.run_again(self.refreshable()[0])
         else:
-            pool = self.pools[self.failing_pools()[0]]
+            p = self.failing_pools()[0]
+            pool = self.pools[p]
+            self.note(L.BACKED_OFF, 3 * len(self.functions) + p)
             self.reached[L.GLOBAL_ACTIONS[action - L.WAIT]] += 1
             doublings = min(pool["row"], L.MAX_DOUBLINGS) - 1
             pool["closed"] = self.now + self.system["back_off"] * 2**doublings * (4 if action == L.BACK_OFF_LONG else 1)
@@ -290,7 +289,11 @@ class TwinPit(TwinBetween):
         for k in self.calls_of(i):
             self.cancel_call(k)
         task["attempts"] += 1
-        self.open_again(i)
+        if self.stream and self.flow_of(i)["ended"] is not None:
+            self.reached["stream: a call is cancelled after the end"] += 1
+            self.give_up_quietly(i)
+        else:
+            self.open_again(i)
 
     def hold(self, members: Sequence[int]) -> None:
         until = self.now + int(self.load_est(self.variant(members[0], L.STANDARD)["model"]))

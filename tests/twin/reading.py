@@ -21,7 +21,9 @@ def read_pit(engine: Engine, i: int) -> TwinPit:
     """The Pit of environment i as it was before its workflow arrived; the environment has just been reset."""
     memory, block = engine.memory[i], engine.block
     hot = block.hot(memory)[0]
-    n, n_functions, n_models = (int(hot[name]) for name in ("n_tasks", "n_functions", "n_models"))
+    n_functions, n_models = int(hot["n_functions"]), int(hot["n_models"])
+    flows = block.rows(memory, "flow_at", state.FLOW, int(hot["flow_rows"]))
+    n = int(flows["last"][-1])
     tasks = block.rows(memory, "task_at", state.TASK, n)
     links = block.rows(memory, "pred_at", state.LINK, block.edges)
     artifacts = block.rows(memory, "artifact_at", state.ARTIFACT, n)
@@ -89,4 +91,5 @@ def read_pit(engine: Engine, i: int) -> TwinPit:
         )  # fmt: skip
     seen = {(f, v): rows[3 * f + v][["n", "s", "ss"]].item() for f in range(n_functions) for v in range(3)}
     loads_seen = {m: models[m][["n", "s"]].item() for m in range(n_models)}
-    return TwinPit(system, workflow, L.EXPOSURES[int(hot["exposure"])], seen, loads_seen)
+    weights = [(float(flow["weight"]), int(flow["last"] - flow["first"])) for flow in flows]
+    return TwinPit(system, workflow, L.EXPOSURES[int(hot["exposure"])], seen, loads_seen, weights, bool(hot["stream"]))

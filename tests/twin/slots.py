@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 
 import pit.layout as L
-from tests.twin.estimates import Table, TwinEstimates
+from tests.twin.estimates import Table
+from tests.twin.health import TwinHealth
 
 
-class TwinSlots(TwinEstimates):
+class TwinSlots(TwinHealth):
     """Open tasks as slots, what a call would need, and where it would get its copy."""
 
     # ------------------------------------------------------------------ slots
     def ready_in_order(self) -> list[int]:
-        return sorted(self.ready_tasks(), key=lambda i: (-self.tasks[i]["rank"], self.tasks[i]["ready"], i))
+        tasks = self.tasks
+        return sorted(self.ready_tasks(), key=lambda i: (*self.urgency_order(i), -tasks[i]["rank"], tasks[i]["ready"], i))
 
     def overdue_tasks(self) -> list[int]:
         """Tasks that run and stand in slots: all with hidden order, else those that have overrun where that matters."""
@@ -23,7 +25,7 @@ class TwinSlots(TwinEstimates):
             late = {call["task"] for call in self.calls.values() if call["overrun"] >= 1}
         else:
             return []
-        return sorted(late, key=lambda i: (-self.tasks[i]["rank"], i))
+        return sorted(late, key=lambda i: (*self.urgency_order(i), -self.tasks[i]["rank"], i))
 
     def task_class(self, i: int) -> int:
         task = self.tasks[i]
@@ -33,13 +35,15 @@ class TwinSlots(TwinEstimates):
 
     def slots(self) -> tuple[list[list[int]], list[int]]:
         """(members of each slot, tail), heads first."""
-        members = self.ready_in_order() + self.overdue_tasks()
+        members = [i for i in self.ready_in_order() + self.overdue_tasks() if not self.flow_of(i)["deferred"]]
+        octaves = [self.octave(g) for g in range(len(self.arrivals))]
         for width in (1, 2, len(L.RANK_EDGES) + 1):
             groups: dict[tuple, list[int]] = {}
             for i in members:
                 t = self.tasks[i]
                 echo = t["state"] == L.READY and self.twin_runs(i)
-                key = (t["function"], t["priority"], t["bucket"] // width, t["attempts"] > 0, self.task_class(i), echo)
+                place = (t["bucket"] // width, octaves[t["flow"]]) if width <= 2 else ()
+                key = (t["function"], t["priority"], *place, t["attempts"] > 0, self.task_class(i), echo)
                 groups.setdefault(key, []).append(i)
             if len(groups) <= L.N_SLOTS:
                 break
@@ -163,11 +167,26 @@ class TwinSlots(TwinEstimates):
             return False
         return True
 
+    def refused_for_means_alone(self, i: int) -> bool:
+        """Some start in the slot of head i would be legal but for tokens or money."""
+        if self.task_class(i) != L.PLAIN:
+            return False
+        for v in self.usable(i):
+            variant = self.variant(i, v)
+            case = self.copy_for(variant)[0]
+            closed = any(self.is_closed(p) for p in variant["taken"])
+            if not (closed or self.lacking(variant) or case == "none" or self.claimed(i, variant)) and not self.can_begin(
+                i, v
+            ):
+                return True
+        return False
+
     def queued_in(self, p: int) -> list[int]:
         marked = [i for i, task in enumerate(self.tasks) if task["queued"] is not None]
         return [i for i in marked if self.variant(i, L.STANDARD)["pool"] == p]
 
-    def delay(self, variant: Table) -> float:
+    def delay(self, i: int, v: int) -> float:
+        variant = self.variant(i, v)
         case, c, _ = self.copy_for(variant)
         copy = 0.0
         if case == "b":
@@ -178,7 +197,8 @@ class TwinSlots(TwinEstimates):
             self.next_place(p) + len(self.queued_in(p)) * self.unit / self.pools[p]["places"] for p in self.lacking(variant)
         ]
         closed = [float(max(0, self.pools[p]["closed"] - self.now)) for p in variant["taken"] if self.is_closed(p)]
-        return max([copy, float(self.missing_credit(variant)), *places, *closed])
+        mend = self.unit if 3 * self.tasks[i]["function"] + v in self.mended_rows() else 0.0
+        return max([copy, float(self.missing_credit(variant)), *places, *closed, mend])
 
     def next_place(self, p: int) -> float:
         """Time until a call that takes places of the pool is expected to end; without one the mean call."""
@@ -244,12 +264,12 @@ class TwinSlots(TwinEstimates):
         return sorted(tasks, key=lambda i: (-((self.now - self.tasks[i]["created"]) / self.fresh(i)), i))
 
     def something_under_way(self) -> bool:
-        """A call in flight, a copy that loads or cools down, or places held by tenants."""
+        """A call in flight, a copy that loads or cools down, a variant that is mended, or places held by tenants."""
         moving = any(copy["state"] in (L.LOADING, L.COOLDOWN) for copy in self.copies)
-        return bool(self.calls) or moving or any(pool["tenants"] for pool in self.pools)
+        return bool(self.calls or self.mended_rows()) or moving or any(pool["tenants"] for pool in self.pools)
 
     def wait_legal(self) -> bool:
-        if self.something_under_way() or any(task["hold"] is not None for task in self.tasks):
+        if self.open or self.something_under_way() or any(task["hold"] is not None for task in self.tasks):
             return True
         return any(self.is_closed(p) or self.short_of_tokens(p) for p in range(len(self.pools)))
 
@@ -267,4 +287,5 @@ class TwinSlots(TwinEstimates):
         mask[L.BACK_OFF_LONG] = back_off and "back_off_long" in verbs
         mask[L.SKIP] = "skip" in verbs and bool(self.skippable())
         mask[L.REFRESH] = "refresh" in verbs and bool(self.refreshable())
+        mask[L.DEFER] = "defer" in verbs and len(self.deferrable()) >= 2
         return mask

@@ -15,13 +15,14 @@ class TwinTracking(TwinObservation):
         task = self.tasks[i]
         task.update(state=L.DONE, done=self.now, doer=doer)
         self.deeds.append((i, 1))
-        self.work_left -= task["work"]
-        self.cost_left -= task["cost"]
+        self.count_work(i, -1)
         if i in self.sinks:
             self.quality_done += task["quality"]
         for j in task["successors"]:
             self.tell(j)
-        if self.status == L.ON and all(self.tasks[x]["state"] == L.DONE for x in self.required()):
+        if all(self.tasks[x]["state"] == L.DONE for x in self.required_of(task["flow"])):
+            self.flow_ends(task["flow"])
+        if self.status == L.ON and not self.open and self.none_left():
             self.status = L.SOLVED
 
     def open_again(self, i: int) -> None:
@@ -65,8 +66,7 @@ class TwinTracking(TwinObservation):
             falling.remove(i)
             task = self.tasks[i]
             task.update(state=L.GIVEN_UP, hold=None, queued=None, quality=0.0)
-            self.work_left -= task["work"]
-            self.cost_left -= task["cost"]
+            self.count_work(i, -1)
             if not task["optional"]:
                 self.status = L.FAILED
                 return
@@ -105,8 +105,7 @@ class TwinTracking(TwinObservation):
         self.deeds.append((i, -1))
         self.open_again(i)
         self.reached["run again: it is blocked"] += task["state"] == L.BLOCKED
-        self.work_left += task["work"]
-        self.cost_left += task["cost"]
+        self.count_work(i, 1)
         for j in task["successors"]:
             if self.tasks[j]["state"] == L.READY and self.open_inputs(j):
                 self.tasks[j].update(state=L.BLOCKED, hold=None, queued=None)
