@@ -34,6 +34,7 @@ POLICIES = {
     "fallback": "a failed call is begun again at once in its next variant",
     "prewarm": "models are loaded ahead in the order that was observed",
     "rebalance": "models that will be needed soon are loaded ahead",
+    "heal": "estimates follow what has become slower, and variants whose API has changed are configured anew",
     "store": "bytes of the tiers in which outputs lie, and how long fetching them from a lower one takes",
     "deny": "what this tenant may not use",
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import MISSING
+from pydantic import BaseModel
 
 from experiments import cli, readme
 from experiments.errors import ExperimentError
@@ -21,8 +22,6 @@ from experiments.page_words import DRAWS, ORDERS, POLICIES, STREAMS, VERBS, WORK
 from fq_env.level_files import LEVELS
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from fq_env.level import Gate, Level
     from fq_env.workflows import Workflow
 
