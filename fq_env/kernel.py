@@ -41,9 +41,11 @@ from fq_env.state import (
     LEVEL,
     WORLD,
     byte_at,
+    due,
     engine_at,
     episode_at,
     float_at,
+    goal,
     integer_at,
     level_at,
     world_at,
@@ -60,27 +62,33 @@ from pit.layout import (
     N_ACTIONS,
     N_OBSERVATION,
     N_RULE_GLOBALS,
+    N_SLOT_FEATURES,
     N_VERBS,
     NEVER,
     ON,
+    POOL_OFFSET,
     REFRESH,
     SOLVED,
+    STANDARD,
     TIER_GONE,
     WAIT,
 )
-from pit.memory import address_of, copy_bytes, fetcher
+from pit.memory import LINE, address_of, copy_bytes, fetcher
 from pit.observation import encode
 from pit.rules import choose
 from pit.slots import globals_legal, refresh_legal, refresh_slots
-from pit.state import PIT, artifact, flow, pit_at, task
+from pit.state import PIT, TASK, artifact, call, command, flow, pit_at, ready, task, variant
 
 RESET, STEP, PLAY, ADVISE, FORK = range(5)
 POTENTIAL, SPARSE, MAKESPAN, CONDUCTOR = range(4)
 DISABLED, NEXT_STEP, SAME_STEP = range(3)
 RANDOM = -1
 _OBS_BYTES = 4 * N_OBSERVATION
+_OPEN, _SLOTS = 6, 4  # ready tasks and slots that are fetched ahead: what most states have
 _LEVEL_BYTES, _EPISODE_BYTES = LEVEL.itemsize, EPISODE.itemsize
 fetch_pit, fetch_world = fetcher(PIT.itemsize), fetcher(WORLD.itemsize)
+fetch_row, fetch_task, fetch_mask = fetcher(LINE), fetcher(TASK.itemsize), fetcher(N_ACTIONS)
+fetch_slots, fetch_whole = fetcher(4 * _SLOTS * N_SLOT_FEATURES), fetcher(_OBS_BYTES - 4 * POOL_OFFSET)
 
 
 @kernel
@@ -529,13 +537,35 @@ def fetch_ahead(e, i):
     fetch_world(base + pit_at(e.memory).size)
 
 
+@kernel
+def fetch_rest(e, i):
+    """Fetches what else a step of environment i is about, its records being at hand already."""
+    base = e.memory + i * e.stride
+    s = pit_at(base)
+    w = world_at(base + s.size)
+    for k in range(min(np.int64(s.n_ready), _OPEN)):
+        j = np.int64(ready(s, k).task)
+        t = task(s, j)
+        fetch_task(address_of(t))
+        fetch_row(address_of(goal(w, j)))
+        fetch_row(address_of(variant(s, 3 * t.function + STANDARD)))
+    fetch_row(address_of(call(s, 0)))
+    fetch_row(address_of(command(s, 0)))
+    fetch_row(address_of(due(w, w.n_due)))
+    fetch_slots(e.obs + i * _OBS_BYTES)
+    fetch_whole(e.obs + i * _OBS_BYTES + 4 * POOL_OFFSET)
+    fetch_mask(e.masks + i * N_ACTIONS)
+
+
 @entry
 def engine(address, operation):
     """One operation on all environments of the engine record at `address`; the number that ended (STEP)."""
     e = engine_at(address)
     ended = 0
     for i in range(e.n):
-        fetch_ahead(e, i + 1)
+        fetch_ahead(e, i + 2)
+        if i + 1 < e.n:
+            fetch_rest(e, i + 1)
         serve(e, operation, i)
         if operation == STEP:
             ended += byte_at(e.terminated + i).x | byte_at(e.truncated + i).x

@@ -458,7 +458,8 @@ def score_flows(s, w, out):
     for g in range(s.flow_rows):
         lasts = flow_time(s, w, g)
         out.flow += flow(s, g).weight * lasts
-        out.slowdown += flow(s, g).weight * lasts / span(w, g).lb
+        if span(w, g).lb > 0.0:  # not one whose work is all done in earlier workflows
+            out.slowdown += flow(s, g).weight * lasts / span(w, g).lb
         weights += flow(s, g).weight
     out.flow /= weights
     out.slowdown /= weights

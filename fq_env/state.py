@@ -13,7 +13,7 @@ import numpy as np
 from fq_env.sizes import MAX_ALTERNATIVES, MAX_BLUEPRINTS, MAX_GATES, MAX_GOALS, MAX_PLANS, MAX_WEIGHTS
 from pit.layout import MAX_POOLS
 from pit.memory import record_at, table
-from pit.state import EVENT, INDEX
+from pit.state import EVENT, INDEX, whole_lines
 
 REWARDS = ("potential", "sparse", "makespan", "conductor")
 AUTORESETS = ("disabled", "next_step", "same_step")
@@ -205,10 +205,10 @@ GOAL = _record(
         ("cost", "f8"),  # micro-units, least
         ("own", "f8"),  # quality of its best variant, on perfect inputs
         ("best", "f8"),  # quality of the output: reached, or still reachable
-        ("stale", "i4"),  # `best` must be computed again
         ("done_at", "i8"),  # us, when the task was done last
         ("done", "i4"),  # version of its output as far as what is left knows it, 0 = none
-        ("needed", "i4"),  # no run succeeds without it
+        ("stale", "u1"),  # `best` must be computed again
+        ("needed", "u1"),  # no run succeeds without it
     ]
 )
 SPAN = _record(  # a workflow of a stream, under true means
@@ -298,8 +298,8 @@ def world_tables(
         ("edge_at", EDGE, edges),
         ("sink_at", INDEX, tasks),
     )
-    offsets, end = {}, WORLD.itemsize
+    offsets, end = {}, whole_lines(WORLD.itemsize)
     for name, dtype, count in rows:
         offsets[name] = end
-        end += -(-dtype.itemsize * count // 8) * 8
-    return offsets, -(-end // 64) * 64
+        end += whole_lines(dtype.itemsize * count)
+    return offsets, end

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pit.layout import HEALINGS, MAX_POOLS, N_SLOTS, TOLD_ROWS
-from pit.memory import record_at, table
+from pit.memory import LINE, record_at, table
 
 
 def _record(fields: list[Any]) -> np.dtype[Any]:
@@ -269,13 +269,14 @@ VARIANT = _record(
         ("forbidden", "u1"),  # the function is (standard's row)
         ("mending", "u1"),  # it is being configured anew
         ("tokens", "i4"),
-        ("served", "i4"),  # calls of the function begun from a queue (standard's row)
+        ("served", "i4"),  # calls of the function begun from a queue (standard's row); here ends the first of two cache lines
         ("fresh", "i8"),  # us that an artifact of the function stays fresh; 0 = for ever (standard's row)
         ("nominal", "f8"),  # us
         ("n", "f8"),  # observed / hinted ratios: count, sum, sum of squares
         ("s", "f8"),
         ("ss", "f8"),
         ("ranked_ratio", "f8"),  # ratio when ranks were computed
+        ("rest", "i8", (2,)),  # of the second line
     ]
 )
 MODEL = _record(
@@ -415,6 +416,11 @@ healing = table(PIT, "healing_at", HEALING)  # a ring
 command = table(PIT, "command_at", COMMAND)
 
 
+def whole_lines(size: int) -> int:
+    """So many bytes, up to the next cache line: tables begin at one."""
+    return -(-size // LINE) * LINE
+
+
 def tables(
     tasks: int,
     edges: int,
@@ -456,9 +462,8 @@ def tables(
             3 * places + 2 * copies + 5 + (tasks if twins else 0) + (2 * tasks + TOLD_ROWS if store else 0),
         ),
     )
-    offsets, end = {}, PIT.itemsize
+    offsets, end = {}, whole_lines(PIT.itemsize)
     for name, dtype, count in rows:
-        end += -end % 64 if dtype.itemsize % 64 == 0 else 0  # no row lies in one line more than it must
         offsets[name] = end
-        end += -(-dtype.itemsize * count // 8) * 8
-    return offsets, -(-end // 64) * 64
+        end += whole_lines(dtype.itemsize * count)
+    return offsets, end

@@ -51,6 +51,9 @@ def random_system(rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.25:
         limits = {name: {"rate": rng.uniform(0.5, 2.0), "burst": rng.randint(2, 4)} for name in system["pools"]}
         system["pools"] = {name: pool | limits[name] for name, pool in system["pools"].items()}
+    if rng.random() < 0.4:
+        caps = {"hot": rng.choice((20, 60)), "warm": rng.choice((None, 30)), "cold": rng.choice((None, 40))}
+        system["store"] = caps | {"fetch_seconds": {"warm": rng.choice((0.0, 0.5)), "cold": rng.choice((0.5, 3.0))}}
     if rng.random() < 0.3:
         system["models"] = {name: model | {"keep_alive_seconds": 2.0} for name, model in system["models"].items()}
     return system
@@ -65,6 +68,7 @@ def random_draw(rng: random.Random, system: dict[str, Any]) -> dict[str, Any]:
     draw |= {"deadline": [0.6, 2.0]} if rng.random() < 0.4 else {}
     draw |= {"money": [0.4, 1.5]} if rng.random() < 0.3 else {}
     draw |= {"fresh": [0.3, 1.5]} if any(f.get("fresh_seconds") for f in system["functions"].values()) else {}
+    draw |= {"size": [0, 30]} if "store" in system else {}
     return draw | {"earlier": rng.choice(([0], [0, 10], [40])), "places": [2, 4]}
 
 

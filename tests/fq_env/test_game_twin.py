@@ -35,7 +35,7 @@ COUNTS = (
 )  # fmt: skip
 RARE_COUNTS = (
     "outage_calls", "decayed_calls", "stale_calls", "refreshes", "reused", "late", "echo_calls", "gated_calls", "defers",
-    "changed_calls",
+    "changed_calls", "fetches", "moved", "deleted",
 )  # fmt: skip
 FIGURES = (
     "total", "base", "efficiency", "stability", "optimization", "phi0", "reward_sum", "makespan", "lb", "cost",
@@ -336,7 +336,8 @@ def test_nothing_is_lost_or_made(name: str, seed: int) -> None:
     assert sorted(sum(ended.values(), flying)) == list(range(hot["next_call"]))  # every call ends once, or is under way
     tasks = engine.block.rows(engine.memory[0], "task_at", state.TASK, int(hot["n_tasks"]))
     assert tasks["attempts"].sum() == len(ended["failed"]) + reached["cancel: running"] + reached["denied"]
-    done, again = len(ended["finished"]) + twin.reused, reached["partial re-execution"] + reached["refresh"]
+    causes = ("partial re-execution", "refresh", "run again: it was gone")
+    done, again = len(ended["finished"]) + twin.reused, sum(reached[cause] for cause in causes)
     assert tasks["version"].sum() == done and hot["reused"] == twin.reused == reached["reuse"]
     assert (tasks["state"] == L.DONE).sum() == done - again
     assert engine.episodes["cost"][0] == sum(twin.pit.paid) / 1e6

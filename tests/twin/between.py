@@ -21,6 +21,8 @@ class TwinBetween(TwinLife):
             self.rebalance()
         if self.system["prewarm"]:
             self.prewarm()
+        if self.system["store"] and self.status == L.ON:
+            self.settle_tiers()
 
     def reuse(self) -> None:
         """Ready tasks take the output of a done twin."""
@@ -34,7 +36,7 @@ class TwinBetween(TwinLife):
             self.out.append((L.CMD_FETCH, -1, i, task["function"], -1, -1, source, -1))
             task.update(
                 quality=twin["quality"], size=twin["size"], created=twin["created"], version=task["version"] + 1,
-                source=source,
+                source=source, tier=twin["tier"], known=twin["known"],
             )  # fmt: skip
             self.reused += 1
             self.is_done(i, "fetch")
@@ -53,8 +55,10 @@ class TwinBetween(TwinLife):
         return None
 
     def sources(self, i: int) -> list[int]:
-        """Done twins that are not stale."""
-        return [j for j in self.twins(i) if self.tasks[j]["state"] == L.DONE and not self.is_stale(j)]
+        """Done twins that are not stale, and not gone."""
+        done = [j for j in self.twins(i) if self.tasks[j]["state"] == L.DONE]
+        self.reached["reuse: refused, it is gone"] += any(self.is_gone(j) for j in done)
+        return [j for j in done if not self.is_stale(j) and not self.is_gone(j)]
 
     def serve_queue(self, p: int) -> None:
         while self.status == L.ON and (queued := self.queued_in(p)):

@@ -25,6 +25,8 @@ def conserve(twin: Any) -> None:
     conserve_tasks(twin)
     conserve_outputs(twin)
     conserve_flows(twin)
+    if twin.system["store"] and twin.status == L.ON:
+        conserve_tiers(twin)
     assert any(twin.mask()) or twin.system["money"]  # without money nothing may be left to do
     row = twin.observe()
     assert all(f.low <= x <= f.high for (_, f), x in zip(L.columns(), row, strict=True))
@@ -84,13 +86,25 @@ def conserve_flows(twin: Any) -> None:
         assert (twin.status == L.SOLVED) == (not twin.open and twin.none_left())
 
 
+def conserve_tiers(twin: Any) -> None:
+    """Hot and warm are not fuller than they may be; the driver knows where all lies; what is needed is there."""
+    for tier, name in ((L.TIER_HOT, "hot"), (L.TIER_WARM, "warm")):
+        assert twin.used_of(tier) <= twin.system["store"][name] or (tier and not twin.system["store"][name])
+    for i, task in enumerate(twin.tasks):
+        if task["state"] == L.DONE:
+            assert task["tier"] == task["known"]
+        elif task["state"] != L.GIVEN_UP:
+            assert not twin.gone_inputs(i)
+
+
 def conserve_outputs(twin: Any) -> None:
     """Each task is done by one call or by one fetch at a time; who fetches has what a task of the same content once had."""
     done = [i for i, sign in twin.deeds if sign > 0]
     again = [i for i, sign in twin.deeds if sign < 0]
     assert len(done) == len(twin.ended["finished"]) + twin.reused
     assert twin.reused == twin.reached["reuse"]
-    assert len(again) == twin.reached["partial re-execution"] + twin.reached["refresh"]
+    causes = ("partial re-execution", "refresh", "run again: it was gone")
+    assert len(again) == sum(twin.reached[cause] for cause in causes)
     for i, task in enumerate(twin.tasks):
         assert task["version"] == done.count(i)
         assert (task["state"] == L.DONE) == (task["doer"] is not None) == (done.count(i) == again.count(i) + 1)

@@ -84,6 +84,14 @@ def random_tasks(rng: random.Random, functions: Table, wide: bool, optional: tup
     return tasks
 
 
+def random_store(rng: random.Random) -> Table:
+    """Room for some of the outputs, whose sizes are 0 to 9."""
+    return {
+        "hot": rng.choice((3, 10, 30)), "warm": rng.choice((None, 5, 20)), "cold": rng.choice((None, 5, 20)),
+        "fetch_seconds": {"warm": rng.choice((0.0, 0.2, 1.0)), "cold": rng.choice((0.5, rng.uniform(0.0, 3.0)))},
+    }  # fmt: skip
+
+
 def random_stream(rng: random.Random, workflow: Workflow) -> list[Workflow]:
     """Workflows that may follow on the same system; twins may stand in any of them."""
     functions = workflow["system"]["functions"]
@@ -104,7 +112,7 @@ def random_stream(rng: random.Random, workflow: Workflow) -> list[Workflow]:
         task["content"] = 0
     if rng.random() < 0.5:
         make_twins(rng, tasks)
-    workflow["system"]["heal"] = rng.random() < 0.5
+    workflow["system"] |= {"heal": rng.random() < 0.5, "store": random_store(rng) if rng.random() < 0.4 else None}
     if rng.random() < 0.8 and "defer" not in workflow["system"]["verbs"]:
         workflow["system"]["verbs"].append("defer")
     return then

@@ -46,7 +46,7 @@ class TwinEstimates:
         self.table: list[Table] = [
             dict(task, successors=[], told=set(), state=L.BLOCKED, near=0.0, ready=0, hold=None, queued=None, attempts=0,
                  quality=0.0, size=0, version=0, created=0, done=0, doer=None, work=0.0, cost=0.0, rank=0.0, bucket=0,
-                 influence=0.0)
+                 influence=0.0, tier=None, known=None, used=[0] * len(task["inputs"]))
             for task in tasks
         ]  # fmt: skip
         for i, task in enumerate(self.table):
@@ -151,6 +151,10 @@ class TwinEstimates:
             "reserve": micro(s["reserve_seconds"]),
             "ageing": micro(s["ageing_seconds"]),
             "time_out": s["time_out"] or 0.0,
+            "store": s["store"] and {
+                "hot": s["store"]["hot"], "warm": s["store"]["warm"] or 0, "cold": s["store"]["cold"] or 0,
+                "fetch": [0, *(micro(s["store"]["fetch_seconds"][tier]) for tier in ("warm", "cold"))],
+            },
         } | {key: s[key] for key in PLAIN_KEYS}  # fmt: skip
         tasks: list[Table] = []
         for w in workflows:

@@ -49,7 +49,9 @@ class TwinGame(TwinScore):
         self.load_truth = block.rows(memory, "load_truth_at", LOAD_TRUTH, len(pit.models))["mean"].tolist()
         self.sigma, self.instance_seed = float(world["noise"]), int(world["instance_seed"])
         self.durations, self.failures, self.loads = (mix(self.instance_seed, s) for s in (1, 2, 3))
-        self.stragglers, self.outages, self.tenants, self.gaps = (mix(self.instance_seed, s) for s in (5, 6, 7, 9))
+        self.stragglers, self.outages, self.tenants, self.gaps, self.sizes = (
+            mix(self.instance_seed, s) for s in (5, 6, 7, 9, 11)
+        )
         self.gates, self.model_names = level.gates, list(level.system.models)
         self.pool_names = list(level.system.pools)
         self.straggler_rate = float(world["straggler_rate"])
@@ -62,6 +64,7 @@ class TwinGame(TwinScore):
         self.cancels = self.refreshes = self.reused = self.outage_calls = self.stale_calls = self.echo_calls = 0
         self.credited = 0
         self.decayed_calls = self.changed_calls = self.gated_calls = self.defers = self.overflow = 0
+        self.fetches = self.moved = self.deleted = 0
         self.skips = self.short = self.critical_wait = self.busy = self.critical_cost = 0
         self.critical_quality = 0.0
         self.started = list[int]()
@@ -190,13 +193,18 @@ class TwinGame(TwinScore):
                 self.pit.apply((L.UNLOADED, c, 0, 0, -1.0, 0, 0))
             elif kind == L.CMD_FETCH:
                 self.reused += 1
+            elif kind in (L.CMD_STORE, L.CMD_DELETE):
+                self.moved += kind == L.CMD_STORE
+                self.deleted += kind == L.CMD_DELETE
             elif kind == L.CMD_CONFIGURE:
                 event = (L.CONFIG_CHANGED, 3 * f + v, 0, 0, -1.0, 0, 0)
                 self.queue.append((self.pit.now + math.floor(self.draw.config_seconds * 10**6), *event[:2], event))
         self.count_left()
 
-    def put(self, kind: int, subject: int, error: int, elapsed: int, price: int, quality: float = -1.0) -> None:
-        event = (kind, subject, error, elapsed, quality, 0, elapsed * price // 10**6)
+    def put(
+        self, kind: int, subject: int, error: int, elapsed: int, price: int, quality: float = -1.0, size: int = 0
+    ) -> None:
+        event = (kind, subject, error, elapsed, quality, size, elapsed * price // 10**6)
         self.queue.append((self.pit.now + elapsed, kind, subject, event))
 
     def start(self, k: int, i: int, f: int, v: int) -> None:
@@ -204,6 +212,7 @@ class TwinGame(TwinScore):
         self.cold_starts += self.pit.calls[k]["cold"]
         self.hedges += self.pit.calls[k]["hedge"]
         self.queued += self.pit.calls[k]["queued"]
+        self.fetches += self.pit.calls[k]["fetch"] > 0
         self.stale_calls += self.pit.calls[k]["stale"] > 0
         self.echo_calls += self.pit.twin_runs(i)
         task, p, error, quality = self.pit.tasks[i], self.pit.calls[k]["pool"], L.OK, -1.0
@@ -235,7 +244,8 @@ class TwinGame(TwinScore):
             elif u < rate + lost:
                 error, elapsed = L.ERR_LOST, max(1, math.floor(elapsed * ((u - rate) / lost)))
         variant = self.pit.functions[f]["variants"][v]
-        self.put(L.FINISHED, k, error, elapsed, variant["price"], quality)
+        elapsed += self.pit.calls[k]["fetch"]
+        self.put(L.FINISHED, k, error, elapsed, variant["price"], quality, self.size(i))
         self.busy += elapsed
         if not task["optional"] and self.rank[i] >= 0.9 * self.lefts[task["flow"]]:
             self.critical_wait += self.pit.now - task["ready"]
@@ -253,6 +263,13 @@ class TwinGame(TwinScore):
             if gate.model is not None and self.model_names.index(gate.model) not in loaded:
                 return gate
         return None
+
+    def size(self, i: int) -> int:
+        """Bytes of the output of task i; twins have the same."""
+        if self.draw.size is None:
+            return 0
+        (low, high), content = self.draw.size, self.pit.table[i]["content"]
+        return math.floor(low + (high - low) * uniform(mix(self.sizes, 2**20 + content if content else i)))
 
     def has_changed(self, r: int) -> bool:
         """The variant has another API by now, and the Pit has not been configured for it."""
@@ -328,6 +345,7 @@ class TwinGame(TwinScore):
             "echo_calls": self.echo_calls, "refreshes": self.refreshes,
             "reused": self.reused, "late": self.late_sinks(), "decayed_calls": self.decayed_calls,
             "gated_calls": self.gated_calls, "changed_calls": self.changed_calls, "defers": self.defers,
+            "fetches": self.fetches, "moved": self.moved, "deleted": self.deleted,
             "overflow": self.overflow, "skips": self.skips, "short": self.short, "busy": self.busy / 1e6, "critical_wait": self.critical_wait / 1e6,
             "critical_quality": self.critical_quality, "critical_cost": self.critical_cost / 1e6,
         }  # fmt: skip

@@ -55,7 +55,7 @@ class TwinHealth(TwinFlows):
     # ------------------------------------------------------------------ log
     def log_health(self, call: Table, error: int, elapsed: int, quality: float) -> None:
         """What the end of a call says of its variant and of its (first) pool."""
-        r, both = self.row_of(call), self.both_of(call)
+        r, both, taken = self.row_of(call), self.both_of(call), elapsed - call["fetch"]
         failed = 0.0 if error == L.OK else 1.0
         self.failure_error += L.EWMA * (abs(failed - self.chance(r)) - self.failure_error)
         own = self.functions[call["function"]]["variants"][call["variant"]]["quality"]
@@ -67,12 +67,12 @@ class TwinHealth(TwinFlows):
                 x["coherence"] += L.LEVEL_EWMA * (min(1.0, quality / own) - x["coherence"])
         self.count_invalid(r, error)
         if error == L.OK:
-            self.end_healings(both, elapsed / call["base"] if elapsed > 0 else None, r)
+            self.end_healings(both, taken / call["base"] if taken > 0 else None, r)
         if error == L.OK or error in SICK:
             for k in both:
                 self.watch(k, lambda k=k: self.count_failure(k, int(error != L.OK)))  # type: ignore[misc]
-        if error == L.OK and elapsed > 0:
-            self.look_at_duration(r, both, elapsed / call["base"])
+        if error == L.OK and taken > 0:
+            self.look_at_duration(r, both, taken / call["base"])
 
     def row_of(self, call: Table) -> int:
         return int(3 * call["function"] + call["variant"])

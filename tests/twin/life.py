@@ -108,6 +108,8 @@ class TwinLife(TwinTracking):
             return
         task, variant = self.tasks[i], self.variant(i, v)
         case, c, evicted = self.copy_for(variant)
+        fetch, committed = self.fetch(i), self.call_cost(i, v)
+        self.fetch_inputs(i)
         p, m, hedge = variant["pool"], variant["model"], task["state"] == L.RUNNING
         task.update(state=L.RUNNING, queued=None)
         self.reached["gang: begun"] += len(variant["taken"]) > 1
@@ -119,8 +121,8 @@ class TwinLife(TwinTracking):
         call = self.calls[k] = {
             "task": i, "function": task["function"], "variant": v, "pool": p, "taken": variant["taken"], "queued": queued,
             "copy": None if m is None else c, "cold": case in "bc", "start": None, "end": 0.0, "hedge": hedge,
-            "est": self.est(i, v), "spread": self.spread(i, v), "base": self.base(i, v), "committed": self.call_cost(i, v),
-            "overrun": 0, "limit": 0, "stale": sum(self.is_stale(j) for j in task["inputs"]),
+            "est": self.est(i, v) + fetch, "spread": self.spread(i, v), "base": self.base(i, v), "committed": committed,
+            "fetch": fetch, "overrun": 0, "limit": 0, "stale": sum(self.is_stale(j) for j in task["inputs"]),
         }  # fmt: skip
         if case == "a":
             self.copies[c].update(state=L.ACTIVE, users=self.copies[c]["users"] + 1, last_used=self.now)
@@ -162,6 +164,7 @@ class TwinLife(TwinTracking):
         if error == L.OK:
             known = quality if quality >= 0 else self.own_quality(call) * self.quality_factor(call)
             task.update(quality=known, size=size, version=task["version"] + 1, created=self.now)
+            self.enter_hot(call["task"])
             self.track_ok(call)
         elif self.calls_of(call["task"]):
             self.reached["hedge: an error leaves the other call"] += 1

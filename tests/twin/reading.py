@@ -80,6 +80,10 @@ def read_pit(engine: Engine, i: int) -> TwinPit:
         "deadline": after_arrival("deadline"),
         "horizon": after_arrival("horizon"),
     } | {key: hot[key].item() for key in (*PLAIN_KEYS, "money", "back_off", "ageing", "reserve", "time_out")}
+    system["store"] = None
+    if hot["any_store"]:
+        capacity, fetch = (block.rows(memory, "store_at", state.STORE, 1)[name][0].tolist() for name in ("capacity", "fetch"))
+        system["store"] = dict(zip(("hot", "warm", "cold"), capacity, strict=True)) | {"fetch": fetch}
     workflow = []
     for t, artifact in zip(tasks, artifacts, strict=True):
         own = links[int(t["pred_from"]) : int(t["pred_to"])]

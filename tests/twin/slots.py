@@ -6,10 +6,10 @@ import math
 
 import pit.layout as L
 from tests.twin.estimates import Table
-from tests.twin.health import TwinHealth
+from tests.twin.store import TwinStore
 
 
-class TwinSlots(TwinHealth):
+class TwinSlots(TwinStore):
     """Open tasks as slots, what a call would need, and where it would get its copy."""
 
     # ------------------------------------------------------------------ slots
@@ -82,7 +82,7 @@ class TwinSlots(TwinHealth):
         return not self.system["money"] or self.spent + self.committed() + cost <= self.system["money"]
 
     def call_cost(self, i: int, v: int) -> int:
-        return math.floor(self.est(i, v) * self.variant(i, v)["price"] / 1e6)
+        return math.floor((self.est(i, v) + self.fetch(i)) * self.variant(i, v)["price"] / 1e6)
 
     def load_cost(self, m: int) -> int:
         return math.floor(self.load_est(m) * self.models[m]["price"] / 1e6)
@@ -198,7 +198,7 @@ class TwinSlots(TwinHealth):
         ]
         closed = [float(max(0, self.pools[p]["closed"] - self.now)) for p in variant["taken"] if self.is_closed(p)]
         mend = self.unit if 3 * self.tasks[i]["function"] + v in self.mended_rows() else 0.0
-        return max([copy, float(self.missing_credit(variant)), *places, *closed, mend])
+        return max([copy, float(self.missing_credit(variant)), *places, *closed, mend]) + self.fetch(i)
 
     def next_place(self, p: int) -> float:
         """Time until a call that takes places of the pool is expected to end; without one the mean call."""

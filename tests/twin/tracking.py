@@ -94,7 +94,17 @@ class TwinTracking(TwinObservation):
         self.run_again(min(done, key=lambda j: (self.tasks[j]["created"], j)))
 
     def run_again(self, i: int) -> None:
-        """A done task must run again; what else is done stays done."""
+        """A done task must run again, and what it needs and is gone; what else is done stays done."""
+        self.run_one_again(i)
+        todo = self.gone_inputs(i)
+        while todo:
+            j = max(todo)
+            todo.remove(j)
+            self.reached["run again: it was gone"] += 1
+            self.run_one_again(j)
+            todo |= self.gone_inputs(j)
+
+    def run_one_again(self, i: int) -> None:
         task = self.tasks[i]
         states = [self.tasks[j]["state"] for j in task["successors"]]
         for state in states:
