@@ -17,7 +17,7 @@ from fq_env.scoring import artifacts_lost, gap, task_done
 from fq_env.state import due, goal, load_truth, span, truth
 from pit.automation import find_call
 from pit.compiled import kernel
-from pit.dag_tracker import has_echo, oldest_input
+from pit.dag_tracker import oldest_input
 from pit.interface import advance, apply, decision_due, pass_time
 from pit.layout import (
     ACTIVE,
@@ -49,6 +49,7 @@ from pit.layout import (
     WARM,
 )
 from pit.memory import copy_record
+from pit.open_tasks import has_echo
 from pit.state import artifact, call, command, copy, flow, model, task, variant
 from pit.timers import next_timer
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pit import arbitration, artifact_store, dag_tracker, healing, health, pool_manager, stale_manager
+from pit import arbitration, artifact_store, dag_tracker, healing, health, open_tasks, pool_manager, stale_manager
 from pit.compiled import kernel
 from pit.layout import (
     CMD_CANCEL,
@@ -307,7 +307,7 @@ def find_call(s, number):
 @kernel
 def look_at_overruns(s, i):
     """Whether a running task's calls, one of which has just ended, have overrun."""
-    dag_tracker.set_late(s, i, (s.order_hidden == 1) | has_overrun(s, i))
+    open_tasks.set_late(s, i, (s.order_hidden == 1) | has_overrun(s, i))
 
 
 @kernel

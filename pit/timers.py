@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pit import arbitration, dag_tracker, pool_manager, stale_manager
+from pit import arbitration, open_tasks, pool_manager, stale_manager
 from pit.automation import after_call, emit_call, find_call, unload
 from pit.compiled import apart, inside, kernel
 from pit.layout import CANCEL, CMD_CANCEL, ERR_TIMEOUT, HEDGE, NEVER, ON, REFRESH_BIT
@@ -82,7 +82,7 @@ def fire_call_timers(s):
             while c.start >= 0 and c.start + c.limit <= s.now:
                 c.overrun += 1
                 c.limit *= 2
-                dag_tracker.set_late(s, np.int64(c.task), True)
+                open_tasks.set_late(s, np.int64(c.task), True)
     if s.time_out > 0.0:
         newest = s.next_call
         k = 0

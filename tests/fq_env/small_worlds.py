@@ -92,7 +92,15 @@ STORE_LEVEL = small_level(
     ageing_system(store=STORE), {"echoes": [0.0, 0.4], "optional": [0.0, 0.2], "any_join": [0.0, 0.3], "tasks": [12, 36]},
     draw=NOISE | {"size": [0, 30], "fresh": [0.3, 1.5], "lost_rate": 0.15, "failure_rate": 0.05, "money": [1.0, 2.5]},
 )  # fmt: skip
-SMALL_LEVELS: dict[str, Level] = {
+STORE_LEVELS: dict[str, Level] = {
+    "store": STORE_LEVEL,
+    "store without an end": small_level(
+        small_system(store={"hot": 25, "fetch_seconds": {"warm": 1.0}}, fallback=True, time_out=2.5),
+        {"tasks": [10, 24]},
+        draw=NOISE | {"size": [5, 40], "lost_rate": 0.1},
+    ),
+}
+SMALL_LEVELS: dict[str, Level] = STORE_LEVELS | {
     "outages, deadline, late": OUTAGE_LEVEL,
     "tenants": TENANT_LEVEL,
     "drift": small_level(small_system(time_out=3.0), draw=NOISE | DRIFT | {"straggler_rate": [0.0, 0.2], "lost_rate": 0.05}),
@@ -115,11 +123,3 @@ SMALL_LEVELS: dict[str, Level] = {
         draw=NOISE | OUTAGES | TENANTS | DRIFT | {"fresh": [0.3, 1.0], "deadline": [0.8, 1.6], "lost_rate": 0.05}, score=LATE,
     ),
 }  # fmt: skip
-STORE_LEVELS: dict[str, Level] = {
-    "store": STORE_LEVEL,
-    "store without an end": small_level(
-        small_system(store={"hot": 25, "fetch_seconds": {"warm": 1.0}}, fallback=True, time_out=2.5),
-        {"tasks": [10, 24]},
-        draw=NOISE | {"size": [5, 40], "lost_rate": 0.1},
-    ),
-}

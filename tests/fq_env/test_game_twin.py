@@ -31,7 +31,7 @@ HISTORIES = int(os.environ.get("FQ_TWIN_HISTORIES", "12"))  # 12: every exposure
 PER_LEVEL, BLOCK = int(os.environ.get("FQ_TWIN_PER_LEVEL", "200")), 50
 COUNTS = (
     "steps", "calls", "cold_starts", "loads", "wrong_calls", "warnings", "waits", "holds", "instance_seed", "status",
-    "poor_calls", "hedges", "cancels", "queued", "stragglers", "workflows", "overflow", "skips", "short",
+    "poor_calls", "hedges", "cancels", "queued", "stragglers", "workflows", "overflow", "skips",
 )  # fmt: skip
 RARE_COUNTS = (
     "outage_calls", "decayed_calls", "stale_calls", "refreshes", "reused", "late", "echo_calls", "gated_calls", "defers",
@@ -155,7 +155,7 @@ def compare(level: int | Level, seed: int, illegal: float = 0.05, steps: int | N
     exposure = L.EXPOSURES[seed % len(L.EXPOSURES)]
     engine = begun(level, seed, reward, exposure, steps)
     twin = TwinGame(engine, 0, reward, steps)
-    hot = engine.block.hot(engine.memory[0])[0]
+    hot, world = engine.block.hot(engine.memory[0])[0], engine.block.hidden(engine.memory[0])[0]
     assert twin.horizon == int(hot["horizon"] - hot["t0"])
     if engine.levels[0].draw.deadline is not None:
         low, high = engine.levels[0].draw.deadline
@@ -172,6 +172,7 @@ def compare(level: int | Level, seed: int, illegal: float = 0.05, steps: int | N
         assert got == engine.rewards[0], f"{where}: {got!r}, engine {engine.rewards[0]!r}"
         if terminated or truncated:
             break
+        assert twin.count["short"] == world["short"], where
         action = any_action(rng, engine.masks[0], illegal)
         seen = twin.step(action)
         engine.step_one(action)
@@ -199,7 +200,7 @@ def test_the_odd_levels_reach_the_rarer_rules() -> None:
     for name in ("trouble", "trouble that is mended", "scarcity", "every action in hidden order"):
         for seed in range(300, 306):
             twin = compare(ODD_LEVELS[name], seed)
-            reached += twin.pit.reached + Counter(late=twin.late_calls, cancelled=twin.cancels)
+            reached += twin.pit.reached + Counter(late=twin.count["stragglers"], cancelled=twin.count["cancels"])
     wanted = (
         "hedge", "hedge: the first call wins", "cancel: running", "cancel: queued", "queue",
         "begun from a queue", "partial re-execution", "back_off", "back_off_long", "fallback", "prewarm: load",
@@ -230,7 +231,7 @@ def test_the_small_levels_reach_what_they_are_made_for() -> None:
 def test_it_follows_it_to_the_step_limit(level: int, seed: int) -> None:
     compare(level, seed, steps=1 + seed % 9)
     whole = compare(level, seed)
-    assert compare(level, seed, steps=whole.steps).pit.status == L.SOLVED  # the last step is no truncation
+    assert compare(level, seed, steps=whole.count["steps"]).pit.status == L.SOLVED  # the last step is no truncation
 
 
 @pytest.mark.parametrize("seed", range(300, 300 + HISTORIES))
@@ -337,7 +338,7 @@ def test_nothing_is_lost_or_made(name: str, seed: int) -> None:
     tasks = engine.block.rows(engine.memory[0], "task_at", state.TASK, int(hot["n_tasks"]))
     assert tasks["attempts"].sum() == len(ended["failed"]) + reached["cancel: running"] + reached["denied"]
     causes = ("partial re-execution", "refresh", "run again: it was gone")
-    done, again = len(ended["finished"]) + twin.reused, sum(reached[cause] for cause in causes)
-    assert tasks["version"].sum() == done and hot["reused"] == twin.reused == reached["reuse"]
+    done, again = len(ended["finished"]) + twin.count["reused"], sum(reached[cause] for cause in causes)
+    assert tasks["version"].sum() == done and hot["reused"] == twin.count["reused"] == reached["reuse"]
     assert (tasks["state"] == L.DONE).sum() == done - again
     assert engine.episodes["cost"][0] == sum(twin.pit.paid) / 1e6

@@ -8,6 +8,7 @@ score (`game_score.py`) are computed anew from the whole state each time. It mus
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,11 @@ from tests.twin.game_score import TwinScore
 from tests.twin.order import alternatives, plans_of, useful_for
 from tests.twin.reading import read_pit
 
+COUNTED = (
+    "steps", "cold_starts", "waits", "holds", "hedges", "queued", "cancels", "skips", "refreshes", "defers", "overflow",
+    "short", "reused", "fetches", "moved", "deleted", "wrong_calls", "poor_calls", "stragglers", "outage_calls",
+    "decayed_calls", "changed_calls", "gated_calls", "stale_calls", "echo_calls", "critical_quality",
+)  # fmt: skip
 FAR = 64  # windows in which the next change among the tenants is looked for
 
 
@@ -59,14 +65,8 @@ class TwinGame(TwinScore):
         self.load_sigma = math.sqrt(math.log(1.0 + level.draw.load_cv * level.draw.load_cv))
         self.loads_so_far = [0] * len(pit.models)
         self.queue: list[tuple[int, int, int, tuple[Any, ...]]] = []  # (time, kind, subject, event)
-        self.load_paid, self.wrong, self.poor_calls, self.late_calls = False, 0, 0, 0
-        self.steps = self.cold_starts = self.waits = self.holds = self.hedges = self.queued = 0
-        self.cancels = self.refreshes = self.reused = self.outage_calls = self.stale_calls = self.echo_calls = 0
-        self.credited = 0
-        self.decayed_calls = self.changed_calls = self.gated_calls = self.defers = self.overflow = 0
-        self.fetches = self.moved = self.deleted = 0
-        self.skips = self.short = self.critical_wait = self.busy = self.critical_cost = 0
-        self.critical_quality = 0.0
+        self.load_paid, self.credited = False, 0
+        self.count: Counter[str] = Counter()  # figures of the episode, by the names of its record
         self.started = list[int]()
         self.set_bounds()
         self.lefts = list(self.bounds)
@@ -122,23 +122,24 @@ class TwinGame(TwinScore):
         given_up = self.given_up()
         pit.act(action)
         if pit.carried is not None:
-            self.waits += pit.carried == L.WAIT
-            self.holds += pit.carried < L.WAIT and pit.carried % L.N_VERBS == L.HOLD
-            self.refreshes += pit.carried == L.REFRESH
-            self.defers += pit.carried == L.DEFER
-            self.skips += pit.carried == L.SKIP
+            self.count["waits"] += pit.carried == L.WAIT
+            self.count["holds"] += pit.carried < L.WAIT and pit.carried % L.N_VERBS == L.HOLD
+            self.count["refreshes"] += pit.carried == L.REFRESH
+            self.count["defers"] += pit.carried == L.DEFER
+            self.count["skips"] += pit.carried == L.SKIP
         self.settle()
-        self.overflow += bool(pit.slots()[1])
-        self.short += any(pit.refused_for_means_alone(members[0]) for members in pit.slots()[0])
+        self.count["overflow"] += bool(pit.slots()[1])
+        if pit.status == L.ON:
+            self.count["short"] += any(pit.refused_for_means_alone(members[0]) for members in pit.slots()[0])
         if self.given_up() > given_up and pit.status == L.ON and pit.system["order_hidden"]:
             lost = {pit.tasks[i]["function"] for i in self.given_up()}
             if all(plan & lost for plan in self.plans):
                 pit.status = L.FAILED
-        self.steps += 1
+        self.count["steps"] += 1
         reward = self.reward()
         self.reward_sum += reward
         terminated = pit.status != L.ON
-        return pit.observe(), pit.mask(), reward, terminated, self.steps >= self.max_steps and not terminated
+        return pit.observe(), pit.mask(), reward, terminated, self.count["steps"] >= self.max_steps and not terminated
 
     def settle(self) -> None:
         """Until a decision is due."""
@@ -185,50 +186,48 @@ class TwinGame(TwinScore):
             if kind == L.CMD_START:
                 self.start(k, task, f, v)
             elif kind == L.CMD_CANCEL:
-                self.cancels += 1
+                self.count["cancels"] += 1
                 self.queue = [entry for entry in self.queue if entry[1:3] != (L.FINISHED, k)]
             elif kind == L.CMD_LOAD:
                 self.load(c, m)
             elif kind == L.CMD_UNLOAD:
                 self.pit.apply((L.UNLOADED, c, 0, 0, -1.0, 0, 0))
             elif kind == L.CMD_FETCH:
-                self.reused += 1
+                self.count["reused"] += 1
             elif kind in (L.CMD_STORE, L.CMD_DELETE):
-                self.moved += kind == L.CMD_STORE
-                self.deleted += kind == L.CMD_DELETE
+                self.count["moved"] += kind == L.CMD_STORE
+                self.count["deleted"] += kind == L.CMD_DELETE
             elif kind == L.CMD_CONFIGURE:
                 event = (L.CONFIG_CHANGED, 3 * f + v, 0, 0, -1.0, 0, 0)
                 self.queue.append((self.pit.now + math.floor(self.draw.config_seconds * 10**6), *event[:2], event))
         self.count_left()
 
-    def put(
-        self, kind: int, subject: int, error: int, elapsed: int, price: int, quality: float = -1.0, size: int = 0
-    ) -> None:
+    def put(self, kind: int, subject: int, error: int, elapsed: int, price: int, quality: float = -1.0, size: int = 0) -> None:
         event = (kind, subject, error, elapsed, quality, size, elapsed * price // 10**6)
         self.queue.append((self.pit.now + elapsed, kind, subject, event))
 
     def start(self, k: int, i: int, f: int, v: int) -> None:
         self.started.append(k)
-        self.cold_starts += self.pit.calls[k]["cold"]
-        self.hedges += self.pit.calls[k]["hedge"]
-        self.queued += self.pit.calls[k]["queued"]
-        self.fetches += self.pit.calls[k]["fetch"] > 0
-        self.stale_calls += self.pit.calls[k]["stale"] > 0
-        self.echo_calls += self.pit.twin_runs(i)
+        self.count["cold_starts"] += self.pit.calls[k]["cold"]
+        self.count["hedges"] += self.pit.calls[k]["hedge"]
+        self.count["queued"] += self.pit.calls[k]["queued"]
+        self.count["fetches"] += self.pit.calls[k]["fetch"] > 0
+        self.count["stale_calls"] += self.pit.calls[k]["stale"] > 0
+        self.count["echo_calls"] += self.pit.twin_runs(i)
         task, p, error, quality = self.pit.tasks[i], self.pit.calls[k]["pool"], L.OK, -1.0
         key = (i * 1024 + min(task["attempts"], 1023)) * 8 + 4 * self.pit.calls[k]["hedge"] + v
         mean = self.truth[3 * f + v] * self.factor[i] * noise(mix(self.durations, key), self.sigma)
         if self.straggler_rate > 0:
             mean *= self.late(key, p)
         if decayed := bool(self.draw.drift) and self.elapsed >= self.onset[p]:
-            self.decayed_calls += 1
+            self.count["decayed_calls"] += 1
             mean *= self.decay[p]
         elapsed = max(1, math.floor(mean))
         if gate := self.closed_gate(v, p):
-            self.gated_calls += 1
+            self.count["gated_calls"] += 1
             error, elapsed = L.ERR_PRECONDITION, max(1, math.floor(elapsed * gate.after))
         elif self.has_changed(3 * f + v):
-            self.changed_calls += 1
+            self.count["changed_calls"] += 1
             error, elapsed = L.ERR_INVALID, max(1, math.floor(elapsed * self.draw.change_after))
         elif self.pit.system["order_hidden"]:
             error, quality = self.try_out(f)
@@ -237,7 +236,7 @@ class TwinGame(TwinScore):
             if decayed:
                 rate = max(rate, self.draw.drift_failure)
             if self.is_out(p):
-                self.outage_calls += 1
+                self.count["outage_calls"] += 1
                 rate, after = self.draw.outage_failure, self.draw.outage_after
             if u < rate:
                 error, elapsed = L.ERR_ERROR, max(1, math.floor(elapsed * ((u / rate) * after)))
@@ -246,11 +245,11 @@ class TwinGame(TwinScore):
         variant = self.pit.functions[f]["variants"][v]
         elapsed += self.pit.calls[k]["fetch"]
         self.put(L.FINISHED, k, error, elapsed, variant["price"], quality, self.size(i))
-        self.busy += elapsed
+        self.count["busy"] += elapsed
         if not task["optional"] and self.rank[i] >= 0.9 * self.lefts[task["flow"]]:
-            self.critical_wait += self.pit.now - task["ready"]
-            self.critical_quality += variant["quality"]
-            self.critical_cost += elapsed * variant["price"] // 10**6
+            self.count["critical_wait"] += self.pit.now - task["ready"]
+            self.count["critical_quality"] += variant["quality"]
+            self.count["critical_cost"] += elapsed * variant["price"] // 10**6
 
     def closed_gate(self, v: int, p: int) -> Any:
         """The first gate of the file that is closed to a call of variant v in pool p which is begun now."""
@@ -307,19 +306,19 @@ class TwinGame(TwinScore):
         own = mix(self.stragglers, 1000 + key)
         if uniform(mix(own, 0)) >= min(1.0, rate * (draw.slow_factor if slow else 1.0)):
             return 1.0
-        self.late_calls += 1
+        self.count["stragglers"] += 1
         low, high = draw.straggler_factor
         return float(low + (high - low) * uniform(mix(own, 1)))
 
     def try_out(self, f: int) -> tuple[int, float]:
         """(error, quality) of a call in hidden order that begins now."""
         works = any(way <= self.have for way in self.needs[f]) and all(self.can_miss(g) for g in self.soft[f])
-        self.wrong += not works or f not in self.useful
+        self.count["wrong_calls"] += not works or f not in self.useful
         if not works:
             return L.ERR_PRECONDITION, -1.0
         if self.prefers[f] <= self.have:
             return L.OK, -1.0
-        self.poor_calls += 1
+        self.count["poor_calls"] += 1
         return L.OK, self.pit.functions[f]["variants"][L.STANDARD]["quality"] * self.poor
 
     def can_miss(self, g: int) -> bool:
@@ -334,18 +333,11 @@ class TwinGame(TwinScore):
 
     def episode(self) -> Table:
         """What an engine records of a finished episode."""
-        return self.score() | self.flow_figures() | {
+        micro = ("busy", "critical_wait", "critical_cost")
+        counted = {name: self.count[name] for name in COUNTED} | {name: self.count[name] / 1e6 for name in micro}
+        return self.score() | self.flow_figures() | counted | {
             "phi0": self.phi0, "reward_sum": self.reward_sum, "makespan": self.elapsed / 1e6, "lb": self.lb / 1e6,
-            "cost": self.pit.spent / 1e6, "steps": self.steps, "calls": len(self.started), "cold_starts": self.cold_starts,
-            "loads": sum(self.loads_so_far), "wrong_calls": self.wrong, "warnings": self.pit.warnings, "waits": self.waits,
-            "holds": self.holds, "instance_seed": self.instance_seed, "status": self.pit.status,
-            "poor_calls": self.poor_calls, "hedges": self.hedges, "cancels": self.cancels,
-            "queued": self.queued, "stragglers": self.late_calls, "cost_low": self.cost_low / 1e6,
-            "outage_calls": self.outage_calls, "stale_calls": self.stale_calls,
-            "echo_calls": self.echo_calls, "refreshes": self.refreshes,
-            "reused": self.reused, "late": self.late_sinks(), "decayed_calls": self.decayed_calls,
-            "gated_calls": self.gated_calls, "changed_calls": self.changed_calls, "defers": self.defers,
-            "fetches": self.fetches, "moved": self.moved, "deleted": self.deleted,
-            "overflow": self.overflow, "skips": self.skips, "short": self.short, "busy": self.busy / 1e6, "critical_wait": self.critical_wait / 1e6,
-            "critical_quality": self.critical_quality, "critical_cost": self.critical_cost / 1e6,
+            "cost": self.pit.spent / 1e6, "cost_low": self.cost_low / 1e6, "calls": len(self.started),
+            "loads": sum(self.loads_so_far), "warnings": self.pit.warnings, "instance_seed": self.instance_seed,
+            "status": self.pit.status, "late": self.late_sinks(),
         }  # fmt: skip

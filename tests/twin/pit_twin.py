@@ -3,7 +3,8 @@
 It shares nothing with the kernels but the numbers of `pit/layout.py`, so the two can only agree by following the same
 rules. It is slow and made for reading; it must never import a kernel. Sections 2 and 3 stand in `estimates.py`, slots
 and legality (5) in `slots.py`, a call's life (6) in `life.py`, `tracking.py` and `between.py`, streams (7) in `flows.py`,
-health (8) in `health.py`, the observation in `observation.py`; here are events, timers (4) and actions (5).
+health (8) in `health.py`, the store (9) in `store.py`, the observation (10) in `observation.py`; here are events, timers (4)
+and actions (5).
 """
 
 from __future__ import annotations
