@@ -120,7 +120,8 @@ def test_a_changed_api_is_configured_once() -> None:
     assert configures(pit) == [(layout.CMD_CONFIGURE, -1, -1, 0, layout.STANDARD, 0, -1, -1)]
     assert signature(pit, ONE).pattern == "api_change" and signature(pit, ONE).mending
     assert before == 0.0 and pit.observe()[7] == 0.5  # delay_standard: one mean call
-    for error in (layout.ERR_INVALID, layout.OK, layout.ERR_INVALID, layout.ERR_INVALID):  # found again: it is under way already
+    bad, ok = layout.ERR_INVALID, layout.OK
+    for error in (bad, ok, bad, bad):  # found again: it is under way already
         call(pit, error=error)
     assert configures(pit) == [] and signature(pit, ONE).pattern == "api_change"
     assert pit.apply(Event(layout.CONFIG_CHANGED, 1)) and not pit.apply(Event(layout.CONFIG_CHANGED, 0))  # lite: not usable
