@@ -43,6 +43,7 @@ from pit.layout import (
     NEVER,
     ON,
     REFRESH,
+    SKIP,
     SOLVED,
     TIER_GONE,
 )
@@ -190,14 +191,14 @@ def decide(s, w, L, action, kind):
     w.waits += s.waiting
     if s.n_held > held:
         w.holds += 1
-    if s.n_given_up > w.given_up:
-        w.skips += 1
+    if action == SKIP:
+        w.skips += s.waiting == 0 and s.warnings == warned
     run(s, w, L)
     if s.n_given_up > w.given_up:
         without_output(s, w)
         if L.order_hidden == 1 and s.status == ON and no_plan_left(s, w, L):
             s.status = FAILED
-    w.short += s.any_short
+    w.short += s.status == ON and s.any_short == 1
     w.overflow += s.status == ON and s.n_tail > 0
     phi = potential(s, w, L)
     r = phi - w.phi
