@@ -162,7 +162,7 @@ def test_every_level_ends_under_every_exposure(level: int) -> None:
     for engine in engines:
         engine.reset(split="train", instances=[0, 1])
     rng = np.random.default_rng(0)
-    for _ in range(400):
+    for _ in range(4000):
         first = engines[0]
         actions = np.where(first.masks, rng.random(first.masks.shape), -1).argmax(axis=1)
         for engine in engines:
