@@ -18,6 +18,7 @@ from experiments.config import TrainConfig, finished, register
 TINY = (
     *(
         "level=1",
+        "recipe=plain",
         "total_timesteps=4096",
         "n_envs=32",
         "n_steps=16",
