@@ -270,7 +270,8 @@ def plain_level(level: int | str | Path) -> Level:
     """
     found = load_level(level)
     off = {"verbs": ["standard"], "fallback": False, "prewarm": False, "rebalance": False}
-    return found.model_copy(update={"system": found.system.model_copy(update=off)})
+    training = {key: value for key, value in found.training.items() if key != "recipe"}  # no teacher knows explicit stages
+    return found.model_copy(update={"system": found.system.model_copy(update=off), "training": training})
 
 
 @functools.lru_cache(maxsize=64)

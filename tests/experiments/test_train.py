@@ -95,7 +95,17 @@ def test_a_run_leaves_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_multirun_in_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run(monkeypatch, "-m", "level=1,11", "seed=0,1", f"runs={tmp_path / 'runs'}", "algo=ppo", *TINY, "total_timesteps=1024")
+    run(
+        monkeypatch,
+        "-m",
+        "level=1,11",
+        "seed=0,1",
+        f"runs={tmp_path / 'runs'}",
+        "algo=ppo",
+        "recipe=plain",
+        *TINY,
+        "total_timesteps=1024",
+    )
     folders = sorted((tmp_path / "runs").glob("level-*/*-seed*"))
     assert [folder.parent.name for folder in folders] == ["level-01"] * 2 + ["level-11"] * 2
     assert all((folder / "bundle" / "manifest.json").exists() for folder in folders)
