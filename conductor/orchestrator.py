@@ -28,7 +28,7 @@ from conductor.errors import ConductorError, DiskFull, Stopped
 from conductor.files import digest
 from conductor.journal import Journal, Row, journal_path, read_journal, run_folder
 from conductor.model_manager import ModelManager, Report
-from conductor.pit_interface import Fold, Folded, PitInterface
+from conductor.pit_interface import Fold, Folded, PitInterface, tables
 from conductor.points import Points
 from conductor.run import Observer, Run, RunResult
 from conductor.snapshot import read_snapshot
@@ -132,7 +132,7 @@ def first_row(
         "bundle": bundle.digest if bundle is not None else "",
         "strategy": strategy,
         "exposure": exposure,
-        "tables": layout.table_hashes(),
+        "tables": tables(),
     }
 
 
@@ -228,7 +228,7 @@ class Orchestrator:
         self._enter(run, since)
 
     def _enter(self, run: Run, since: int) -> None:
-        run.origin = self.clock.now() - since
+        run.now, run.origin = self.clock.now, self.clock.now() - since
         self.clock.watch(run.manager)
         self.live[run.manager] = run
         self._due[run] = None
@@ -297,7 +297,7 @@ class Orchestrator:
         self._wake_at.pop(run, None)
 
     def _set_timer(self, run: Run) -> None:
-        if run.manager.pending():
+        if run.undecided or run.manager.pending():
             self._due[run] = None
         timer, deadline = run.next_timer(), run.manager.deadline()
         times = [] if timer is None else [run.origin + timer]
@@ -338,9 +338,7 @@ class Orchestrator:
                 for run in self.live.values() if not since else ():
                     since[run] = now - run.origin
                     run.observe("parked", since[run], f"{reason}; waiting for room")
-                until = now + pause
-                while not self._reason and (left := until - self.clock.now()) > 0:
-                    self.clock.wait(left)
+                self.clock.pause(pause)
                 pause = min(2 * pause, longest)
         for run, at in since.items():
             run.parked = run.parked or (reason, at)
