@@ -198,7 +198,9 @@ def find_slots(s):
         if others != 0:
             bits = other_bits(s, g, bits)
         slot.legal = bits
-    s.any_start |= (starts != 0) | refresh_legal(s)
+    s.any_start |= starts != 0
+    if s.any_start == 0:
+        s.any_start = refresh_legal(s)
 
 
 @kernel

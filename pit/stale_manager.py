@@ -10,7 +10,6 @@ from __future__ import annotations
 from pit.compiled import kernel
 from pit.layout import (
     BLOCKED,
-    DONE,
     NEED_LATER,
     NEED_NEAR,
     NEED_READY,
@@ -24,6 +23,7 @@ from pit.layout import (
     TIER_WARM,
     WARM,
 )
+from pit.members import IN_TIER, PERISHABLE, next_in
 from pit.state import artifact, copy, model, store_of, successor, task, variant
 from pit.tiers import fits, move
 
@@ -73,13 +73,12 @@ def next_expiry(s):
 def next_staleness(s):
     """us at which the next artifact grows stale; NEVER if none will."""
     best = NEVER
-    for i in range(s.n_tasks):
-        t = task(s, i)
-        fresh = variant(s, 3 * t.function + STANDARD).fresh
-        if t.state == DONE and fresh > 0:
-            when = artifact(s, i).created + fresh
-            if s.now < when < best:
-                best = when
+    i = next_in(s, PERISHABLE, -1)
+    while i >= 0:
+        when = artifact(s, i).created + variant(s, 3 * task(s, i).function + STANDARD).fresh
+        if s.now < when < best:
+            best = when
+        i = next_in(s, PERISHABLE, i)
     return best
 
 
@@ -114,17 +113,16 @@ def least_in(s, tier, useless):
     """The artifact of least value in a tier; `useless`: among those that nobody reads and that are no result. -1 if none."""
     best = -1
     best_need = 0
-    for i in range(s.n_tasks):
-        t = task(s, i)
-        kept = artifact(s, i)
-        if t.state != DONE or kept.tier != tier or kept.size == 0:
-            continue
-        n = need(s, i)
-        if useless and (n > 0 or t.succ_to == t.succ_from):
-            continue
-        if best < 0 or n < best_need or (n == best_need and costs_less(s, i, best)):
-            best = i
-            best_need = n
+    i = next_in(s, IN_TIER + tier, -1)
+    while i >= 0:
+        if artifact(s, i).size > 0:
+            n = need(s, i)
+            t = task(s, i)
+            allowed = not useless or (n == 0 and t.succ_to > t.succ_from)
+            if allowed and (best < 0 or n < best_need or (n == best_need and costs_less(s, i, best))):
+                best = i
+                best_need = n
+        i = next_in(s, IN_TIER + tier, i)
     return best
 
 
