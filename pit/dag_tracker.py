@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pit import flows
+from pit import flows, freshness
 from pit.compiled import kernel
 from pit.estimates import bound, find_influence, learn_ratio, look_for_drift, rank_all
 from pit.layout import (
@@ -27,7 +27,7 @@ from pit.layout import (
     STANDARD,
     TIER_GONE,
 )
-from pit.members import OPTIONAL, PERISHABLE, exclude, include, next_in
+from pit.members import OPTIONAL, exclude, include, next_in
 from pit.open_tasks import (
     critical_path_left,
     leave_ready,
@@ -112,6 +112,8 @@ def block(s, i):
     task(s, i).state = BLOCKED
     if task(s, i).required == 0:
         include(s, OPTIONAL, i)
+    if s.any_fresh == 1:
+        freshness.wanted(s, i)
 
 
 @kernel
@@ -263,8 +265,8 @@ def reused(s, i):
 def complete(s, i):
     """What the output of task i means for the rest."""
     t = task(s, i)
-    if s.any_fresh == 1 and variant(s, 3 * t.function + STANDARD).fresh > 0:
-        include(s, PERISHABLE, i)
+    if s.any_fresh == 1:
+        freshness.made(s, i)
     flows.take_share(s, t, -1.0)
     g = np.int64(t.flow)
     if t.required == 1:
@@ -384,7 +386,7 @@ def undo(s, found):
             block(s, j)
         set_near(s, j)
     if s.any_fresh == 1:
-        exclude(s, PERISHABLE, found)
+        freshness.unmade(s, found)
     block(s, found)
     open_again(s, found)
     if s.stream == 1:
@@ -426,32 +428,6 @@ def inputs_given_up(s, t):
         if task(s, predecessor(s, e).task).state != GIVEN_UP:
             return False
     return True
-
-
-@kernel
-def is_wanted(s, i):
-    """Whether a successor of task i is ready or blocked."""
-    t = task(s, i)
-    for e in range(t.succ_from, t.succ_to):
-        if task(s, successor(s, e).task).state <= READY:
-            return True
-    return False
-
-
-@kernel
-def stalest(s):
-    """The done task whose stale artifact is still wanted and is oldest for its kind, then of smallest index; -1 if none."""
-    found = -1
-    most = 0.0
-    i = next_in(s, PERISHABLE, -1)
-    while i >= 0:
-        fresh = variant(s, 3 * task(s, i).function + STANDARD).fresh
-        age = s.now - artifact(s, i).created
-        if age >= fresh and age / fresh > most and is_wanted(s, i):
-            found = i
-            most = age / fresh
-        i = next_in(s, PERISHABLE, i)
-    return found
 
 
 @kernel

@@ -13,9 +13,10 @@ from pit.memory import lowest_bit
 from pit.state import member_words
 
 OPTIONAL = 0  # blocked tasks that are not required
-PERISHABLE = 1  # done tasks whose artifacts grow stale
-UNTOLD = 2  # artifacts that may lie elsewhere than the driver knows
-IN_TIER = 3 - TIER_HOT  # + tier: artifacts that lie in it
+FRESH = 1  # done tasks whose artifacts will grow stale
+STALE = 2  # those whose artifacts have, unless it was seen that nobody wants them
+UNTOLD = 3  # artifacts that may lie elsewhere than the driver knows
+IN_TIER = 4 - TIER_HOT  # + tier: artifacts that lie in it
 _ONE = uint64(1)
 
 

@@ -7,6 +7,7 @@ It must not know who asks for room.
 
 from __future__ import annotations
 
+from pit import freshness
 from pit.compiled import kernel
 from pit.layout import (
     BLOCKED,
@@ -16,16 +17,17 @@ from pit.layout import (
     NEVER,
     READY,
     RUNNING,
-    STANDARD,
     TIER_COLD,
     TIER_GONE,
     TIER_HOT,
     TIER_WARM,
     WARM,
 )
-from pit.members import IN_TIER, PERISHABLE, next_in
-from pit.state import artifact, copy, model, store_of, successor, task, variant
+from pit.members import IN_TIER, next_in
+from pit.state import artifact, copy, model, store_of, successor, task
 from pit.tiers import fits, move
+
+_ANY = 1 << 30
 
 
 @kernel
@@ -72,14 +74,8 @@ def next_expiry(s):
 @kernel
 def next_staleness(s):
     """us at which the next artifact grows stale; NEVER if none will."""
-    best = NEVER
-    i = next_in(s, PERISHABLE, -1)
-    while i >= 0:
-        when = artifact(s, i).created + variant(s, 3 * task(s, i).function + STANDARD).fresh
-        if s.now < when < best:
-            best = when
-        i = next_in(s, PERISHABLE, i)
-    return best
+    freshness.look(s)
+    return s.stale_at
 
 
 @kernel
@@ -93,8 +89,8 @@ def is_expired(s, i):
 
 
 @kernel
-def need(s, i):
-    """How much unfinished work reads the artifact of task i, and how soon."""
+def need(s, i, most):
+    """How much unfinished work reads the artifact of task i, and how soon; not counted on once it is more than `most`."""
     t = task(s, i)
     n = 0
     for e in range(t.succ_from, t.succ_to):
@@ -105,6 +101,8 @@ def need(s, i):
             n += NEED_NEAR
         elif o.state == BLOCKED or o.state == RUNNING:
             n += NEED_LATER
+        if n > most:
+            break
     return n
 
 
@@ -112,11 +110,11 @@ def need(s, i):
 def least_in(s, tier, useless):
     """The artifact of least value in a tier; `useless`: among those that nobody reads and that are no result. -1 if none."""
     best = -1
-    best_need = 0
+    best_need = _ANY
     i = next_in(s, IN_TIER + tier, -1)
     while i >= 0:
         if artifact(s, i).size > 0:
-            n = need(s, i)
+            n = need(s, i, best_need)
             t = task(s, i)
             allowed = not useless or (n == 0 and t.succ_to > t.succ_from)
             if allowed and (best < 0 or n < best_need or (n == best_need and costs_less(s, i, best))):

@@ -79,6 +79,7 @@ PIT = _record(
         ("stale_quality", "f8"),  # what a stale input still counts
         ("lb_sum", "f8"),  # us, of the workflows that have arrived
         ("last_arrival", "i8"),  # us
+        ("stale_at", "i8"),  # us, when `pit.freshness` must look again
         ("gap_squares", "f8"),  # us^2, sum over the gaps between arrivals
         ("task_at", "i4"),  # offsets of the tables, bytes behind this record's start
         ("succ_at", "i4"),
