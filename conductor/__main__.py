@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from conductor.commands import Handler, bundles, journals, looking, running
-from conductor.errors import ConductorError
+from conductor.errors import ConductorError, printable
 
 GROUPS = (running, looking, journals, bundles)
 
@@ -26,11 +26,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _printable(text: str) -> str:
-    """One line for a terminal: a name in a stranger's file may hold control characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 solved, 1 the run ended otherwise, 2 a mistake (one sentence on stderr), 130 interrupted."""
     arguments = _parser().parse_args(argv)
@@ -38,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return handle(arguments, Console(width=None if sys.stdout.isatty() else 140))
     except ConductorError as error:
-        print(f"conductor: {_printable(str(error))}", file=sys.stderr)
+        print(f"conductor: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("conductor: interrupted; nothing recorded is lost, `conductor resume RUN` goes on", file=sys.stderr)

@@ -54,6 +54,10 @@ class Bundle:
     signature: Signature
     contents: Mapping[str, bytes] = field(repr=False)  # of every file, as they were checked
 
+    def tensors(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of one of its safetensors files, as `write_bundle` takes them."""
+        return _read_tensors(self.path / name, self.contents[name])
+
     def save(self, folder: Path) -> None:
         """Write what was checked into a new folder, durable. Raises OSError."""
         folder.mkdir()
@@ -232,12 +236,7 @@ def _check(path: Path, contents: dict[str, bytes], trust: Trust, margin: float) 
     data = parse_canonical(raw, where)
     _check_files(path, contents, read_claims(data, where))
     manifest = read_manifest(data, where)
-    texts = []
-    for name in ("system.yaml", "card.md"):
-        try:
-            texts.append(contents[name].decode())
-        except UnicodeDecodeError as error:
-            raise ConductorError(f"{path}/{name}: is not UTF-8 text") from error
+    system_yaml, card = (_text(path / name, contents[name]) for name in ("system.yaml", "card.md"))
     tensors = _read_tensors(path / "policy.safetensors", contents["policy.safetensors"])
     shapes = tensor_shapes(manifest.network)
     for name in sorted(set(tensors) ^ set(shapes)):
@@ -255,7 +254,14 @@ def _check(path: Path, contents: dict[str, bytes], trust: Trust, margin: float) 
             raise ConductorError(f"{where}: the {name} table it was trained over is not this Pit's; train or export it again")
     policy = make_policy(manifest.network, tensors)
     _check_golden(path / "golden.safetensors", contents["golden.safetensors"], policy, margin)
-    return Bundle(path, hashlib.sha256(raw).hexdigest(), manifest, policy, *texts, signature, contents)
+    return Bundle(path, hashlib.sha256(raw).hexdigest(), manifest, policy, system_yaml, card, signature, contents)
+
+
+def _text(path: Path, content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ConductorError(f"{path}: is not UTF-8 text") from error
 
 
 def _read(path: Path) -> dict[str, bytes]:
@@ -299,14 +305,18 @@ def _read_file(path: Path, most: int, whole: str, flags: int) -> bytes:
         if path.is_symlink():
             raise ConductorError(f"{path}: is not a plain file; a bundle holds nothing else") from error
         raise
-    with open(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise ConductorError(f"{path}: is not a plain file; a bundle holds nothing else")
-        content = file.read(most + 1) if status.st_size <= most else b""
-    if status.st_size > most or len(content) > most:
-        raise ConductorError(f"{whole}: is larger than {MAX_BYTES} bytes; a bundle must not be")
-    return content
+        if status.st_size <= most:
+            with open(handle, "rb", closefd=False) as file:
+                content = file.read(most + 1)
+            if len(content) <= most:
+                return content
+    finally:
+        os.close(handle)
+    raise ConductorError(f"{whole}: is larger than {MAX_BYTES} bytes; a bundle must not be")
 
 
 def _check_files(path: Path, contents: Mapping[str, bytes], claims: Mapping[str, FileSpec]) -> None:

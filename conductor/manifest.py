@@ -5,6 +5,7 @@ What stands here must know nothing of tensors, keys or folders.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -89,6 +90,15 @@ def ranges_of(observations: np.ndarray) -> dict[str, Any]:
     live = (observations != 0).any(axis=0)
     table = np.stack(parts, axis=1).astype(np.float32).tolist()
     return {"decisions": len(observations), "columns": {name: table[i] for name, i in COLUMNS.items() if live[i]}}
+
+
+def widest(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The ranges that hold all of these, at least one: a column that was dead in one of them was 0 there."""
+    names = [name for name in COLUMNS if any(name in part["columns"] for part in parts)]
+    dead = [0.0] * 4
+    rows = {name: [part["columns"].get(name, dead) for part in parts] for name in names}
+    columns = {name: [choose(row[k] for row in rows[name]) for k, choose in enumerate((min, min, max, max))] for name in names}
+    return {"decisions": sum(part["decisions"] for part in parts), "columns": columns}
 
 
 class FileSpec(_Strict):

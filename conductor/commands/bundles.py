@@ -10,6 +10,7 @@ from rich.console import Console
 
 from conductor import trust
 from conductor.bundle import Bundle, load_bundle, pack_bundle, sign_bundle
+from conductor.errors import printable
 from conductor.trust import Trust, read_trust
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def register(commands: Commands) -> None:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+    for line in text.splitlines():
+        console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
 
 
 def _describe(bundle: Bundle) -> str:

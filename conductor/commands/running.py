@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from conductor.bundle import Bundle, load_bundle
 from conductor.commands import add_run
+from conductor.commands.bundles import add_trust, trust_of
 from conductor.decision_maker import STRATEGIES
 from conductor.orchestrator import RunResult, begin, resume
 from conductor.report import print_comparison, print_run, report_run
@@ -60,7 +61,7 @@ def register(commands: Commands) -> None:
     """Adds `run` and `resume`."""
     run = commands.add_parser("run", help="run a workflow to its end in a new folder")
     run.add_argument("file", metavar="FILE", help="the workflow, YAML")
-    run.add_argument("--bundle", metavar="DIR", help="the exported policy; needed by the strategy adaptive")
+    run.add_argument("--bundle", metavar="BUNDLE", help="the exported policy, folder or zip; needed by the strategy adaptive")
     run.add_argument(
         "--strategy",
         choices=STRATEGIES,
@@ -73,6 +74,7 @@ def register(commands: Commands) -> None:
     run.add_argument(
         "--compare", action="store_true", help="really run it under every strategy, one after the other, and compare"
     )
+    add_trust(run)
     run.set_defaults(handle=_run)
     go_on = commands.add_parser("resume", help="go on with a run whose conductor died or was interrupted")
     add_run(go_on)
@@ -86,7 +88,7 @@ def _run_one(workflow: Workflow, strategy: str, bundle: Bundle | None, runs: str
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     workflow = load_workflow(arguments.file)
-    bundle = load_bundle(arguments.bundle) if arguments.bundle else None
+    bundle = load_bundle(arguments.bundle, trust_of(arguments)) if arguments.bundle else None
     strategy = arguments.strategy or ("adaptive" if bundle else "critical_path")
     chosen = [strategy]
     if arguments.compare:
