@@ -59,11 +59,14 @@ class Bundle:
         return _read_tensors(self.path / name, self.contents[name])
 
     def save(self, folder: Path) -> None:
-        """Write what was checked into a new folder, durable. Raises OSError."""
-        folder.mkdir()
-        for name, content in self.contents.items():
-            _write(folder / name, content)
-        sync_directory(folder)
+        """Write what was checked into a new folder, durable. Raises ConductorError."""
+        try:
+            folder.mkdir()
+            for name, content in self.contents.items():
+                _write(folder / name, content)
+            sync_directory(folder)
+        except OSError as error:
+            raise ConductorError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def write_bundle(

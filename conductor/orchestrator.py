@@ -32,6 +32,7 @@ from conductor.pit_interface import Fold, Folded, PitInterface
 from conductor.points import Points
 from conductor.run import Observer, Run, RunResult
 from conductor.snapshot import read_snapshot
+from conductor.trust import ANYONE
 from conductor.workflow import Workflow, check_workflow
 from pit import layout
 from pit.handle import Event
@@ -66,7 +67,7 @@ def begin(
     orchestrator = Orchestrator(journal)
     try:
         if bundle is not None:
-            shutil.copytree(bundle.path, folder / "bundle")
+            bundle.save(folder / "bundle")
         record = first_row(workflow, folder.name, ".", bundle, strategy, exposure)
         run = make_run(0, workflow, view, journal, record, bundle, observer)
     except BaseException:
@@ -130,6 +131,7 @@ def first_row(
         "workflow_digest": digest(spec),
         "base": str(workflow.base),
         "bundle": bundle.digest if bundle is not None else "",
+        "signature": bundle.signature.words() if bundle is not None else "",
         "strategy": strategy,
         "exposure": exposure,
         "tables": layout.table_hashes(),
@@ -185,7 +187,8 @@ def fold_runs(path: Path, whole: bool = False) -> list[Folded]:
 
 def _revive(path: Path, number: int, folded: Folded, journal: Journal, observer: Observer | None) -> Run:
     record = folded.run
-    bundle = load_bundle(path.parent / "bundle") if record["bundle"] else None
+    # Whose bundle it is was asked when the run began; now it must be the same one.
+    bundle = load_bundle(path.parent / "bundle", ANYONE) if record["bundle"] else None
     if bundle is not None and bundle.digest != record["bundle"]:
         raise ConductorError(f"{path.parent}/bundle: is not the bundle that the run began with")
     workflow = check_workflow(WorkflowSpec.model_validate(record["workflow"]), Path(record["base"]), str(path))

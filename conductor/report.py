@@ -188,6 +188,8 @@ def print_run(report: RunReport, console: Console) -> None:
         f"{report.events['loaded']} loads, {report.events['unloaded']} unloads, {report.events['reload']} reloads; "
         f"decisions: {counts}"
     )
+    if report.run["bundle"]:
+        console.print(f"bundle: {report.run['bundle']}, {report.run['signature']}", soft_wrap=True, highlight=False)
     if report.reason:
         console.print(report.reason, soft_wrap=True)
     console.print("score: " + ", ".join(f"{name} {value:.3f}" for name, value in report.score.items()))

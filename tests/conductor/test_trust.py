@@ -19,8 +19,9 @@ from conductor.__main__ import main
 from conductor.bundle import Bundle, load_bundle, pack_bundle, sign_bundle, write_bundle
 from conductor.errors import ConductorError
 from conductor.files import canonical
+from conductor.journal import read_journal
 from conductor.trust import ANYONE, Trust, distrust_key, new_key, own_keys, read_trust, trust_key
-from tests.conductor.helpers import bundle_parts, reseal
+from tests.conductor.helpers import bundle_parts, reseal, small_workflow
 
 
 @pytest.fixture
@@ -251,3 +252,22 @@ def test_nothing_of_a_key_is_in_a_bundle(signed: Bundle, config: Path) -> None:
     for root, _, files in os.walk(signed.path):
         for name in files:
             assert secret not in (Path(root) / name).read_bytes()
+
+
+def test_a_run_records_who_vouched(
+    config: Path, bundle: Bundle, write_workflow: Callable[[dict[str, Any]], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unsigned bundle that is let in is recorded; what began with it goes on with it, and with no other."""
+    trust_key(new_key("ours").public)
+    file = write_workflow(small_workflow())
+    start = ["run", str(file), "--bundle", str(bundle.path), "--runs", str(file.parent / "runs")]
+    assert main(start) == 2 and "only bundles signed by ours are trusted here" in capsys.readouterr().err
+    assert main([*start, "--allow-unsigned"]) == 0
+    assert "not signed; allowed on demand" in capsys.readouterr().out
+    pack_bundle(sign_bundle(bundle.path, "ours").path, file.parent / "bundle.zip")
+    start[3] = str(file.parent / "bundle.zip")
+    assert main(start) == 0 and "signed by ours (key" in capsys.readouterr().out
+    for folder in (file.parent / "runs").iterdir():
+        first = next(iter(read_journal(folder))).data
+        assert first["bundle"] == bundle.digest == load_bundle(folder / "bundle", ANYONE).digest
+        assert first["signature"] == load_bundle(folder / "bundle", read_trust(allow_unsigned=True)).signature.words()
