@@ -30,7 +30,8 @@ FILE = "journal.sqlite"
 KINDS = {
     # `folder`: of the run, inside the journal's ("." for a run alone); `began`: UTC, for people, the only time of day anywhere
     # `bundle`: the sha256 of its manifest, or ""; `signature`: what was known of its maker, and whether that was let pass
-    "run": set("id folder began workflow workflow_digest base bundle signature strategy exposure tables".split()),
+    "run": {"id", "folder", "began", "workflow", "workflow_digest", "base", "strategy", "exposure", "tables"}
+    | {"bundle", "signature"},
     "action": {"action", "observation", "mask", "by", "note"},  # by: who decided; note: why not the policy, or ""
     "event": {"kind", "subject", "error", "elapsed", "quality", "size", "price", "applied", "output", "text"},
     "intent": {"call", "task", "function", "variant", "key", "attempt", "copy"},
