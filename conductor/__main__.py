@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 
-from conductor.commands import Handler, journals, looking, running
-from conductor.errors import ConductorError
+from conductor.commands import Handler, bundles, journals, looking, running
+from conductor.errors import ConductorError, Stopped, printable
 
-GROUPS = (running, looking, journals)
+GROUPS = (running, looking, journals, bundles)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,13 +28,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 solved, 1 the run ended otherwise, 2 a mistake (one sentence on stderr), 130 interrupted."""
+    """Returns the exit status: 0 solved, 1 the run ended otherwise, 2 a mistake (one sentence on stderr), 130 interrupted,
+    143 stopped by SIGTERM."""
     arguments = _parser().parse_args(argv)
     handle: Handler = arguments.handle
     try:
         return handle(arguments, Console(width=None if sys.stdout.isatty() else 140))
-    except ConductorError as error:
+    except Stopped as error:
         print(f"conductor: {error}", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except ConductorError as error:
+        print(f"conductor: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("conductor: interrupted; nothing recorded is lost, `conductor resume RUN` goes on", file=sys.stderr)

@@ -168,16 +168,29 @@ class ModelManager:
         until = None if seconds is None else time.monotonic() + seconds
         while not self._reports:
             now = time.monotonic()
-            if until is not None and now >= until:
-                break
             limits = [limit for place in self._places() for limit in self._limits(place)]
             wake = min([*limits, *([until] if until is not None else [])], default=None)
             for key, _ in self._selector.select(None if wake is None else max(0.0, wake - now)):
                 self._receive(key.data)
             self._expire(time.monotonic())
+            if until is not None and time.monotonic() >= until:
+                break
         reports = list(self._reports)
         self._reports.clear()
         return reports
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when a worker has said something."""
+        return self._selector.fileno()
+
+    def pending(self) -> bool:
+        """Whether `poll` would report at once, whatever the workers do."""
+        return bool(self._reports)
+
+    def deadline(self) -> int | None:
+        """Monotonic microseconds of the nearest time limit of a call or load, when `poll` is due; None if there is none."""
+        limits = [limit for place in self._places() for limit in self._limits(place)]
+        return int(1e6 * min(limits)) + 1 if limits else None
 
     def close(self) -> None:
         """End every worker."""

@@ -10,9 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from conductor.bundle import Bundle, load_bundle
 from conductor.commands import add_run
+from conductor.commands.bundles import add_trust, trust_of
 from conductor.decision_maker import STRATEGIES
-from conductor.orchestrator import RunResult, begin, resume
+from conductor.orchestrator import begin, resume
 from conductor.report import print_comparison, print_run, report_run
+from conductor.run import RunResult
 from conductor.workflow import Workflow, load_workflow
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def register(commands: Commands) -> None:
     """Adds `run` and `resume`."""
     run = commands.add_parser("run", help="run a workflow to its end in a new folder")
     run.add_argument("file", metavar="FILE", help="the workflow, YAML")
-    run.add_argument("--bundle", metavar="DIR", help="the exported policy; needed by the strategy adaptive")
+    run.add_argument("--bundle", metavar="BUNDLE", help="the exported policy, folder or zip; needed by the strategy adaptive")
     run.add_argument(
         "--strategy",
         choices=STRATEGIES,
@@ -73,20 +75,29 @@ def register(commands: Commands) -> None:
     run.add_argument(
         "--compare", action="store_true", help="really run it under every strategy, one after the other, and compare"
     )
-    run.set_defaults(handle=_run)
     go_on = commands.add_parser("resume", help="go on with a run whose conductor died or was interrupted")
     add_run(go_on)
+    for parser in (run, go_on):
+        parser.add_argument(
+            "--heads",
+            metavar="DIR",
+            help="a folder elsewhere that gets the number and hash of the journal's last row, so that a cut end is noticed",
+        )
+    add_trust(run)
+    run.set_defaults(handle=_run)
     go_on.set_defaults(handle=_resume)
 
 
-def _run_one(workflow: Workflow, strategy: str, bundle: Bundle | None, runs: str, console: Console) -> RunResult:
+def _run_one(
+    workflow: Workflow, strategy: str, bundle: Bundle | None, arguments: argparse.Namespace, console: Console
+) -> RunResult:
     with Display(console, strategy, len(workflow.spec.tasks)) as display:
-        return begin(workflow, runs, bundle=bundle, strategy=strategy, observer=display)
+        return begin(workflow, arguments.runs, bundle=bundle, strategy=strategy, observer=display, heads=arguments.heads)
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     workflow = load_workflow(arguments.file)
-    bundle = load_bundle(arguments.bundle) if arguments.bundle else None
+    bundle = load_bundle(arguments.bundle, trust_of(arguments)) if arguments.bundle else None
     strategy = arguments.strategy or ("adaptive" if bundle else "critical_path")
     chosen = [strategy]
     if arguments.compare:
@@ -95,7 +106,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     for name in chosen:
         if len(chosen) > 1:
             console.rule(name)
-        result = _run_one(workflow, name, bundle, arguments.runs, console)
+        result = _run_one(workflow, name, bundle, arguments, console)
         reports.append(report_run(result.folder))
         print_run(reports[-1], console)
     if len(reports) > 1:
@@ -105,6 +116,6 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _resume(arguments: argparse.Namespace, console: Console) -> int:
     with Display(console, "resume", None) as display:
-        result = resume(arguments.run, display)
+        result = resume(arguments.run, display, arguments.heads)
     print_run(report_run(result.folder), console)
     return 0 if result.status == "solved" else 1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from conductor.errors import ConductorError
-from conductor.journal import KINDS, Journal, read_journal, read_output
+from conductor.journal import KINDS, Journal, read_journal
 
 RUN: dict[str, Any] = dict.fromkeys(KINDS["run"], "")
 
@@ -70,7 +70,7 @@ def test_rows_not_committed_do_not_exist(folder: Path) -> None:
         ("DELETE FROM rows WHERE seq = 3", "row 4: the hash chain is broken"),
         ("DELETE FROM rows WHERE seq = 0", "row 1: the hash chain is broken"),
         ("DELETE FROM rows", "is empty; its run never began"),
-        ("PRAGMA user_version = 2", "has journal schema 2"),
+        ("PRAGMA user_version = 3", "has journal schema 3"),
         ("DROP TABLE rows", "cannot be read as a journal"),
     ],
 )
@@ -140,17 +140,6 @@ sys.stdin.read()
         first.kill()
         first.wait()
         Journal(folder, new=False).close()  # the lock went with its holder
-
-
-def test_outputs_are_named_by_their_content(folder: Path) -> None:
-    journal = Journal(folder, new=False)
-    name, size = journal.store({"b": [1, 2.5, None], "a": "ü"})
-    assert journal.store({"a": "ü", "b": [1, 2.5, None]}) == (name, size)
-    assert journal.output(name) == {"a": "ü", "b": [1, 2.5, None]} and size == (folder / "outputs" / name).stat().st_size
-    journal.close()
-    (folder / "outputs" / name).write_text("{}\n")
-    with pytest.raises(ConductorError, match="was changed after it was recorded"):
-        read_output(folder, name)
 
 
 def test_a_full_disk_is_a_sentence_and_loses_nothing(folder: Path) -> None:
