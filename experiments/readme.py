@@ -141,9 +141,9 @@ def conclusion(stored: list[dict[str, Any]], room: dict[int, dict[str, float]]) 
     ahead = ", ".join(map(str, won)) if len(won) < len(wide) else "all of them"
     return [
         "",
-        f"Of the {len(wide)} levels in which lookahead is at least {WIDE} perf ahead of `calibrated`, the trained policies beat "
-        f"`calibrated` in {len(won)} ({ahead}), all leads above zero together at 95 % (Holm's correction over {len(wide)}; the "
-        f"largest corrected p is {max(p.values()):.1g}). Worse by more than {WORSE} perf: "
+        f"Of the {len(wide)} levels in which lookahead is at least {WIDE} perf ahead of `calibrated`, the trained policies "
+        f"beat `calibrated` in {len(won)} ({ahead}), all leads above zero together at 95 % (Holm's correction over "
+        f"{len(wide)}; the largest corrected p is {max(p.values()):.1g}). Worse by more than {WORSE} perf: "
         f"{', '.join(map(str, behind)) or 'none'}.",
     ]
 
