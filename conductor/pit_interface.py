@@ -262,13 +262,13 @@ class Fold:
         else:
             _replay(row, view, where, self.run["id"], self._begun)
         self._begun += view.begun()
+        view.commands()  # they were carried out, or died with the conductor
         self.ended = row.kind == "end"
         if self._watch is not None:
             self._watch(row, view)
 
     def result(self) -> Folded:
         """The run as it is behind its last row. Raises ConductorError if an intent is missing."""
-        self.view.commands()  # they were carried out, or died with the conductor
         if self._begun:
             number = self._begun[0].call
             raise ConductorError(f"row {self.row.seq}: the Pit started call {number}, and no intent of it was recorded")

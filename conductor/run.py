@@ -6,6 +6,7 @@ result is durable, with its output's digest, before anything that follows from i
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from conductor.decision_maker import Decision
 from conductor.errors import ConductorError
+from conductor.files import clear_scratch
 from conductor.journal import Journal
 from conductor.model_manager import Report
 from conductor.pit_interface import STUCK, PitInterface, array_digest, event_payload
 from conductor.points import Points
 from conductor.shapes import Shapes
 from conductor.snapshot import EVERY, prune_snapshots, write_snapshot
+from conductor.snapshot import FOLDER as SNAPSHOTS
 from conductor.tiers import Outputs
 from conductor.workflow import Workflow
 from pit import layout
@@ -101,11 +104,13 @@ class Run:
         self.observe = observer or (lambda kind, time, text: None)
         self.parked: tuple[str, int] | None = None  # why nothing could be recorded, and since when
         self._workflow, self._pit, self._journal, self._decider = workflow, view.pit, journal, decider
+        clear_scratch(self.folder / SNAPSHOTS)
         self._outputs = Outputs(self.folder, workflow.spec.system.store)
         self._fetched: dict[int, int] = {}  # call -> us that fetching its inputs took
         self._shapes = Shapes()
         self._commands: list[Command] = []
         self._rows = 0  # since the last snapshot
+        self._every = int(os.environ.get("FQ_SNAPSHOT_EVERY", EVERY))  # tests want more of them
         self._fresh = False  # a snapshot is among the rows of this tick
         self.finished = self.began = self.cancelled = False  # whether this tick did so, for crash tests
 
@@ -173,7 +178,7 @@ class Run:
         if status != "running":
             self.add("end", now, {"status": status, "state": self._pit.state_hash()})
             self.observe("end", now, f"{status}: {STUCK}" if self.view.stuck() else status)
-        elif self._rows >= EVERY:
+        elif self._rows >= self._every:
             self._snapshot(now, points)
         return status != "running"
 

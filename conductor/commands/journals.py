@@ -48,15 +48,10 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
     verified = verify_journal(path)
     if arguments.head is not None:
         _compare(path, Path(arguments.head))
-    open_runs = sum(not folded.ended for folded in verified.runs)
-    status = f"{open_runs} not ended; `resume` goes on" if open_runs else "all ended"
-    runs = (
-        f"{len(verified.runs)} runs, {status}"
-        if len(verified.runs) > 1
-        else status.replace("1 not", "not").replace("all ", "")
-    )
+    left = sum(not folded.ended for folded in verified.runs)
+    status = f"{left} of {len(verified.runs)} runs not ended; `resume` goes on" if left else "ended"
     console.print(
-        f"{path}: {verified.last.seq + 1} rows, whole and replayed bit for bit, {runs}; last hash {verified.last.hash}",
+        f"{path}: {verified.last.seq + 1} rows, whole and replayed bit for bit, {status}; last hash {verified.last.hash}",
         soft_wrap=True,
     )
     if note := sqlite_note():
