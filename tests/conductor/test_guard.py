@@ -139,6 +139,23 @@ def test_a_policy_that_is_late_again_and_again_is_put_aside(pit: Pit) -> None:
     assert len(said) == 2, "each conductor says it once"
 
 
+def test_an_answer_in_time_begins_the_count_anew(pit: Pit, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [9.0, 9.0, 0.0, 9.0, 9.0, 0.0, 9.0, 9.0, 9.0]
+    answers = iter(seconds)
+    monkeypatch.setattr(decision_maker, "_ask", lambda *_: (1, next(answers)))
+    maker = DecisionMaker("adaptive", Counting(1), None)  # type: ignore[arg-type]
+    assert [choose(maker, pit).note for _ in seconds] == ["late" if x else "" for x in seconds]
+    assert choose(maker, pit).note == "put aside"
+
+
+def test_the_guard_is_recalled(pit: Pit) -> None:
+    watch = RangeGuard(RangesSpec.model_validate({"decisions": 1, "columns": ANYWHERE}))
+    policy = Counting(1)
+    maker = DecisionMaker("adaptive", policy, None, guard=watch)  # type: ignore[arg-type]
+    maker.recall([Decision(1, "rule", "", distance=0.2, tripped=k >= TRIP - 1).payload() for k in range(TRIP + 3)])
+    assert choose(maker, pit).note == "out of range" and policy.asked == 0
+
+
 def test_lateness_is_recalled(pit: Pit) -> None:
     policy = Counting(1, seconds=0.002)
 
