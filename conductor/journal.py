@@ -23,12 +23,12 @@ SCHEMA = 1  # PRAGMA user_version; a journal of another schema is refused
 FILE = "journal.sqlite"
 # Row kind -> the keys of its payload, all of them needed.
 KINDS = {
-    "run": {"id", "workflow", "workflow_digest", "base", "bundle", "strategy", "exposure", "tables"},
+    "run": {"id", "workflow", "workflow_digest", "base", "bundle", "strategy", "exposure", "tables", "sandbox"},
     "action": {"action", "observation", "mask", "by", "note"},  # by: who decided; note: why not the policy, or ""
     "event": {"kind", "subject", "error", "elapsed", "quality", "size", "price", "applied", "output", "text"},
     "intent": {"call", "task", "function", "variant", "key", "attempt", "copy"},
     "reload": {"copy", "model", "reason"},  # a copy that the Pit holds for loaded was really loaded again
-    "resume": {"lost"},  # calls whose worker died with the conductor
+    "resume": {"lost", "sandbox"},  # calls whose worker died with the conductor; the sandboxes from now on
     "end": {"status", "state"},
 }
 _GENESIS = "0" * 64

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from conductor.errors import ConductorError
 from conductor.instruments.process import Worker
+from conductor.instruments.sandbox import Limits
 from conductor.workflow import ModelPlan, Plan
 
 CHECK_SECONDS = 300.0  # importing a user's modules may take its time
@@ -35,6 +36,14 @@ class Report(NamedTuple):
     value: Any = None
     quality: float | None = None
     text: str = ""
+
+
+def _name(function: str, variant: str) -> str:
+    return f"{function} ({variant})"
+
+
+def _ending(status: int | None) -> str:
+    return "it reached a limit of instruments.limits" if status is None else f"status {status}"
 
 
 class _Call(NamedTuple):
@@ -67,9 +76,10 @@ class _Place:
 class ModelManager:
     """Workers of one run. `serves` says how many calls at once a copy of each model takes."""
 
-    def __init__(self, plan: Plan, serves: dict[str, int], base: Path, folder: Path) -> None:
-        """`base`: where modules are found; `folder`: of the run, gets `files/` (where all calls work) and `logs/`."""
-        self._plan, self._serves, self._base = plan, serves, base
+    def __init__(self, plan: Plan, serves: dict[str, int], base: Path, folder: Path, limits: Limits) -> None:
+        """`base`: where modules are found; `folder`: of the run, gets `files/` (where all calls work) and `logs/`; `limits` of
+        each worker."""
+        self._plan, self._serves, self._base, self._may_take = plan, serves, base, limits
         self._files, self._logs = folder / "files", folder / "logs"
         self._files.mkdir(exist_ok=True)
         self._logs.mkdir(exist_ok=True)
@@ -79,26 +89,34 @@ class ModelManager:
         self._reports: deque[Report] = deque()
         self._spawned = 0
 
-    def check(self, functions: list[str], models: list[str], where: str) -> None:
-        """Make every instrument once in a worker, which then serves. Raises ConductorError with the first fault's sentence."""
+    def check(self, functions: dict[str, list[str]], models: list[str], where: str) -> dict[str, str]:
+        """Make every instrument once in a worker, which then serves; the level of the sandbox that each function gets.
+
+        `functions`: the variants of each. Raises ConductorError with the first fault's sentence."""
         place = self._spawn(1)
         self._plain.append(place)
         place.worker.send({
             "do": "check",
-            "functions": {name: self._plan.functions[name].instrument() for name in functions},
+            "functions": {
+                _name(name, variant): self._plan.functions[name].instrument(variant)
+                for name, variants in functions.items()
+                for variant in variants
+            },
             "models": {name: {"load": self._plan.models[name].load} for name in models},
             "configure": {name: hook for name in functions if (hook := self._plan.functions[name].configure) is not None},
         })  # fmt: skip
         replies: list[dict[str, Any]] | None = []
         deadline = time.monotonic() + CHECK_SECONDS
         while replies == [] and time.monotonic() < deadline:
-            self._selector.select(1.0)
+            self._wait(1.0)
             replies = place.worker.receive()
         if not replies or replies[0]["error"] != "ok":
             text = replies[0]["text"] if replies else f"a worker process ended or did not answer; see {self._logs}"
             raise ConductorError(f"{where}: instruments cannot be checked: {text}")
-        if replies[0]["value"]:
-            raise ConductorError(f"{where}: {replies[0]['value'][0]}")
+        found = replies[0]["value"]
+        if found["faults"]:
+            raise ConductorError(f"{where}: {found['faults'][0]}")
+        return dict(found["levels"])
 
     def load(self, copy: int, model: str) -> None:
         """Start a process for a copy and load its model; `loaded` or `load_failed` follows."""
@@ -122,7 +140,8 @@ class ModelManager:
 
     def start(self, call: int, copy: int, job: dict[str, Any]) -> None:
         """Begin a call on its copy (-1: on a plain worker); `finished` follows. `job`: the fields of a Job that are JSON."""
-        request = {"do": "call", "job": job, "instrument": self._plan.functions[job["function"]].instrument()}
+        name = _name(job["function"], job["variant"])
+        request = {"do": "call", "job": job, "name": name, **self._plan.functions[job["function"]].request(job["variant"])}
         begun = _Call(call, request, job["seconds"])
         if copy >= 0:
             place = self._copies[copy]
@@ -172,8 +191,8 @@ class ModelManager:
                 break
             limits = [limit for place in self._places() for limit in self._limits(place)]
             wake = min([*limits, *([until] if until is not None else [])], default=None)
-            for key, _ in self._selector.select(None if wake is None else max(0.0, wake - now)):
-                self._receive(key.data)
+            for place in self._wait(None if wake is None else max(0.0, wake - now)):
+                self._receive(place)
             self._expire(time.monotonic())
         reports = list(self._reports)
         self._reports.clear()
@@ -193,7 +212,8 @@ class ModelManager:
 
     def _spawn(self, threads: int) -> _Place:
         self._spawned += 1
-        worker = Worker(self._base, self._files, self._logs / f"worker-{self._spawned}.log", threads)
+        log = self._logs / f"worker-{self._spawned}.log"
+        worker = Worker(self._base, self._files, log, threads, self._may_take, self._plan.environment)
         place = _Place(worker)
         self._selector.register(worker, selectors.EVENT_READ, place)
         return place
@@ -211,7 +231,7 @@ class ModelManager:
     def _send(place: _Place, call: _Call) -> None:
         place.calls[place.worker.send(call.request)] = (call, time.monotonic())
 
-    def _end(self, place: _Place) -> int:
+    def _end(self, place: _Place) -> int | None:
         if not place.alive:
             return 0
         place.alive = False
@@ -234,6 +254,17 @@ class ModelManager:
                 place.state = "old"
             elif place.state == "ready":
                 self._retire(place)
+
+    def _wait(self, seconds: float | None) -> list[_Place]:
+        """The places that have replied; waits up to `seconds`, and hands on what a worker was too busy to take."""
+        writing = [place.worker for place in self._places() if place.alive and not place.worker.flush()]
+        for worker in writing:
+            self._selector.register(worker.request_file(), selectors.EVENT_WRITE)
+        try:
+            return [key.data for key, _ in self._selector.select(seconds) if key.data is not None]
+        finally:
+            for worker in writing:
+                self._selector.unregister(worker.request_file())
 
     # ------------------------------------------------------------------ what happens
     def _receive(self, place: _Place) -> None:
@@ -285,7 +316,7 @@ class ModelManager:
         """The worker ended, or is ended now because of some calls: these are over (reported, if there is an `error`), as are
         all of a worker that ended by itself; the others wait for the copy, which is loaded again; a load failed."""
         status = self._end(place)
-        text = why or f"the worker process ended by itself (status {status}); see {self._logs}"
+        text = why or f"the worker process ended by itself ({_ending(status)}); see {self._logs}"
         now = time.monotonic()
         for call, since in place.calls.values():
             if because and call.number not in because:

@@ -93,7 +93,7 @@ def begin(
             "tables": layout.table_hashes(),
         }
         orchestrator = Orchestrator(workflow, view, journal, run, bundle, observer, 0)
-        orchestrator.check()
+        run["sandbox"] = orchestrator.check()
     except BaseException:
         journal.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -126,11 +126,11 @@ def resume(place: str | os.PathLike[str], observer: Observer | None = None) -> R
             raise ConductorError(f"{path.parent}/bundle: is not the bundle that the run began with")
         workflow = check_workflow(WorkflowSpec.model_validate(run["workflow"]), Path(run["base"]), str(path))
         orchestrator = Orchestrator(workflow, folded.view, journal, run, bundle, observer, folded.time)
-        orchestrator.check()
+        levels = orchestrator.check()
     except BaseException:
         journal.close()
         raise
-    orchestrator.recover(folded.time)
+    orchestrator.recover(folded.time, levels)
     return orchestrator.run()
 
 
@@ -154,7 +154,7 @@ class Orchestrator:
             run["strategy"], bundle.policy if bundle else None, bundle.manifest.rule if bundle else None
         )
         serves = {name: model.serves for name, model in workflow.spec.system.models.items()}
-        self._manager = ModelManager(workflow.plan, serves, workflow.base, journal.folder)
+        self._manager = ModelManager(workflow.plan, serves, workflow.base, journal.folder, workflow.limits)
         self._outputs = Outputs(journal, workflow.spec.system.store)
         self._fetched: dict[int, int] = {}  # call -> us that fetching its inputs took
         self._since, self._origin = since, time.monotonic_ns()
@@ -162,11 +162,13 @@ class Orchestrator:
         self._points: Counter[str] = Counter()
         self._kill_at = os.environ.get("FQ_KILL_AT", "")
 
-    def check(self) -> None:
-        """Make every instrument that a task may need once. Raises ConductorError for the first that cannot be made."""
+    def check(self) -> dict[str, str]:
+        """Make every instrument that a task may need once; the sandbox that each function gets. Raises ConductorError for the
+        first that cannot be made."""
         try:
-            functions = list(dict.fromkeys(task.function for task in self._workflow.spec.tasks))
-            self._manager.check(functions, list(self._workflow.plan.models), self._workflow.spec.name)
+            system = self._workflow.spec.system
+            functions = {task.function: system.usable(task.function) for task in self._workflow.spec.tasks}
+            return self._manager.check(functions, list(self._workflow.plan.models), self._workflow.spec.name)
         except BaseException:
             self._manager.close()
             raise
@@ -190,10 +192,12 @@ class Orchestrator:
         applied = self._view.event(at, event, output)
         self._journal.add("event", at, event_payload(event, applied, output, text))
 
-    def recover(self, at: int) -> None:
-        """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended."""
+    def recover(self, at: int, levels: dict[str, str]) -> None:
+        """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended.
+
+        `levels`: the sandboxes of functions from now on."""
         lost = list(self._view.calls.values())
-        self._journal.add("resume", at, {"lost": [call.call for call in lost]})
+        self._journal.add("resume", at, {"lost": [call.call for call in lost], "sandbox": levels})
         self._observe("resume", at, f"{len(lost)} calls were under way and begin again")
         copies = [(i, int(row["state"]), int(row["model"])) for i, row in enumerate(self._pit.copies())]
         for call in lost:
