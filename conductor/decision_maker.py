@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from conductor.bundle import RuleSpec
+from conductor.manifest import RuleSpec
 from conductor.pit_interface import Rule
 from conductor.policy import Policy
 from pit.handle import Pit

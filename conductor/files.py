@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from conductor.errors import ConductorError
+from conductor.errors import ConductorError, DiskFull
 
 
 def canonical(value: Any) -> bytes:
@@ -43,13 +44,47 @@ def sync_directory(path: Path) -> None:
 
 
 def write_once(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole and durable, or not at all; one that exists already is left as it is."""
+    """Write a file so that it appears whole and durable, or not at all; one that exists already is left as it is.
+
+    Raises:
+        DiskFull: there is no room for it; what was written of it is gone again.
+        ConductorError: its folder cannot be written.
+    """
     if path.exists():
         return
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(scratch, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(scratch, path)
+    try:
+        try:
+            with open(scratch, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(scratch, path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+    except OSError as error:
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConductorError
+        raise kind(f"{path.parent}: cannot be written ({error.strerror}); make room and resume") from error
+
+
+def clear_scratch(folder: Path) -> None:
+    """Remove what `write_once` left in a folder when its process was killed; nobody else may be writing there."""
+    for file in folder.glob(".*"):
+        file.unlink(missing_ok=True)
+
+
+def replace(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file so that it appears whole and durable in the place of an older one, with this mode from the first moment."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.unlink(missing_ok=True)
+    try:
+        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
     sync_directory(path.parent)

@@ -1,125 +1,203 @@
-"""The journal of a run: an append-only SQLite file whose rows are hash-chained, with one writer and one commit per tick.
+"""The journal: an append-only SQLite file whose rows are hash-chained, with one writer and one commit per tick.
 
-It is the only truth about a run: state is the fold of its rows through the Pit. Outputs of calls lie beside it, named by their
-sha256. What stands here knows the rows' shape, not their meaning.
+It is the only truth about the runs of a conductor: the state of each is the fold of its rows through the Pit. Outputs of calls
+lie outside, named by their sha256. What stands here knows the rows' shape, not their meaning.
+
+The writer is fenced twice. A lock on `journal.lock` belongs to the process as long as it lives, also while it is stopped, so
+that no lease can run out under it; and should somebody take that file away, two writers would add rows of the same number,
+of which SQLite takes one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import sqlite3
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conductor.errors import ConductorError
-from conductor.files import canonical, parse_canonical, sync_directory, write_once
+from conductor.errors import ConductorError, DiskFull
+from conductor.files import canonical, parse_canonical, sync_directory
+from conductor.head import FILE as HEAD
+from conductor.head import Head, HeadFile, read_head
 
-SCHEMA = 1  # PRAGMA user_version; a journal of another schema is refused
+SCHEMA = 2  # PRAGMA user_version; a journal of another schema is refused
 FILE = "journal.sqlite"
 # Row kind -> the keys of its payload, all of them needed.
 KINDS = {
-    "run": {"id", "workflow", "workflow_digest", "base", "bundle", "strategy", "exposure", "tables", "sandbox"},
+    # `folder`: of the run, inside the journal's ("." for a run alone); `began`: UTC, for people, the only time of day anywhere
+    # `sandbox`: what each variant runs in, by its name
+    # `bundle`: the sha256 of its manifest, or ""; `signature`: what was known of its maker, and whether that was let pass
+    "run": {"id", "folder", "began", "workflow", "workflow_digest", "base", "strategy", "exposure", "tables", "sandbox"}
+    | {"bundle", "signature"},
     "action": {"action", "observation", "mask", "by", "note"},  # by: who decided; note: why not the policy, or ""
     "event": {"kind", "subject", "error", "elapsed", "quality", "size", "price", "applied", "output", "text"},
     "intent": {"call", "task", "function", "variant", "key", "attempt", "copy"},
     "reload": {"copy", "model", "reason"},  # a copy that the Pit holds for loaded was really loaded again
-    "resume": {"lost", "sandbox"},  # calls whose worker died with the conductor; the sandboxes from now on
+    "resume": {"lost", "sandbox"},  # calls whose worker died with the conductor
+    "snapshot": {"file", "state"},  # sha256 of a file in `snapshots/`, and the Pit's state hash
+    "parked": {"reason", "since"},  # nothing could be recorded since then (us); it was waited for
+    "stop": {"reason"},  # the conductor was asked to end; `resume` goes on
     "end": {"status", "state"},
 }
 _GENESIS = "0" * 64
 _TABLE = """
-CREATE TABLE rows
-    (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, time INTEGER NOT NULL, payload TEXT NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE rows (seq INTEGER PRIMARY KEY, run INTEGER NOT NULL, kind TEXT NOT NULL, time INTEGER NOT NULL,
+    payload TEXT NOT NULL, hash TEXT NOT NULL);
 CREATE TRIGGER no_update BEFORE UPDATE ON rows BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 CREATE TRIGGER no_delete BEFORE DELETE ON rows BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 """
+_WAL_RESET_FIXED = (3, 51, 3)
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
 class Row(NamedTuple):
-    """One row: `time` in microseconds since the run began, `hash` over the row before and everything in this one."""
+    """One row: `time` in microseconds since its run began, `hash` over the row before and everything in this one."""
 
     seq: int
+    run: int  # 0, 1, ... in the order in which the runs began
     kind: str
     time: int
     data: dict[str, Any]
     hash: str
 
 
-def _chain(previous: str, seq: int, kind: str, time: int, payload: str) -> str:
-    return hashlib.sha256(f"{previous}\n{seq}\n{kind}\n{time}\n{payload}".encode()).hexdigest()
+def _chain(previous: str, seq: int, run: int, kind: str, time: int, payload: str) -> str:
+    return hashlib.sha256(f"{previous}\n{seq}\n{run}\n{kind}\n{time}\n{payload}".encode()).hexdigest()
+
+
+def sqlite_note() -> str:
+    """What there is to know about this SQLite, one sentence; empty if there is nothing."""
+    if sqlite3.sqlite_version_info >= _WAL_RESET_FIXED:
+        return ""
+    return (
+        f"SQLite {sqlite3.sqlite_version} may damage a write-ahead log that two connections write or checkpoint at the same "
+        "instant (mended in 3.51.3); a journal has one writer, and must be opened read-only by everybody else"
+    )
 
 
 def journal_path(place: str | os.PathLike[str]) -> Path:
-    """The journal file of a run folder (or the file itself). Raises ConductorError if there is none."""
+    """The journal of a run: of its own folder, of the folder around it, or the file itself. Raises ConductorError if there is
+    none."""
     path = Path(place)
-    path = path / FILE if path.is_dir() else path
+    if path.is_dir():
+        around = path.absolute().parent / FILE
+        path = around if not (path / FILE).is_file() and around.is_file() else path / FILE
     if not path.is_file():
         raise ConductorError(f"{path}: there is no journal; name the folder of a run (`--runs` DIR/...)")
     return path
 
 
-def read_journal(place: str | os.PathLike[str]) -> Iterator[Row]:
-    """Every row in order, each verified before it is given out; opened read-only.
+def read_run(place: str | os.PathLike[str]) -> Iterator[Row]:
+    """The rows of one run, verified like all the others of its journal: the only run, or the one whose folder `place` is.
 
     Raises:
-        ConductorError: no journal, another schema, a broken chain, an unknown kind, or a payload with other keys.
+        ConductorError: as `read_journal`; a journal of several runs, of which `place` names none.
+    """
+    path, number = journal_path(place), -1
+    inside = Path(place).absolute()
+    name = inside.name if inside.is_dir() and inside != path.absolute().parent else "."
+    for row in read_journal(path):
+        if row.kind == "run":
+            if name == "." and row.run > 0:
+                raise ConductorError(f"{path}: holds several runs; name the folder of one, {path.parent}/{row.data['folder']}")
+            if row.data["folder"] == name or (name == "." and row.run == 0):
+                number = row.run
+        if row.run == number:
+            yield row
+    if number < 0:
+        raise ConductorError(f"{path}: holds no run of the folder {name}")
+
+
+def run_folder(place: str | os.PathLike[str], run: dict[str, Any]) -> Path:
+    """Where a run's files are; `run` is the payload of its first row. Raises ConductorError for a place elsewhere."""
+    path, name = journal_path(place), str(run["folder"])
+    if name != "." and (Path(name).name != name or name == ".."):
+        raise ConductorError(f"{path}: names the folder {name!r} for a run; one inside its own is needed")
+    return path.parent / name
+
+
+def read_journal(place: str | os.PathLike[str]) -> Iterator[Row]:
+    """Every row of every run in order, each verified before it is given out; opened read-only.
+
+    Raises:
+        ConductorError: no journal, another schema, a broken chain, an unknown kind, a payload with other keys, or an end
+            before the row that the head beside it names.
     """
     path = journal_path(place)
     try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        head = read_head(path.with_name(HEAD)) if path.name == FILE else None  # before the rows: they may become more
+        connection = _open_to_read(path)
         try:
-            yield from _verified(connection, path)
+            yield from _verified(connection, path, head)
         finally:
             connection.close()
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise ConductorError(f"{path}: cannot be read as a journal: {error}") from error
 
 
-def _verified(connection: sqlite3.Connection, path: Path) -> Iterator[Row]:
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    """Where nothing can be written beside a journal that was closed, it is read as a file that never changes."""
+    log = path.with_name(f"{path.name}-wal")
+    closed = not log.exists() or not log.stat().st_size
+    fixed = closed and not os.access(path.parent, os.W_OK)
+    options = "mode=ro&immutable=1" if fixed else "mode=ro"
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, isolation_level=None)
+
+
+def _verified(connection: sqlite3.Connection, path: Path, head: Head | None) -> Iterator[Row]:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version != SCHEMA:
         raise ConductorError(f"{path}: has journal schema {version}; this conductor reads schema {SCHEMA}")
-    previous, kind = _GENESIS, ""
-    for number, raw in enumerate(connection.execute("SELECT seq, kind, time, payload, hash FROM rows ORDER BY seq")):
+    previous, runs, number = _GENESIS, 0, -1
+    for number, raw in enumerate(connection.execute("SELECT seq, run, kind, time, payload, hash FROM rows ORDER BY seq")):
         where = f"{path}: row {raw[0]}"
-        if [type(value) for value in raw] != [int, str, int, str, str]:
+        if [type(value) for value in raw] != [int, int, str, int, str, str]:
             raise ConductorError(f"{where}: holds values of other types than a journal's")
-        seq, kind, time, payload, row_hash = raw
-        if seq != number or row_hash != _chain(previous, seq, kind, time, payload):
+        seq, run, kind, time, payload, row_hash = raw
+        if seq != number or row_hash != _chain(previous, seq, run, kind, time, payload):
             raise ConductorError(
                 f"{where}: the hash chain is broken here; this row or one before it was changed or taken away"
             )
         if kind not in KINDS:
             raise ConductorError(f"{where}: kind {kind!r} is unknown to this conductor; known are {', '.join(KINDS)}")
-        if (kind == "run") != (seq == 0):
-            raise ConductorError(f"{where}: a journal begins with its only `run` row")
+        if not 0 <= run <= runs or (kind == "run") != (run == runs):
+            raise ConductorError(f"{where}: a run begins with its only `run` row, and runs are numbered in order")
+        runs += kind == "run"
         data = parse_canonical(f"{payload}\n".encode(), where)
         if not isinstance(data, dict) or set(data) != KINDS[kind]:
             raise ConductorError(f"{where}: a row of kind {kind} has the keys {', '.join(sorted(KINDS[kind]))}")
-        yield Row(seq, kind, time, data, row_hash)
+        if head is not None and seq == head.seq and row_hash != head.hash:
+            raise ConductorError(f"{where}: is not the row {seq} that {HEAD} names; this is another journal than it was")
+        yield Row(seq, run, kind, time, data, row_hash)
         previous = row_hash
-    if not kind:
+    if number < 0:
         raise ConductorError(f"{path}: is empty; its run never began")
+    if head is not None and number < head.seq:
+        raise ConductorError(
+            f"{path}: ends with row {number}, and {HEAD} says that row {head.seq} was written: the end was cut off (was a "
+            f"{path.name}-wal left behind?); delete {HEAD} to take what is there"
+        )
 
 
 class Journal:
     """The one writer of a journal. Rows given to `add` become durable together, with the next `commit`."""
 
-    def __init__(self, folder: Path, *, new: bool) -> None:
-        """Open the journal of a run folder for writing.
+    def __init__(self, folder: Path, *, new: bool, heads: Path | None = None) -> None:
+        """Open the journal of a folder for writing. `heads`: another folder that gets `<name of the folder>.head`.
 
         Raises:
             ConductorError: another conductor writes it; the folder cannot be written; it exists though `new`, or is missing.
         """
         self.folder = folder
         self.path = folder / FILE
-        self._pending: list[Row] = []
+        self.commits = 0
+        self._pending: list[tuple[int, int, str, int, str, str]] = []
         self._connection: sqlite3.Connection | None = None
+        self._heads: list[HeadFile] = []
         self._next, self._hash = 0, _GENESIS
         try:
             if new:
@@ -131,109 +209,89 @@ class Journal:
         except OSError as error:
             raise ConductorError(f"{folder}: cannot be written ({error.strerror}); choose another `--runs` folder") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._open(new, heads)
         except BlockingIOError as error:
-            os.close(self._lock)
+            self.close()
             raise ConductorError(
                 f"{self.path}: another conductor is writing this journal; wait for it or end it first"
             ) from error
-        try:
-            self._open(new)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             self.close()
             raise ConductorError(f"{self.path}: cannot be written: {error}") from error
-        except (ConductorError, OSError):
+        except ConductorError:
             self.close()
             raise
 
-    def _open(self, new: bool) -> None:
+    def _open(self, new: bool, heads: Path | None) -> None:
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if new and self.path.exists():
             raise ConductorError(f"{self.path}: exists already; `resume` goes on with it")
-        (self.folder / "outputs").mkdir(exist_ok=True)
-        self._connection = sqlite3.connect(self.path, isolation_level=None)
+        # Autocommit; the thread of an orchestrator may be another one than that which made it.
+        self._connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA synchronous=FULL")
         if new:
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.executescript(f"BEGIN; {_TABLE} PRAGMA user_version={SCHEMA}; COMMIT;")
             sync_directory(self.folder)
         else:
+            self._connection.execute("BEGIN IMMEDIATE")  # a file that cannot be written is refused now
+            self._connection.execute("ROLLBACK")
             for row in read_journal(self.path):
                 self._next, self._hash = row.seq + 1, row.hash
+        places = [self.folder / HEAD] + ([heads / f"{self.folder.name}.head"] if heads is not None else [])
+        self._heads = [HeadFile(place) for place in places]
+        self._write_heads()
 
-    def add(self, kind: str, time: int, data: dict[str, Any]) -> Row:
-        """Append a row (not yet durable). `time` in microseconds since the run began."""
+    def add(self, kind: str, time: int, data: dict[str, Any], run: int = 0) -> Row:
+        """Append a row (not yet durable). `time` in microseconds since its run began."""
         if set(data) != KINDS[kind]:
             raise KeyError(f"a row of kind {kind} needs exactly {sorted(KINDS[kind])}")
         payload = canonical(data).decode()[:-1]
-        row = Row(self._next, kind, time, data, _chain(self._hash, self._next, kind, time, payload))
-        self._next, self._hash = row.seq + 1, row.hash
-        self._pending.append(row)
-        return row
+        seq, row_hash = self._next, _chain(self._hash, self._next, run, kind, time, payload)
+        self._next, self._hash = seq + 1, row_hash
+        self._pending.append((seq, run, kind, time, payload, row_hash))
+        return Row(seq, run, kind, time, data, row_hash)
 
     def commit(self) -> None:
         """Make every added row durable: one transaction, one fsync.
 
         Raises:
-            ConductorError: the disk is full or gone; nothing of this commit was recorded.
+            DiskFull: there is no room; nothing of this commit was recorded, and it may be tried again.
+            ConductorError: the disk is gone, or somebody else has written; nothing of this commit was recorded.
         """
-        if not self._pending or self._connection is None:
+        connection = self._connection
+        if not self._pending or connection is None:
             return
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany(
-                "INSERT INTO rows VALUES (?, ?, ?, ?, ?)",
-                [(r.seq, r.kind, r.time, canonical(r.data).decode()[:-1], r.hash) for r in self._pending],
-            )
-            self._connection.execute("COMMIT")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", self._pending)
+            connection.execute("COMMIT")
         except sqlite3.Error as error:
-            raise ConductorError(f"{self.path}: cannot be written: {error}; make room and resume") from error
+            with contextlib.suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.IntegrityError):
+                raise ConductorError(f"{self.path}: another conductor has written this journal ({error})") from error
+            kind = DiskFull if error.sqlite_errorcode in _NO_ROOM else ConductorError
+            raise kind(f"{self.path}: cannot be written: {error}; make room and resume") from error
         self._pending.clear()
+        self.commits += 1
+        self._write_heads()
 
-    def store(self, value: Any) -> tuple[str, int]:
-        """Keep an output (any JSON value) under its digest; returns (sha256, size in bytes). Durable on return."""
-        content = canonical(value)
-        name = hashlib.sha256(content).hexdigest()
-        try:
-            write_once(self.folder / "outputs" / name, content)
-        except OSError as error:
-            raise ConductorError(
-                f"{self.folder}/outputs: cannot be written ({error.strerror}); make room and resume"
-            ) from error
-        return name, len(content)
-
-    def output(self, name: str) -> Any:
-        """The output with this digest. Raises ConductorError if it is missing or was changed."""
-        return read_output(self.folder, name)
+    def _write_heads(self) -> None:
+        if self._next:
+            for head in self._heads:
+                with contextlib.suppress(OSError):  # an older head is true as well
+                    head.write(Head(self._next - 1, self._hash))
 
     def close(self) -> None:
         """Let go of the file and the lock; rows not committed are forgotten."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        for head in self._heads:
+            head.close()
+        self._heads = []
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-
-
-def read_output(folder: Path, name: str) -> Any:
-    """The output of a run folder with this digest. Raises ConductorError if it is missing or was changed."""
-    return json.loads(read_content(folder, name))
-
-
-def cold_path(path: Path) -> Path:
-    """Where an output whose file is `path` lies compressed."""
-    return path.with_name(f"{path.name}.z")
-
-
-def read_content(folder: Path, name: str) -> bytes:
-    """The canonical JSON of an output, compressed or not. Raises ConductorError if it is missing or was changed."""
-    path = folder / "outputs" / name
-    try:
-        content = path.read_bytes() if path.exists() else zlib.decompress(cold_path(path).read_bytes())
-    except OSError as error:
-        raise ConductorError(f"{path}: this output cannot be read ({error.strerror})") from error
-    except zlib.error:
-        content = b""
-    if hashlib.sha256(content).hexdigest() != name:
-        raise ConductorError(f"{path}: this output was changed after it was recorded")
-    return content

@@ -60,6 +60,7 @@ class _Place:
 
     worker: Worker
     alive: bool = True
+    writing: bool = False  # whether a request waits until the worker reads
     model: str = ""
     copy: int = -1
     row: int = -1  # variant that is configured here
@@ -95,7 +96,7 @@ class ModelManager:
         `functions`: the variants of each. Raises ConductorError with the first fault's sentence."""
         place = self._spawn(1)
         self._plain.append(place)
-        place.worker.send({
+        self._request(place, {
             "do": "check",
             "functions": {
                 _name(name, variant): self._plan.functions[name].instrument(variant)
@@ -108,7 +109,8 @@ class ModelManager:
         replies: list[dict[str, Any]] | None = []
         deadline = time.monotonic() + CHECK_SECONDS
         while replies == [] and time.monotonic() < deadline:
-            self._wait(1.0)
+            self._selector.select(1.0)
+            self._flush(place)
             replies = place.worker.receive()
         if not replies or replies[0]["error"] != "ok":
             text = replies[0]["text"] if replies else f"a worker process ended or did not answer; see {self._logs}"
@@ -171,7 +173,8 @@ class ModelManager:
         self._plain.append(place)
         place.row, place.model, place.state, place.begun = row, model or "", "configuring", time.monotonic()
         place.load_until = place.begun + plan.seconds
-        place.load = place.worker.send({"do": "configure", "call": plan.configure, "function": function, "variant": variant})
+        what = {"call": plan.configure, "function": function, "variant": variant}
+        place.load = self._request(place, {"do": "configure", **what})
 
     def cancel(self, call: int) -> None:
         """End a call and its worker, as at its time limit, and report nothing of it. A copy is loaded again."""
@@ -187,16 +190,28 @@ class ModelManager:
         until = None if seconds is None else time.monotonic() + seconds
         while not self._reports:
             now = time.monotonic()
-            if until is not None and now >= until:
-                break
             limits = [limit for place in self._places() for limit in self._limits(place)]
             wake = min([*limits, *([until] if until is not None else [])], default=None)
-            for place in self._wait(None if wake is None else max(0.0, wake - now)):
-                self._receive(place)
+            self._look(None if wake is None else max(0.0, wake - now))
             self._expire(time.monotonic())
+            if until is not None and time.monotonic() >= until:
+                break
         reports = list(self._reports)
         self._reports.clear()
         return reports
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when a worker has said something."""
+        return self._selector.fileno()
+
+    def pending(self) -> bool:
+        """Whether `poll` would report at once, whatever the workers do."""
+        return bool(self._reports)
+
+    def deadline(self) -> int | None:
+        """Monotonic microseconds of the nearest time limit of a call or load, when `poll` is due; None if there is none."""
+        limits = [limit for place in self._places() for limit in self._limits(place)]
+        return int(1e6 * min(limits)) + 1 if limits else None
 
     def close(self) -> None:
         """End every worker."""
@@ -224,18 +239,19 @@ class ModelManager:
         place.copy, place.model, place.state = copy, model, state
         place.begun = time.monotonic()
         place.load_until = place.begun + plan.seconds
-        place.load = place.worker.send({"do": "load", "load": plan.load, "args": plan.args})
+        place.load = self._request(place, {"do": "load", "load": plan.load, "args": plan.args})
         return place
 
-    @staticmethod
-    def _send(place: _Place, call: _Call) -> None:
-        place.calls[place.worker.send(call.request)] = (call, time.monotonic())
+    def _send(self, place: _Place, call: _Call) -> None:
+        place.calls[self._request(place, call.request)] = (call, time.monotonic())
 
     def _end(self, place: _Place) -> int | None:
         if not place.alive:
             return 0
         place.alive = False
         self._selector.unregister(place.worker)
+        if place.writing:
+            self._selector.unregister(place.worker.request_file())
         return place.worker.end()
 
     def _retire(self, place: _Place) -> None:
@@ -255,16 +271,27 @@ class ModelManager:
             elif place.state == "ready":
                 self._retire(place)
 
-    def _wait(self, seconds: float | None) -> list[_Place]:
-        """The places that have replied; waits up to `seconds`, and hands on what a worker was too busy to take."""
-        writing = [place.worker for place in self._places() if place.alive and not place.worker.flush()]
-        for worker in writing:
-            self._selector.register(worker.request_file(), selectors.EVENT_WRITE)
-        try:
-            return [key.data for key, _ in self._selector.select(seconds) if key.data is not None]
-        finally:
-            for worker in writing:
-                self._selector.unregister(worker.request_file())
+    def _request(self, place: _Place, request: dict[str, Any]) -> int:
+        number = place.worker.send(request)
+        self._flush(place)
+        return number
+
+    def _flush(self, place: _Place) -> None:
+        """Hand on what a worker was too busy to take, as soon as it takes it."""
+        writing = not place.worker.flush()
+        if writing and not place.writing:
+            self._selector.register(place.worker.request_file(), selectors.EVENT_WRITE, place)
+        elif place.writing and not writing:
+            self._selector.unregister(place.worker.request_file())
+        place.writing = writing
+
+    def _look(self, seconds: float | None) -> None:
+        """Takes what workers say, and hands on what they take; waits up to `seconds`."""
+        for key, events in self._selector.select(seconds):
+            if events & selectors.EVENT_READ:
+                self._receive(key.data)
+            elif key.data.alive:
+                self._flush(key.data)
 
     # ------------------------------------------------------------------ what happens
     def _receive(self, place: _Place) -> None:

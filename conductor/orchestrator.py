@@ -1,55 +1,45 @@
-"""The event loop of a run: drain what happened, decide until nothing is to be decided, record, then let it happen.
+"""The event loop: all runs of one journal are ticked together, and one tick is one commit, however many runs it concerns.
 
-One tick is one commit. An intent is durable before its call is executed; a result is durable, with its output's digest, before
-anything that follows from it. The promise: every recorded result exactly once; every side effect at least once, with a stable
-idempotency key; never lost, never reordered within a workflow.
+The promise: every recorded result exactly once; every side effect at least once, with a stable idempotency key; never lost,
+never reordered within a workflow. When the disk is full the loop waits for room, with its rows in memory and its workers at
+work. Time is monotonic: no step of the time of day is noticed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
 import signal
-import time
-from collections import Counter
+import threading
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
+from heapq import heappop, heappush
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from conductor.bundle import Bundle, load_bundle
+from conductor.clock import Clock
 from conductor.decision_maker import STRATEGIES, DecisionMaker
-from conductor.errors import ConductorError
+from conductor.errors import ConductorError, DiskFull, Stopped
 from conductor.files import digest
-from conductor.journal import Journal, journal_path, read_journal
+from conductor.journal import Journal, Row, journal_path, read_journal, run_folder
 from conductor.model_manager import ModelManager, Report
-from conductor.pit_interface import STUCK, PitInterface, array_digest, event_payload, fold
-from conductor.shapes import Shapes
-from conductor.tiers import Outputs
+from conductor.pit_interface import Fold, Folded, PitInterface
+from conductor.points import Points
+from conductor.run import Observer, Run, RunResult
+from conductor.snapshot import read_snapshot
+from conductor.trust import ANYONE
 from conductor.workflow import Workflow, check_workflow
 from pit import layout
-from pit.handle import Command, Event
+from pit.handle import Event
 from pit.spec import WorkflowSpec
 
-Observer = Callable[[str, int, str], None]  # what happened (`start`, `finished`, `failed`, `load`, ...), when (us), in words
-_EVENT_KINDS = {
-    "loaded": layout.LOADED,
-    "load_failed": layout.LOAD_FAILED,
-    "unloaded": layout.UNLOADED,
-    "finished": layout.FINISHED,
-    "started": layout.STARTED,
-    "config_changed": layout.CONFIG_CHANGED,
-}
-
-
-class RunResult(NamedTuple):
-    """A run that ended: its folder, `solved`, `failed` or `expired`, who decided how often, and the Pit's summary."""
-
-    folder: Path
-    status: str
-    decisions: dict[str, int]
-    summary: dict[str, Any]
+T = TypeVar("T")
+FULL_PAUSE = (100_000, 5_000_000)  # us: the first and the longest wait for room on the disk
 
 
 def begin(
@@ -59,330 +49,310 @@ def begin(
     bundle: Bundle | None = None,
     strategy: str = "adaptive",
     observer: Observer | None = None,
+    heads: str | os.PathLike[str] | None = None,
 ) -> RunResult:
-    """Run a workflow to its end in a new folder under `runs`.
+    """Run a workflow to its end in a new folder under `runs`; `heads` as `conductor.journal.Journal`.
 
     Raises:
         ConductorError: unknown strategy, no bundle for `adaptive`, instruments that cannot be made, a folder that cannot be
-            written. Nothing was run then. Also if the disk is full; then `resume` goes on.
+            written. Nothing was run then. Also if the disk is gone; then `resume` goes on.
+        Stopped: this process got SIGTERM; `resume` goes on.
     """
-    if strategy not in STRATEGIES:
-        raise ConductorError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
-    if strategy == "adaptive" and bundle is None:
-        raise ConductorError(
-            "strategy adaptive needs a bundle (`--bundle DIR`); without one choose critical_path or sequential"
-        )
-    exposure = bundle.manifest.exposure if bundle is not None and strategy == "adaptive" else "full"
+    exposure = exposure_of(strategy, bundle)
     view = PitInterface(workflow.spec, exposure)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = workflow.spec.name.replace(" ", "_")
     folder = Path(runs).absolute() / f"{name}-{strategy}-{stamp}-{secrets.token_hex(2)}"
-    journal = Journal(folder, new=True)
-    spec = workflow.spec.model_dump(mode="json")
+    journal = Journal(folder, new=True, heads=None if heads is None else Path(heads))
+    orchestrator = Orchestrator(journal)
     try:
         if bundle is not None:
-            shutil.copytree(bundle.path, folder / "bundle")
-        run = {
-            "id": folder.name,
-            "workflow": spec,
-            "workflow_digest": digest(spec),
-            "base": str(workflow.base),
-            "bundle": bundle.digest if bundle is not None else "",
-            "strategy": strategy,
-            "exposure": exposure,
-            "tables": layout.table_hashes(),
-        }
-        orchestrator = Orchestrator(workflow, view, journal, run, bundle, observer, 0)
-        run["sandbox"] = orchestrator.check()
+            bundle.save(folder / "bundle")
+        record = first_row(workflow, folder.name, ".", bundle, strategy, exposure)
+        run = make_run(0, workflow, view, journal, record, bundle, observer)
     except BaseException:
-        journal.close()
+        orchestrator.close()
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    journal.add("run", 0, run)
-    orchestrator.note(Event(layout.ARRIVE, 0), 0)
-    if observer is not None:
-        observer("begin", 0, str(folder))
-    return orchestrator.run()
+    orchestrator.begin(run)
+    run.observe("begin", 0, str(folder))
+    return _serve(orchestrator)[0]
 
 
-def resume(place: str | os.PathLike[str], observer: Observer | None = None) -> RunResult:
-    """Go on with a run after its conductor died: the journal is verified and folded, lost calls are called again.
+def resume(
+    place: str | os.PathLike[str], observer: Observer | None = None, heads: str | os.PathLike[str] | None = None
+) -> RunResult:
+    """Go on with a run after its conductor ended: the journal is verified and folded, lost calls are called again.
 
     The clock goes on from the last recorded moment. Copies that were loaded are loaded again before they serve. A lost call
     ends with the error `cancelled`, which counts towards its task's `max_attempts`.
 
     Raises:
         ConductorError: no journal, a journal that is not whole, one that another conductor writes, or a run that has ended.
+        Stopped: this process got SIGTERM; `resume` goes on.
     """
     path = journal_path(place)
-    journal = Journal(path.parent, new=False)
+    journal = Journal(path.parent, new=False, heads=None if heads is None else Path(heads))
+    orchestrator = Orchestrator(journal)
     try:
-        folded = fold(read_journal(path))
-        run = folded.run
-        if folded.ended:
-            raise ConductorError(f"{path}: this run has ended already ({folded.view.status()}); `show` prints it")
-        bundle = load_bundle(path.parent / "bundle") if run["bundle"] else None
-        if bundle is not None and bundle.digest != run["bundle"]:
-            raise ConductorError(f"{path.parent}/bundle: is not the bundle that the run began with")
-        workflow = check_workflow(WorkflowSpec.model_validate(run["workflow"]), Path(run["base"]), str(path))
-        orchestrator = Orchestrator(workflow, folded.view, journal, run, bundle, observer, folded.time)
-        levels = orchestrator.check()
+        found = fold_runs(path)
+        if all(folded.ended for folded in found):
+            raise ConductorError(f"{path}: this run has ended already ({found[0].view.status()}); `show` prints it")
+        for number, folded in enumerate(found):
+            if not folded.ended:
+                orchestrator.go_on(_revive(path, number, folded, journal, observer), folded.time)
     except BaseException:
-        journal.close()
+        orchestrator.close()
         raise
-    orchestrator.recover(folded.time, levels)
-    return orchestrator.run()
+    return _serve(orchestrator)[0]
+
+
+def exposure_of(strategy: str, bundle: Bundle | None) -> str:
+    """What a strategy sees. Raises ConductorError for an unknown one, or one that has no bundle and needs it."""
+    if strategy not in STRATEGIES:
+        raise ConductorError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
+    if strategy == "adaptive" and bundle is None:
+        raise ConductorError(
+            "strategy adaptive needs a bundle (`--bundle DIR`); without one choose critical_path or sequential"
+        )
+    return bundle.manifest.exposure if bundle is not None and strategy == "adaptive" else "full"
+
+
+def first_row(
+    workflow: Workflow, name: str, folder: str, bundle: Bundle | None, strategy: str, exposure: str
+) -> dict[str, Any]:
+    """The payload of a run's first row, but for `sandbox`."""
+    spec = workflow.spec.model_dump(mode="json")
+    return {
+        "id": name,
+        "folder": folder,
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "workflow": spec,
+        "workflow_digest": digest(spec),
+        "base": str(workflow.base),
+        "bundle": bundle.digest if bundle is not None else "",
+        "signature": bundle.signature.words() if bundle is not None else "",
+        "strategy": strategy,
+        "exposure": exposure,
+        "tables": layout.table_hashes(),
+    }
+
+
+def make_run(
+    number: int,
+    workflow: Workflow,
+    view: PitInterface,
+    journal: Journal,
+    record: dict[str, Any],
+    bundle: Bundle | None,
+    observer: Observer | None,
+) -> Run:
+    """A run with real workers, whose instruments were all made once. Raises ConductorError for the first that cannot be."""
+    decider = DecisionMaker(record["strategy"], bundle.policy if bundle else None, bundle.manifest.rule if bundle else None)
+    serves = {name: model.serves for name, model in workflow.spec.system.models.items()}
+    manager = ModelManager(workflow.plan, serves, workflow.base, journal.folder / str(record["folder"]), workflow.limits)
+    try:
+        run = Run(number, workflow, view, journal, record, decider, manager, observer)
+        run.check()
+    except BaseException:
+        manager.close()
+        raise
+    return run
+
+
+def fold_runs(path: Path, whole: bool = False) -> list[Folded]:
+    """Every run of a journal as its rows tell it, each folded from its last good snapshot on (`whole`: from its first row).
+
+    Raises:
+        ConductorError: the journal is not whole, or replays differently.
+    """
+    firsts: list[Row] = []
+    snapshots: dict[int, list[Row]] = defaultdict(list)
+    for row in read_journal(path):
+        if row.kind == "run":
+            firsts.append(row)
+        elif row.kind == "snapshot" and not whole:
+            snapshots[row.run].append(row)
+    folds = [Fold(first) for first in firsts]
+    for run, folding in enumerate(folds):
+        folder = run_folder(path, folding.run)
+        for row in reversed(snapshots[run]):
+            if folding.restored(row, partial(read_snapshot, folder, row.data["file"])):
+                break
+    for row in read_journal(path):
+        if row.run < len(folds) and row.seq > folds[row.run].row.seq:
+            folds[row.run].take(row)
+    return [folding.result() for folding in folds]
+
+
+def _revive(path: Path, number: int, folded: Folded, journal: Journal, observer: Observer | None) -> Run:
+    record = folded.run
+    # Whose bundle it is was asked when the run began; now it must be the same one.
+    bundle = load_bundle(path.parent / "bundle", ANYONE) if record["bundle"] else None
+    if bundle is not None and bundle.digest != record["bundle"]:
+        raise ConductorError(f"{path.parent}/bundle: is not the bundle that the run began with")
+    workflow = check_workflow(WorkflowSpec.model_validate(record["workflow"]), Path(record["base"]), str(path))
+    return make_run(number, workflow, folded.view, journal, record, bundle, observer)
+
+
+def _serve(orchestrator: Orchestrator) -> list[RunResult]:
+    """Serve until every run has ended; SIGTERM stops it between two ticks, where this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return orchestrator.serve()
+    before = signal.signal(signal.SIGTERM, lambda *_: orchestrator.stop("SIGTERM"))
+    try:
+        return orchestrator.serve()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Orchestrator:
-    """One run. Owns the clock, the order of everything, and the only connection that writes the journal."""
+    """The loop over the runs of a journal. Owns the clock, the order of everything, and the only writer of the journal."""
 
-    def __init__(
-        self,
-        workflow: Workflow,
-        view: PitInterface,
-        journal: Journal,
-        run: dict[str, Any],
-        bundle: Bundle | None,
-        observer: Observer | None,
-        since: int,
-    ) -> None:
-        """`since`: microseconds that the run has lasted already."""
-        self._workflow, self._view, self._pit, self._journal, self._run = workflow, view, view.pit, journal, run
-        self._observe = observer or (lambda kind, time, text: None)
-        self._decider = DecisionMaker(
-            run["strategy"], bundle.policy if bundle else None, bundle.manifest.rule if bundle else None
-        )
-        serves = {name: model.serves for name, model in workflow.spec.system.models.items()}
-        self._manager = ModelManager(workflow.plan, serves, workflow.base, journal.folder, workflow.limits)
-        self._outputs = Outputs(journal, workflow.spec.system.store)
-        self._fetched: dict[int, int] = {}  # call -> us that fetching its inputs took
-        self._since, self._origin = since, time.monotonic_ns()
-        self._shapes = Shapes()
-        self._points: Counter[str] = Counter()
-        self._kill_at = os.environ.get("FQ_KILL_AT", "")
+    def __init__(self, journal: Journal, clock: Clock | None = None) -> None:
+        self.journal, self.clock = journal, clock if clock is not None else Clock()
+        self.live: dict[Any, Run] = {}  # by their managers
+        self._results: list[RunResult] = []
+        self._due: dict[Run, None] = {}  # runs that the next tick concerns, in order
+        self._timers: list[tuple[int, int, Run]] = []  # when, number, run; one that its run has moved is passed over
+        self._wake_at: dict[Run, int] = {}
+        self._reason = ""  # why to stop
+        self._points = Points()
 
-    def check(self) -> dict[str, str]:
-        """Make every instrument that a task may need once; the sandbox that each function gets. Raises ConductorError for the
-        first that cannot be made."""
+    def begin(self, run: Run) -> None:
+        """A run that begins now."""
+        run.add("run", 0, {**run.record, "sandbox": run.sandbox})
+        run.note(Event(layout.ARRIVE, 0), 0)
+        self._enter(run, 0)
+
+    def go_on(self, run: Run, since: int) -> None:
+        """A run that has lasted `since` us before its conductor ended."""
+        run.recover(since)
+        self._enter(run, since)
+
+    def _enter(self, run: Run, since: int) -> None:
+        run.origin = self.clock.now() - since
+        self.clock.watch(run.manager)
+        self.live[run.manager] = run
+        self._due[run] = None
+
+    def stop(self, reason: str) -> None:
+        """End the loop between two ticks; from any thread or signal handler."""
+        self._reason = reason
+        self.clock.wake()
+
+    def serve(self) -> list[RunResult]:
+        """Tick until every run has ended; their results in the order in which they ended.
+
+        Raises:
+            ConductorError: the journal cannot be written any more. Stopped: as `stop` asked. Workers are ended then, too.
+        """
         try:
-            system = self._workflow.spec.system
-            functions = {task.function: system.usable(task.function) for task in self._workflow.spec.tasks}
-            return self._manager.check(functions, list(self._workflow.plan.models), self._workflow.spec.name)
-        except BaseException:
-            self._manager.close()
-            raise
-
-    def run(self) -> RunResult:
-        """Tick until the Pit says that the run has ended."""
-        self._origin = time.monotonic_ns()
-        try:
-            reports: list[Report] = []
-            while True:
-                status = self._tick(reports)
-                if status != "running":
-                    return RunResult(self._journal.folder, status, dict(self._decider.counts), self._pit.summary())
-                reports = self._manager.poll(self._patience())
+            while self.live:
+                self.tick()
+                if self._reason:
+                    self._stop()
+                if self.live:
+                    self._wait()
+            return self._results
         finally:
-            self._manager.close()
-            self._journal.close()
+            self.close()
 
-    def note(self, event: Event, at: int, output: str = "", text: str = "") -> None:
-        """Tell the Pit of an event and the journal of both."""
-        applied = self._view.event(at, event, output)
-        self._journal.add("event", at, event_payload(event, applied, output, text))
+    def close(self) -> None:
+        """End every worker and let go of the journal."""
+        for manager in self.live:
+            manager.close()
+        self.live = {}
+        self.journal.close()
+        self.clock.close()
 
-    def recover(self, at: int, levels: dict[str, str]) -> None:
-        """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended.
+    def tick(self) -> None:
+        """One commit for every run that something happened to, and what follows from it."""
+        due, self._due = list(self._due), {}
+        times, ended = {}, set()
+        for run in due:
+            reports: list[Report] = run.manager.poll(0)
+            times[run] = self.clock.now() - run.origin
+            if run.step(reports, times[run], self._patient, self._points):
+                ended.add(run)
+        finished, began = any(run.finished for run in due), any(run.began for run in due)
+        cancelled = any(run.cancelled for run in due)
+        self._points.passed("before_done", finished)
+        self._points.passed("before_intent", began)
+        self._patient(self.journal.commit)
+        self._points.passed("after_done", finished)
+        self._points.passed("after_intent", began)
+        self._points.passed("before_cancel", cancelled)
+        for run in due:
+            if run in ended:
+                self._leave(run)
+            else:
+                run.carry_out(times[run])
+                self._set_timer(run)
+        self._points.passed("mid_effect", began)
+        self._points.passed("after_cancel", cancelled)
 
-        `levels`: the sandboxes of functions from now on."""
-        lost = list(self._view.calls.values())
-        self._journal.add("resume", at, {"lost": [call.call for call in lost], "sandbox": levels})
-        self._observe("resume", at, f"{len(lost)} calls were under way and begin again")
-        copies = [(i, int(row["state"]), int(row["model"])) for i, row in enumerate(self._pit.copies())]
-        for call in lost:
-            # Not `lost`, which says that an input is gone and makes the Pit call its producer again.
-            event = Event(layout.FINISHED, call.call, layout.ERR_CANCELLED)
-            self.note(event, at, text="the conductor ended while the call ran")
-        for i, state, model in copies:
-            if state == layout.LOADING:
-                self._manager.load(i, self._pit.model_names[model])
-            elif state in (layout.WARM, layout.ACTIVE):
-                self._manager.reload(i, self._pit.model_names[model], "the conductor was started again")
-            elif state == layout.COOLDOWN:
-                self._manager.unload(i)
-        for row in self._pit.variants()["mending"].nonzero()[0]:
-            self._configure(int(row))
+    def _leave(self, run: Run) -> None:
+        self._results.append(run.result())
+        self.clock.forget(run.manager)
+        run.manager.close()
+        del self.live[run.manager]
+        self._wake_at.pop(run, None)
 
-    # ------------------------------------------------------------------ one tick
-    def _now(self) -> int:
-        return self._since + (time.monotonic_ns() - self._origin) // 1000
+    def _set_timer(self, run: Run) -> None:
+        if run.manager.pending():
+            self._due[run] = None
+        timer, deadline = run.next_timer(), run.manager.deadline()
+        times = [] if timer is None else [run.origin + timer]
+        wake = min(times if deadline is None else [*times, deadline], default=None)
+        if wake is None:
+            self._wake_at.pop(run, None)
+        elif self._wake_at.get(run) != wake:
+            self._wake_at[run] = wake
+            heappush(self._timers, (wake, run.number, run))
 
-    def _tick(self, reports: list[Report]) -> str:
-        """One commit and what follows from it; the run's status."""
-        now = self._now()
-        self._view.advance(now)
-        for report in reports:
-            self._happened(report, now)
-        self._decide(now)
-        commands, begun = self._view.commands(), self._view.begun()
-        for call in begun:
-            self._journal.add("intent", now, self._view.intent(call, self._run["id"]))
-        status = self._view.status()
-        if status != "running":
-            self._journal.add("end", now, {"status": status, "state": self._pit.state_hash()})
-            self._observe("end", now, f"{status}: {STUCK}" if self._view.stuck() else status)
-        finished = any(report.kind == "finished" for report in reports)
-        cancelled = any(command.kind == layout.CMD_CANCEL for command in commands)
-        self._point("before_done", finished)
-        self._point("before_intent", bool(begun))
-        self._journal.commit()
-        self._point("after_done", finished)
-        self._point("after_intent", bool(begun))
-        self._point("before_cancel", cancelled)
-        if status == "running":
-            for command in commands:
-                self._execute(command, now)
-        self._point("mid_effect", bool(begun))
-        self._point("after_cancel", cancelled)
-        return status
+    def _wait(self) -> None:
+        """Until there is something to tick about."""
+        while not self._due and not self._reason:
+            while self._timers and self._wake_at.get(self._timers[0][2]) != self._timers[0][0]:
+                heappop(self._timers)
+            pause = self._timers[0][0] - self.clock.now() if self._timers else None
+            managers = self.clock.wait(pause) if pause is None or pause > 0 else []
+            self._due.update((self.live[manager], None) for manager in managers)
+            now = self.clock.now()
+            while self._timers and self._timers[0][0] <= now:
+                wake, _, run = heappop(self._timers)
+                if self._wake_at.get(run) == wake:
+                    del self._wake_at[run]
+                    self._due[run] = None
 
-    def _happened(self, report: Report, now: int) -> None:
-        if report.kind == "reload":
-            self._journal.add("reload", now, {"copy": report.subject, "model": report.value, "reason": report.text})
-            self._observe("load", now, f"{report.value} again, copy {report.subject}: {report.text}")
-            return
-        if report.kind == "finished":  # with a store, the Pit's estimates of calls contain the fetching of their inputs
-            report = report._replace(elapsed=report.elapsed + self._fetched.pop(report.subject, 0))
-        error = report.error if report.error in layout.ERRORS else "error"
-        output, size, text = "", 0, report.text
-        brief = text.strip().split("\n")[0]
-        call = self._view.calls.get(report.subject) if self._pit.status == layout.ON else None  # None: ended or cancelled
-        if report.kind == "finished" and error == "ok" and call is not None:
-            output, size = self._outputs.keep(report.value)
-        event = Event(
-            _EVENT_KINDS[report.kind],
-            report.subject,
-            layout.ERRORS.index(error),
-            report.elapsed,
-            -1.0 if report.quality is None else report.quality,
-            size,
-            self._price(report),
-        )
-        if report.kind == "finished" and call is not None:
-            words = f"{self._pit.task_ids[call.task]} after {report.elapsed / 1e6:.2f} s"
-            self._observe(
-                "finished" if error == "ok" else "failed", now, words if error == "ok" else f"{words}: {error}: {brief}"
-            )
-        elif report.kind == "config_changed":
-            self._observe("configured", now, self._view.variant_name(report.subject) + (f": {brief}" if brief else ""))
-        elif report.kind not in ("finished", "started"):
-            self._observe(report.kind, now, f"copy {report.subject}" + (f": {brief}" if brief else ""))
-        self.note(event, now, output, text)
-        if output and call is not None and self._workflow.spec.system.heal:
-            row = 3 * call.function + call.variant
-            if self._shapes.changed(row, report.value) and self._pit.status == layout.ON:
-                self._observe("output", now, f"{self._view.variant_name(row)}: its outputs have another shape than before")
-                self.note(Event(layout.OUTPUT_CHANGED, row), now)
+    def _patient(self, act: Callable[[], T]) -> T:
+        """What `act` returns; while the disk is full, it is tried again and again."""
+        pause, longest = FULL_PAUSE
+        since: dict[Run, int] = {}
+        while True:
+            try:
+                result = act()
+                break
+            except DiskFull as error:
+                if self._reason:
+                    raise Stopped(f"{self.journal.folder}: stopped ({self._reason}) while its disk is full") from error
+                now, reason = self.clock.now(), str(error)
+                for run in self.live.values() if not since else ():
+                    since[run] = now - run.origin
+                    run.observe("parked", since[run], f"{reason}; waiting for room")
+                until = now + pause
+                while not self._reason and (left := until - self.clock.now()) > 0:
+                    self.clock.wait(left)
+                pause = min(2 * pause, longest)
+        for run, at in since.items():
+            run.parked = run.parked or (reason, at)
+            run.observe("unparked", self.clock.now() - run.origin, "there is room again")
+        return result
 
-    def _configure(self, row: int) -> None:
-        function, variant = self._pit.function_names[row // 3], layout.VERBS[row % 3]
-        plan = getattr(self._workflow.spec.system.functions[function], variant)
-        self._manager.configure(row, function, variant, plan.model)
-
-    def _price(self, report: Report) -> int:
-        """Micro-units: seconds x price of the variant or model (units a second x microseconds)."""
-        system = self._workflow.spec.system
-        if report.kind == "finished" and report.subject in self._view.calls:
-            call = self._view.calls[report.subject]
-            function = system.functions[self._pit.function_names[call.function]]
-            return round(getattr(function, layout.VERBS[call.variant]).price * report.elapsed)
-        if report.kind in ("loaded", "load_failed"):
-            model = self._pit.model_names[int(self._pit.copies()[report.subject]["model"])]
-            return round(system.models[model].price * report.elapsed)
-        return 0
-
-    def _decide(self, now: int) -> None:
-        while self._pit.status == layout.ON and self._pit.decision_due():
-            observation, mask = self._pit.observe(), self._pit.mask()
-            decision = self._decider.choose(self._pit, observation, mask)
-            self._journal.add("action", now, {
-                "action": decision.action,
-                "observation": array_digest(observation),
-                "mask": array_digest(mask),
-                "by": decision.by,
-                "note": decision.note,
-            })  # fmt: skip
-            self._view.act(now, decision.action)
-
-    def _execute(self, command: Command, now: int) -> None:
-        if command.kind == layout.CMD_START:
-            call = self._view.calls.get(command.call)
-            if call is None:  # cancelled in the same tick
-                return
-            intent = self._view.intent(call, self._run["id"])
-            place = f", copy {call.copy}" if call.copy >= 0 else ""
-            self._observe(
-                "start", now, f"{intent['task']} ({intent['function']}, {intent['variant']}, attempt {call.attempt}{place})"
-            )
-            before = time.monotonic_ns()
-            job = self._job(intent, call.task)
-            if self._workflow.spec.system.store is not None:
-                self._fetched[command.call] = (time.monotonic_ns() - before) // 1000
-            self._manager.start(command.call, command.copy, job)
-        elif command.kind == layout.CMD_CANCEL:
-            self._observe("cancel", now, f"{self._pit.task_ids[command.task]}, call {command.call}")
-            self._manager.cancel(command.call)
-            self._fetched.pop(command.call, None)
-        elif command.kind == layout.CMD_CONFIGURE:
-            row = 3 * command.function + command.variant
-            self._observe("configure", now, f"{self._view.variant_name(row)}: its API seems to have changed")
-            self._configure(row)
-        elif command.kind == layout.CMD_FETCH:
-            self._observe("reuse", now, f"{self._pit.task_ids[command.task]} is {self._pit.task_ids[command.copy]}'s output")
-        elif command.kind == layout.CMD_STORE:
-            task, tier = self._pit.task_ids[command.task], layout.TIERS[command.copy]
-            self._observe("store", now, f"{task}'s output to {tier}")
-            if task in self._view.outputs:  # else it was deleted in the same tick
-                self._outputs.move(self._view.outputs[task], command.copy)
-        elif command.kind == layout.CMD_DELETE:
-            self._observe("delete", now, f"{self._pit.task_ids[command.task]}'s output")
-            for output in self._view.deleted:
-                self._outputs.delete(output)
-        elif command.kind == layout.CMD_LOAD:
-            model = self._pit.model_names[command.model]
-            self._observe("load", now, f"{model}, copy {command.copy}")
-            self._manager.load(command.copy, model)
-        elif command.kind == layout.CMD_UNLOAD:
-            self._observe("unload", now, f"{self._pit.model_names[command.model]}, copy {command.copy}")
-            self._manager.unload(command.copy)
-
-    def _job(self, intent: dict[str, Any], index: int) -> dict[str, Any]:
-        task = self._workflow.spec.tasks[index]
-        outputs = self._view.outputs
-        inputs = {name: self._outputs.fetch(outputs[name]) if name in outputs else None for name in task.inputs}
-        if task.join == "any":
-            inputs = {name: value for name, value in inputs.items() if name in outputs}
-        return {
-            "key": intent["key"],
-            "task": task.id,
-            "function": task.function,
-            "variant": intent["variant"],
-            "attempt": intent["attempt"],
-            "args": task.args,
-            "inputs": inputs,
-            "seconds": self._workflow.plan.functions[task.function].seconds,
-        }
-
-    def _patience(self) -> float | None:
-        """Seconds until the Pit's next timer; None if only an event can come."""
-        timer = self._pit.next_timer()
-        return max(0.0, (timer - self._now()) / 1e6) if timer < layout.NEVER else None
-
-    def _point(self, name: str, reached: bool) -> None:
-        """Crash tests: `FQ_KILL_AT=after_intent:2` ends this process like `kill -9` when it gets there for the second time."""
-        if reached and self._kill_at:
-            self._points[name] += 1
-            if self._kill_at == f"{name}:{self._points[name]}":
-                time.sleep(0.1)  # what was begun is in its middle by then
-                os.kill(os.getpid(), signal.SIGKILL)
+    def _stop(self) -> None:
+        for run in self.live.values():
+            run.add("stop", run.view.pit.now, {"reason": self._reason})  # later, a timer could start a call without an intent
+        with contextlib.suppress(DiskFull):
+            self.journal.commit()
+        raise Stopped(f"stopped ({self._reason}); nothing recorded is lost, `conductor resume {self.journal.folder}` goes on")

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from conductor.errors import ConductorError
-from conductor.files import digest
+from conductor.files import canonical, digest, parse_canonical
 from conductor.journal import Row
 from pit import layout, rules
 from pit.build import microseconds
@@ -102,6 +102,29 @@ class PitInterface:
         self.pit.act(action)
         self._take()
 
+    def freeze(self) -> bytes:
+        """Everything that a fold of the rows so far would bring about; commands and begun calls must have been taken."""
+        if self._commands or self._begun:
+            raise RuntimeError("a snapshot between a command and its execution would lose the command")
+        known = {
+            "calls": [list(call) for call in self.calls.values()],
+            "starts": self.starts,
+            "outputs": self.outputs,
+            "deleted": sorted(self.deleted),
+        }
+        return canonical(known) + self.pit.snapshot()
+
+    def thaw(self, content: bytes) -> None:
+        """Puts back what `freeze` gave for the same workflow. Raises ConductorError for anything else."""
+        head, newline, memory = content.partition(b"\n")
+        known = parse_canonical(head + newline, "a snapshot")
+        try:
+            self.pit.restore(memory)
+        except PitError as error:
+            raise ConductorError(str(error)) from error
+        self.calls = {call[0]: Call(*call) for call in known["calls"]}
+        self.starts, self.outputs, self.deleted = known["starts"], known["outputs"], set(known["deleted"])
+
     def commands(self) -> list[Command]:
         """The commands since the last call, in order."""
         commands, self._commands = self._commands, []
@@ -119,9 +142,10 @@ class PitInterface:
     def stuck(self) -> bool:
         """Whether a run that is on cannot go on: nothing is under way, no action is due, no timer but the horizon runs."""
         pit = self.pit
+        if pit.status != layout.ON or self.calls or pit.next_timer() < self._horizon or pit.decision_due():
+            return False
         under_way = len(pit.calls()) > 0 or bool(np.isin(pit.copies()["state"], (layout.LOADING, layout.COOLDOWN)).any())
-        under_way |= bool(pit.variants()["mending"].any())
-        return pit.status == layout.ON and not under_way and not pit.decision_due() and pit.next_timer() >= self._horizon
+        return not under_way and not pit.variants()["mending"].any()
 
     def _take(self) -> None:
         for command in self.pit.commands():
@@ -186,47 +210,81 @@ class Folded(NamedTuple):
     last: str  # hash of the last row
 
 
-def fold(rows: Iterable[Row], watch: Callable[[Row, PitInterface], None] | None = None) -> Folded:
-    """Rebuild a run from its journal, comparing every observation, mask, command and the end's state with what was recorded.
+class Fold:
+    """A run that is being rebuilt from its rows; every observation, mask, command and state is compared with the record."""
 
-    `watch` is called after every row with the view as it is then.
+    def __init__(self, first: Row, watch: Callable[[Row, PitInterface], None] | None = None) -> None:
+        """`first` is the run's first row; `watch` is called after every row with the view as it is then.
+
+        Raises:
+            ConductorError: another Pit's tables, or a workflow that is not valid or not the recorded one.
+        """
+        self.run = run = first.data
+        self.row, self.ended, self._watch = first, False, watch
+        self._begun: list[Call] = []
+        where = f"row {first.seq}"
+        if run["tables"] != layout.table_hashes():
+            raise ConductorError(
+                f"{where}: the run was recorded over a Pit with other tables; use the version of the conductor that wrote it"
+            )
+        if digest(run["workflow"]) != run["workflow_digest"]:
+            raise ConductorError(f"{where}: the workflow is not the one whose digest was recorded")
+        try:
+            self.view = PitInterface(WorkflowSpec.model_validate(run["workflow"]), run["exposure"])
+        except ValidationError as error:
+            raise ConductorError(f"{where}: the recorded workflow is not valid: {error.errors()[0]['msg']}") from error
+        if watch is not None:
+            watch(first, self.view)
+
+    def restored(self, row: Row, put: Callable[[PitInterface], bool]) -> bool:
+        """Begin behind a snapshot's row, if `put` can put its file into the view. Raises ConductorError for another state."""
+        if not put(self.view):
+            return False
+        self.row = row
+        self._snapshot(f"row {row.seq} ({row.kind})")
+        return True
+
+    def _snapshot(self, where: str) -> None:
+        if self.view.pit.state_hash() != self.row.data["state"]:
+            raise ConductorError(f"{where}: the state in the replay is not the one of the snapshot")
+
+    def take(self, row: Row) -> None:
+        """The next row. Raises ConductorError if its replay differs from the record."""
+        view, where = self.view, f"row {row.seq} ({row.kind})"
+        if self.ended or row.time < view.pit.now:
+            raise ConductorError(f"{where}: stands after the end of the run, or before the row in front of it")
+        self.row = row
+        view.advance(row.time)
+        self._begun += view.begun()
+        if row.kind == "snapshot":
+            self._snapshot(where)
+        else:
+            _replay(row, view, where, self.run["id"], self._begun)
+        self._begun += view.begun()
+        view.commands()  # they were carried out, or died with the conductor
+        self.ended = row.kind == "end"
+        if self._watch is not None:
+            self._watch(row, view)
+
+    def result(self) -> Folded:
+        """The run as it is behind its last row. Raises ConductorError if an intent is missing."""
+        if self._begun:
+            number = self._begun[0].call
+            raise ConductorError(f"row {self.row.seq}: the Pit started call {number}, and no intent of it was recorded")
+        return Folded(self.view, self.run, self.row.time, self.ended, self.row.hash)
+
+
+def fold(rows: Iterable[Row], watch: Callable[[Row, PitInterface], None] | None = None) -> Folded:
+    """Rebuild a run from all its rows; `watch` is called after every one.
 
     Raises:
         ConductorError: another Pit's tables, or the first row whose replay differs from the record.
     """
     iterator = iter(rows)
-    first = next(iterator)
-    run = first.data
-    if run["tables"] != layout.table_hashes():
-        raise ConductorError(
-            "row 0: the run was recorded over a Pit with other tables; use the version of the conductor that wrote it"
-        )
-    if digest(run["workflow"]) != run["workflow_digest"]:
-        raise ConductorError("row 0: the workflow is not the one whose digest was recorded")
-    try:
-        view = PitInterface(WorkflowSpec.model_validate(run["workflow"]), run["exposure"])
-    except ValidationError as error:
-        raise ConductorError(f"row 0: the recorded workflow is not valid: {error.errors()[0]['msg']}") from error
-    if watch is not None:
-        watch(first, view)
-    begun: list[Call] = []
-    row = first
-    ended = False
+    folding = Fold(next(iterator), watch)
     for row in iterator:
-        where = f"row {row.seq} ({row.kind})"
-        if ended or row.time < view.pit.now:
-            raise ConductorError(f"{where}: stands after the end of the run, or before the row in front of it")
-        view.advance(row.time)
-        begun += view.begun()
-        _replay(row, view, where, run["id"], begun)
-        begun += view.begun()
-        ended = row.kind == "end"
-        if watch is not None:
-            watch(row, view)
-    view.commands()  # they were carried out, or died with the conductor
-    if begun:
-        raise ConductorError(f"row {row.seq}: the Pit started call {begun[0].call}, and no intent of it was recorded")
-    return Folded(view, run, row.time, ended, row.hash)
+        folding.take(row)
+    return folding.result()
 
 
 def _replay(row: Row, view: PitInterface, where: str, run: str, begun: list[Call]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from conductor.errors import ConductorError
-from conductor.journal import Row, journal_path, read_journal
+from conductor.journal import Row, read_run
 from conductor.pit_interface import PitInterface, fold
 from pit import layout, record
 from pit.errors import PitError
@@ -70,7 +70,7 @@ def decisions(place: str | os.PathLike[str]) -> list[record.Row]:
         ConductorError: the journal is not whole or replays differently.
     """
     collected = _Decisions()
-    fold(read_journal(journal_path(place)), collected)
+    fold(read_run(place), collected)
     collected.close()
     return collected.done
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from conductor.journal import Row, journal_path, read_journal, read_output
-from conductor.pit_interface import STUCK, Folded, PitInterface, fold
+from conductor.journal import Row, journal_path, read_journal, read_run, run_folder
+from conductor.pit_interface import STUCK, Fold, Folded, PitInterface, fold
+from conductor.tiers import read_output
 from pit.handle import Healing, Signature
 
 
@@ -107,13 +108,12 @@ class _Watch:
 
 def report_run(place: str | os.PathLike[str]) -> RunReport:
     """Fold a run's journal and report. Raises ConductorError if the journal is not whole or replays differently."""
-    path = journal_path(place)
     watch = _Watch()
-    folded = fold(read_journal(path), watch)
+    folded = fold(read_run(place), watch)
     summary = folded.view.pit.summary()
     followed = {name for task in folded.view.workflow.tasks for name in task.inputs}
     return RunReport(
-        folder=str(path.parent),
+        folder=str(run_folder(place, folded.run)),
         run=folded.run,
         status=folded.view.status() if folded.ended else "not ended",
         reason=STUCK if folded.ended and folded.view.stuck() else "",
@@ -131,19 +131,37 @@ def report_run(place: str | os.PathLike[str]) -> RunReport:
     )
 
 
-def verify_run(place: str | os.PathLike[str]) -> Folded:
-    """Check a run's hash chain and every output, and replay it through the Pit. Raises ConductorError for what fails."""
-    path, outputs = journal_path(place), dict[str, None]()
+class Verified(NamedTuple):
+    """A journal that is whole: its runs, and its last row."""
 
-    def note(row: Row, view: PitInterface) -> None:
+    runs: list[Folded]
+    last: Row
+
+
+def verify_journal(place: str | os.PathLike[str]) -> Verified:
+    """Check a journal's hash chain and every output, and replay all its runs. Raises ConductorError for what fails."""
+    path, folds, outputs, last = journal_path(place), list[Fold](), list[dict[str, None]](), None
+    for row in read_journal(path):
+        if row.kind == "run":
+            folds.append(Fold(row))
+            outputs.append({})
+        else:
+            folds[row.run].take(row)
         if row.kind == "event" and row.data["output"]:
-            outputs[row.data["output"]] = None
+            outputs[row.run][row.data["output"]] = None
+        last = row
+    assert last is not None  # an empty journal is refused
+    runs = [folding.result() for folding in folds]
+    for folded, names in zip(runs, outputs):
+        for name in names:
+            if name not in folded.view.deleted:  # the store had no room for it, and nobody needed it any more
+                read_output(run_folder(path, folded.run), name)
+    return Verified(runs, last)
 
-    folded = fold(read_journal(path), note)
-    for output in outputs:
-        if output not in folded.view.deleted:  # the store had no room for it, and nobody needed it any more
-            read_output(path.parent, output)
-    return folded
+
+def verify_run(place: str | os.PathLike[str]) -> Folded:
+    """As `verify_journal`, for the journal of a single run."""
+    return verify_journal(place).runs[0]
 
 
 def print_run(report: RunReport, console: Console) -> None:
@@ -170,6 +188,8 @@ def print_run(report: RunReport, console: Console) -> None:
         f"{report.events['loaded']} loads, {report.events['unloaded']} unloads, {report.events['reload']} reloads; "
         f"decisions: {counts}"
     )
+    if report.run["bundle"]:
+        console.print(f"bundle: {report.run['bundle']}, {report.run['signature']}", soft_wrap=True, highlight=False)
     if report.reason:
         console.print(report.reason, soft_wrap=True)
     console.print("score: " + ", ".join(f"{name} {value:.3f}" for name, value in report.score.items()))

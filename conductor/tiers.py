@@ -1,44 +1,78 @@
-"""Where a run's outputs lie, as the Pit's store says: hot in memory, warm in a file, cold in a compressed one.
+"""Outputs of calls: files named by their sha256, kept nearer or smaller as the Pit's store says.
 
-Without a store every output is a file. Whatever the tier, an output is durable before its result is recorded; so what is lost
-in a crash is only that something lies nearer or takes less room than the Pit believes.
+Hot ones lie in memory, warm ones in a file, cold ones in a compressed one; without a store every output is a file. Whatever
+the tier, an output is durable before its result is recorded; so what is lost in a crash is only that something lies nearer or
+takes less room than the Pit believes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import zlib
 from pathlib import Path
 from typing import Any
 
-from conductor.errors import ConductorError
-from conductor.files import canonical, write_once
-from conductor.journal import Journal, cold_path, read_content
+from conductor.errors import ConductorError, DiskFull
+from conductor.files import canonical, clear_scratch, write_once
 from pit.layout import TIER_COLD, TIER_HOT
 from pit.spec import StoreSpec
+
+FOLDER = "outputs"
+
+
+def read_output(folder: Path, name: str) -> Any:
+    """The output of a run folder with this digest. Raises ConductorError if it is missing or was changed."""
+    return json.loads(_content(folder / FOLDER / name))
+
+
+def _cold(path: Path) -> Path:
+    """Where an output whose file is `path` lies compressed."""
+    return path.with_name(f"{path.name}.z")
+
+
+def _content(path: Path) -> bytes:
+    """The canonical JSON of an output, compressed or not. Raises ConductorError if it is missing or was changed."""
+    try:
+        content = path.read_bytes() if path.exists() else zlib.decompress(_cold(path).read_bytes())
+    except OSError as error:
+        raise ConductorError(f"{path}: this output cannot be read ({error.strerror})") from error
+    except zlib.error:
+        content = b""
+    if hashlib.sha256(content).hexdigest() != path.name:
+        raise ConductorError(f"{path}: this output was changed after it was recorded")
+    return content
 
 
 class Outputs:
     """The outputs of one run, by their digests."""
 
-    def __init__(self, journal: Journal, store: StoreSpec | None) -> None:
-        """`journal` writes and reads the files; `store` is the system's."""
-        self._journal, self._folder = journal, journal.folder
+    def __init__(self, folder: Path, store: StoreSpec | None) -> None:
+        """`folder`: of the run, whose `outputs/` this object alone writes; `store` is the system's. Raises ConductorError."""
+        self._folder = folder / FOLDER
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ConductorError(f"{folder}: cannot be written ({error.strerror})") from error
+        clear_scratch(self._folder)
         self._most = 0 if store is None else store.hot  # bytes of what may be kept in memory
         self._hot: dict[str, bytes] = {}
 
     def keep(self, value: Any) -> tuple[str, int]:
-        """Keeps an output (any JSON value); (sha256, bytes). Durable on return. Raises ConductorError."""
-        name, size = self._journal.store(value)
-        if size <= self._most:
-            self._hot[name] = canonical(value)
-        return name, size
+        """Keeps an output (any JSON value); (sha256, bytes). Durable on return. Raises DiskFull, ConductorError."""
+        content = canonical(value)
+        name = hashlib.sha256(content).hexdigest()
+        write_once(self._folder / name, content)
+        if len(content) <= self._most:
+            self._hot[name] = content
+        return name, len(content)
 
     def fetch(self, name: str) -> Any:
         """The output with this digest, from wherever it lies; hot from now on if it fits. Raises ConductorError."""
         content = self._hot.get(name)
         if content is None:
-            content = read_content(self._folder, name)
+            content = _content(self._folder / name)
             if len(content) <= self._most:
                 self._hot[name] = content
                 self._thaw(name)
@@ -50,28 +84,24 @@ class Outputs:
             self.fetch(name)
             return
         self._hot.pop(name, None)
-        path = self._folder / "outputs" / name
-        if tier == TIER_COLD and path.is_file():
-            self._write(cold_path(path), zlib.compress(read_content(self._folder, name)))
-            path.unlink()
-        elif tier != TIER_COLD:
+        path = self._folder / name
+        if tier != TIER_COLD:
             self._thaw(name)
+        elif path.is_file():
+            with contextlib.suppress(DiskFull):  # it stays as it is
+                write_once(_cold(path), zlib.compress(_content(path)))
+                path.unlink()
 
     def delete(self, name: str) -> None:
         """The output is gone."""
         self._hot.pop(name, None)
-        path = self._folder / "outputs" / name
-        for file in (path, cold_path(path)):
+        path = self._folder / name
+        for file in (path, _cold(path)):
             file.unlink(missing_ok=True)
 
     def _thaw(self, name: str) -> None:
-        path = self._folder / "outputs" / name
-        if cold_path(path).is_file():
-            self._write(path, read_content(self._folder, name))
-            cold_path(path).unlink()
-
-    def _write(self, path: Path, content: bytes) -> None:
-        try:
-            write_once(path, content)
-        except OSError as error:
-            raise ConductorError(f"{path.parent}: cannot be written ({error.strerror}); make room and resume") from error
+        path = self._folder / name
+        if _cold(path).is_file():
+            with contextlib.suppress(DiskFull):
+                write_once(path, _content(path))
+                _cold(path).unlink()

@@ -41,6 +41,7 @@ from pit.spec import History, WorkflowSpec
 
 # Fields of the hot record that can be computed from the rest.
 _CACHES = (
+    "stale_at",
     "slots",
     "slots_valid",
     "any_near",
@@ -357,6 +358,7 @@ class Pit:
         tasks = memory[self._offsets["task_at"] :][: self._counts["tasks"] * state.TASK.itemsize].view(state.TASK)
         tasks["slot"] = 0
         tasks["key"] = tasks["octave"] = 0  # a running task's are made when slots are looked for
+        memory[self._offsets["members_at"] : self._offsets["ready_at"]] = 0
         flows = memory[self._offsets["flow_at"] :][: self._counts["flows"] * state.FLOW.itemsize].view(state.FLOW)
         flows["mark"] = 0
         ready = self._offsets["ready_at"]

@@ -17,7 +17,7 @@ from experiments.recipes.trajectories import Trajectories
 from fq_env.engine import Engine, Player, make_engine
 from fq_env.level import Level
 from fq_env.live import live_actions, possible_actions
-from pit.layout import N_ACTIONS
+from pit.layout import N_ACTIONS, WAIT
 
 SIDE_BY_SIDE = 256
 KEPT, ILLEGAL, UNENDED, UNCONFIRMED = "kept", "with an illegal action", "that end elsewhere", "with another score"
@@ -77,6 +77,8 @@ def replay(
     engine = make_engine(level, min(SIDE_BY_SIDE, k), exposure=exposure, reward=reward, autoreset="disabled")
     verdicts, bar = np.full(k, KEPT, object), np.zeros(k)
     of, steps, rewards = [], [], np.zeros(len(trajectories.actions))
+    counts = trajectories.counts
+    firsts, parts = np.where(counts > 0, np.cumsum(counts) - counts, -1), []
     for first in range(0, k, engine.n):
         here = np.arange(first, min(k, first + engine.n))
         engine.reset(here - first, split="train", instances=trajectories.instances[here].tolist())
@@ -97,7 +99,10 @@ def replay(
             if not live.size:
                 break
             obs = engine.obs[rows]
-            frames.add(obs, engine.masks[rows] if masks else possible_actions(obs, live_actions(level)))
+            seen = engine.masks[rows] if masks else possible_actions(obs, live_actions(level))
+            frames.add(obs, seen)
+            if not masks:
+                parts.append(without_mask(trajectories.expected, firsts[at], engine.masks[rows], seen))
             of.append(live)
             steps.append(at)
             actions[:] = engine.masks.argmax(axis=1)  # whatever is legal where nobody looks any more
@@ -121,11 +126,36 @@ def replay(
     at = np.concatenate(steps) if steps else np.zeros(0, np.int64)
     returns = returns_of(rewards, lengths, gamma)
     ones = np.ones(len(at), np.float32)
-    counts = trajectories.counts
-    firsts = np.where(counts > 0, np.cumsum(counts) - counts, -1)[at]
+    firsts, expected = firsts[at], trajectories.expected
+    if parts:
+        counts, expected = (np.concatenate(x) for x in zip(*parts, strict=True))
+        firsts = np.where(counts > 0, np.cumsum(counts) - counts, -1)
     followed = returns[at].astype(np.float32)
-    examples = Examples(frames, trajectories.actions[at], ones, followed, episodes, firsts, trajectories.expected)
+    examples = Examples(frames, trajectories.actions[at], ones, followed, episodes, firsts, expected)
     return Replay(verdicts, bar, examples, trajectories.advantages[at])
+
+
+def without_mask(
+    expected: np.ndarray, firsts: np.ndarray, legal: np.ndarray, possible: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is expected of each possible action, where only the legal ones' is known: an illegal one becomes `wait`, or
+    else the first legal action.
+
+    Args:
+        expected, firsts: as in `Examples`, of these k frames.
+        legal, possible: bool (k, 128); what is legal is possible.
+
+    Returns:
+        How many numbers each frame has (k,) int64, 0 where `firsts` < 0; and these, one frame behind the other, float32.
+    """
+    known = firsts >= 0
+    rows, actions = legal[known].nonzero()
+    order = np.arange(len(rows)) - np.searchsorted(rows, rows)  # of a row's legal actions
+    whole = np.zeros((int(known.sum()), N_ACTIONS), np.float32)
+    whole[rows, actions] = expected[firsts[known][rows] + order]
+    instead = np.where(legal[known, WAIT], WAIT, legal[known].argmax(axis=1))
+    whole = np.where(legal[known], whole, whole[np.arange(len(whole)), instead][:, np.newaxis])
+    return np.where(known, possible.sum(axis=1), 0), whole[possible[known]]
 
 
 def _keep_the_best(verdicts: np.ndarray, trajectories: Trajectories) -> None:

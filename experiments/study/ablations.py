@@ -42,6 +42,7 @@ def arms_of(settings: Settings, number: int) -> dict[str, Arm]:
     recipe = (
         "recipe=srl_rlvr",
         f"recipe_options.teacher.episodes={cfg.teacher}",
+        f"recipe_options.visits.episodes={cfg.teacher}",
         f"recipe_options.teacher.rollouts={cfg.rollouts}",
     )
     no_kl = "recipe_options.kl.use=false"
@@ -172,7 +173,7 @@ def text_of(settings: Settings, levels: list[dict[str, Any]], sums: dict[str, di
     cfg = settings.cfg
     before = f"""{cfg.n:,} test instances, the same for every arm, {settings.seeds} training seeds, {settings.frames:,} frames
 of PPO a training (a reduced budget: the levels' own are in their files), the policy of the best of its looks at validation
-instances. The teacher plays {cfg.teacher} train instances and looks ahead {cfg.rollouts} times for each action. All trainings
-took {cpu / 60:.0f} CPU minutes. perf: 0 = random, 1 = the best known; intervals over seeds and instances, paired. All
-policies are judged with the mask."""
+instances. The teacher plays {cfg.teacher} train instances, the learner as many in each of its rounds, and each action is
+tried in {cfg.rollouts} drawn futures. All trainings took {cpu / 60:.0f} CPU minutes. perf: 0 = random, 1 = the best known;
+intervals over seeds and instances, paired. All policies are judged with the mask."""
     return [before, "", *table(levels, sums), "", "## Without it", "", *(f"* **{part}**: {SAID[part]}" for part in sums)]

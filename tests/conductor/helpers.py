@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from conductor.files import canonical
 from conductor.policy import MlpSpec, NetworkSpec, SlotsSpec, make_policy, tensor_shapes
 from pit.layout import action_name
 
@@ -254,6 +256,15 @@ def conductor(*arguments: object, **environment: str) -> subprocess.CompletedPro
         check=False,
         env={**os.environ, **environment},
     )
+
+
+def reseal(folder: Path, **changes: Any) -> None:
+    """Make sizes and hashes fit again after a change, as an attacker would; `changes` are keys of the manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in manifest["files"]:
+        content = (folder / name).read_bytes()
+        manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (folder / "manifest.json").write_bytes(canonical({**manifest, **changes}))
 
 
 def output_of(folder: Path, digest: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from conductor.__main__ import main
 from conductor.bundle import Bundle
+from conductor.journal import Row, read_journal
 from tests.conductor.helpers import conductor, small_workflow
 
 Write = Callable[[dict[str, Any]], Path]
@@ -114,3 +116,30 @@ def test_help() -> None:
     assert done.returncode == 0 and "resume" in done.stdout and "journal" in done.stdout
     done = conductor("run", "--help")
     assert done.returncode == 0 and "--compare" in done.stdout and "--bundle" in done.stdout
+
+
+def test_journal_commands(write_workflow: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    heads = tmp_path / "heads"
+    heads.mkdir()
+    file = str(write_workflow(small_workflow()))
+    assert main(["run", file, "--runs", str(tmp_path / "runs"), "--heads", str(heads)]) == 0
+    (folder,), (head,) = (tmp_path / "runs").iterdir(), heads.iterdir()
+    rows = list(read_journal(folder))
+    capsys.readouterr()
+    assert main(["journal", "verify", str(folder), "--head", str(head)]) == 0
+    out = capsys.readouterr().out
+    assert f"{len(rows)} rows, whole and replayed bit for bit, ended; last hash {rows[-1].hash}" in out
+    assert main(["journal", "show", str(folder)]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert [(line[0], line[3]) for line in shown if line[0].isdigit()] == [(str(row.seq), row.kind) for row in rows]
+    assert main(["journal", "export", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert [Row(**json.loads(line)) for line in out.splitlines()] == rows
+    assert main(["journal", "export", str(folder), "--out", str(tmp_path / "rows.jsonl")]) == 0
+    assert (tmp_path / "rows.jsonl").read_text() == out
+    assert main(["journal", "export", str(folder), "--out", str(tmp_path / "rows.jsonl")]) == 2
+    head.write_bytes(b"%020d %s\n" % (len(rows), b"0" * 64))
+    assert main(["journal", "verify", str(folder), "--head", str(head)]) == 2
+    assert main(["journal", "verify", str(folder), "--head", str(tmp_path / "none")]) == 2
+    errors = capsys.readouterr().err
+    assert "name a new file" in errors and f"does not hold the row {len(rows)}" in errors and "holds no head" in errors

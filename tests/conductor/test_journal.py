@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -10,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from conductor.errors import ConductorError
-from conductor.journal import KINDS, Journal, read_journal, read_output
+from conductor.errors import ConductorError, DiskFull
+from conductor.head import Head, read_head
+from conductor.journal import KINDS, Journal, read_journal, read_run, run_folder, sqlite_note
 
 RUN: dict[str, Any] = dict.fromkeys(KINDS["run"], "")
 
@@ -70,7 +73,7 @@ def test_rows_not_committed_do_not_exist(folder: Path) -> None:
         ("DELETE FROM rows WHERE seq = 3", "row 4: the hash chain is broken"),
         ("DELETE FROM rows WHERE seq = 0", "row 1: the hash chain is broken"),
         ("DELETE FROM rows", "is empty; its run never began"),
-        ("PRAGMA user_version = 2", "has journal schema 2"),
+        ("PRAGMA user_version = 3", "has journal schema 3"),
         ("DROP TABLE rows", "cannot be read as a journal"),
     ],
 )
@@ -142,25 +145,148 @@ sys.stdin.read()
         Journal(folder, new=False).close()  # the lock went with its holder
 
 
-def test_outputs_are_named_by_their_content(folder: Path) -> None:
-    journal = Journal(folder, new=False)
-    name, size = journal.store({"b": [1, 2.5, None], "a": "ü"})
-    assert journal.store({"a": "ü", "b": [1, 2.5, None]}) == (name, size)
-    assert journal.output(name) == {"a": "ü", "b": [1, 2.5, None]} and size == (folder / "outputs" / name).stat().st_size
-    journal.close()
-    (folder / "outputs" / name).write_text("{}\n")
-    with pytest.raises(ConductorError, match="was changed after it was recorded"):
-        read_output(folder, name)
-
-
-def test_a_full_disk_is_a_sentence_and_loses_nothing(folder: Path) -> None:
+def test_a_full_disk_loses_nothing_and_is_tried_again(folder: Path) -> None:
     journal = Journal(folder, new=False)
     assert journal._connection is not None
     pages = journal._connection.execute("PRAGMA page_count").fetchone()[0]
     journal._connection.execute(f"PRAGMA max_page_count = {pages}")
-    for _ in range(200):
-        journal.add("reload", 60, {"copy": 1, "model": "A", "reason": "x" * 1000})
-    with pytest.raises(ConductorError, match="disk is full; make room and resume"):
-        journal.commit()
+    for i in range(200):
+        journal.add("reload", 60, {"copy": i, "model": "A", "reason": "x" * 1000})
+    for _ in range(2):
+        with pytest.raises(DiskFull, match="disk is full; make room and resume"):
+            journal.commit()
+        assert len(list(read_journal(folder))) == 6
+    journal._connection.execute("PRAGMA max_page_count = 100000")
+    journal.commit()
     journal.close()
-    assert len(list(read_journal(folder))) == 6
+    assert [row.data["copy"] for row in list(read_journal(folder))[6:]] == list(range(200))
+
+
+def test_rows_missing_at_the_end_are_noticed(folder: Path) -> None:
+    """The chain cannot show them; the head beside the journal does, and one kept elsewhere when that went with them."""
+    change(folder, "DELETE FROM rows WHERE seq > 3")
+    with pytest.raises(ConductorError, match=r"ends with row 3, and journal\.head says that row 5 was written"):
+        list(read_journal(folder))
+    with pytest.raises(ConductorError, match="row 5 was written"):
+        Journal(folder, new=False)
+    (folder / "journal.head").unlink()
+    assert len(list(read_journal(folder))) == 4
+
+
+def test_a_log_left_behind_is_noticed(folder: Path) -> None:
+    """Copying the file alone while a conductor writes leaves the newest rows in its log."""
+    journal = Journal(folder, new=False)
+    journal.add("reload", 60, reload_row(9))
+    journal.commit()
+    copy = folder.parent / "copy"
+    copy.mkdir()
+    for name in ("journal.sqlite", "journal.head"):
+        shutil.copy(folder / name, copy / name)
+    journal.close()
+    with pytest.raises(ConductorError, match=r"was a journal\.sqlite-wal left behind"):
+        list(read_journal(copy))
+    assert len(list(read_journal(folder))) == 7
+
+
+def test_another_journal_under_an_old_head_is_noticed(folder: Path) -> None:
+    other = Journal(folder.parent / "other", new=True)
+    other.add("run", 0, {**RUN, "id": "other"})
+    other.commit()
+    other.close()
+    (folder.parent / "other" / "journal.head").write_bytes(b"%020d %s\n" % (0, b"f" * 64))
+    with pytest.raises(ConductorError, match="this is another journal than it was"):
+        list(read_journal(folder.parent / "other"))
+    (folder / "journal.head").write_bytes(b"rubbish")
+    with pytest.raises(ConductorError, match="holds no number and hash of a row; delete it"):
+        list(read_journal(folder))
+
+
+def test_a_head_kept_elsewhere(folder: Path) -> None:
+    heads = folder.parent / "heads"
+    with pytest.raises(ConductorError, match="cannot be written"):
+        Journal(folder, new=False, heads=heads)
+    heads.mkdir()
+    journal = Journal(folder, new=False, heads=heads)
+    row = journal.add("reload", 60, reload_row(9))
+    assert read_head(heads / "run.head") == Head(5, list(read_journal(folder))[-1].hash)  # not before it is committed
+    journal.commit()
+    journal.close()
+    assert read_head(heads / "run.head") == read_head(folder / "journal.head") == Head(6, row.hash)
+
+
+def test_two_writers_cannot_add_the_same_row(folder: Path) -> None:
+    """Should somebody take the lock's file away: the second to write is refused, and the chain stays whole."""
+    first = Journal(folder, new=False)
+    (folder / "journal.lock").unlink()
+    second = Journal(folder, new=False)
+    for journal, copy in ((second, 1), (first, 2)):
+        journal.add("reload", 60, reload_row(copy))
+    second.commit()
+    for _ in range(2):
+        with pytest.raises(ConductorError, match="another conductor has written this journal"):
+            first.commit()
+    first.close()
+    second.close()
+    assert [row.data["copy"] for row in list(read_journal(folder))[6:]] == [1]
+
+
+def test_a_stopped_conductor_keeps_its_journal(folder: Path) -> None:
+    """The lock is the process's, also while it is stopped: there is no lease that could run out under it."""
+    code = f"""
+import sys
+from pathlib import Path
+from conductor.journal import Journal
+journal = Journal(Path({str(folder)!r}), new=False)
+print("open", flush=True)
+sys.stdin.readline()
+journal.add("reload", 60, {{"copy": 9, "model": "A", "reason": ""}})
+journal.commit()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "open\n"
+        first.send_signal(signal.SIGSTOP)
+        with pytest.raises(ConductorError, match="another conductor is writing this journal"):
+            Journal(folder, new=False)
+        first.send_signal(signal.SIGCONT)
+        first.communicate("go on\n")
+    assert first.returncode == 0 and list(read_journal(folder))[-1].data["copy"] == 9
+
+
+def test_several_runs_in_one_chain(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "both", new=True)
+    for run in (0, 1):
+        (tmp_path / "both" / f"00{run}").mkdir()
+        journal.add("run", 0, {**RUN, "id": f"r{run}", "folder": f"00{run}"}, run)
+    for i in range(4):
+        journal.add("reload", i, reload_row(i), i % 2)
+    journal.commit()
+    journal.close()
+    rows = list(read_run(tmp_path / "both" / "001"))
+    assert [row.data.get("id", row.data.get("copy")) for row in rows] == ["r1", 1, 3]
+    assert run_folder(tmp_path / "both" / "001", rows[0].data) == tmp_path / "both" / "001"
+    for place in (tmp_path / "both", tmp_path / "both" / "journal.sqlite"):
+        with pytest.raises(ConductorError, match=r"holds several runs; name the folder of one, .*/both/001"):
+            list(read_run(place))
+    (tmp_path / "both" / "more").mkdir()
+    with pytest.raises(ConductorError, match="holds no run of the folder more"):
+        list(read_run(tmp_path / "both" / "more"))
+    for name in ("..", "a/b", "/tmp"):
+        with pytest.raises(ConductorError, match="one inside its own is needed"):
+            run_folder(tmp_path / "both", {"folder": name})
+
+
+@pytest.mark.parametrize("run", [-1, 1, 2])
+def test_rows_of_no_run_are_refused(folder: Path, run: int) -> None:
+    journal = Journal(folder, new=False)
+    journal.add("reload", 60, reload_row(9), run)
+    journal.commit()
+    journal.close()
+    with pytest.raises(ConductorError, match="row 6: a run begins with its only `run` row"):
+        list(read_journal(folder))
+
+
+def test_a_version_of_sqlite_with_a_known_fault_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 40, 1))
+    assert "one writer" in sqlite_note()
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 51, 3))
+    assert sqlite_note() == ""

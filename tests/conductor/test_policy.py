@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from conductor.bundle import RuleSpec
 from conductor.decision_maker import DecisionMaker
+from conductor.manifest import RuleSpec
 from conductor.policy import MlpSpec, NetworkSpec, Policy, SlotsSpec, make_policy
 from pit.handle import Event, Pit
 from pit.layout import ARRIVE, STANDARD, WAIT

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from conductor.errors import ConductorError
-from conductor.journal import Journal, read_output
 from conductor.orchestrator import begin
 from conductor.report import report_run, verify_run
-from conductor.tiers import Outputs
+from conductor.tiers import Outputs, read_output
 from conductor.workflow import load_workflow
 from pit.layout import TIER_COLD, TIER_HOT, TIER_WARM
 from pit.spec import StoreSpec
@@ -28,9 +27,19 @@ def files(folder: Path) -> list[str]:
     return sorted(file.name for file in (folder / "outputs").iterdir())
 
 
+def test_outputs_are_named_by_their_content(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path, None)
+    name, size = outputs.keep({"b": [1, 2.5, None], "a": "ü"})
+    assert outputs.keep({"a": "ü", "b": [1, 2.5, None]}) == (name, size)
+    assert outputs.fetch(name) == {"a": "ü", "b": [1, 2.5, None]} and size == (tmp_path / "outputs" / name).stat().st_size
+    (tmp_path / "outputs" / name).write_text("{}\n")
+    with pytest.raises(ConductorError, match="was changed after it was recorded"):
+        read_output(tmp_path, name)
+
+
 def test_an_output_is_the_same_in_every_tier(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "run", new=True)
-    outputs = Outputs(journal, StoreSpec(hot=10_000))
+    (tmp_path / "run").mkdir()
+    outputs = Outputs(tmp_path / "run", StoreSpec(hot=10_000))
     name, size = outputs.keep(VALUE)
     file = tmp_path / "run" / "outputs" / name
     for tier, there in (
@@ -53,21 +62,19 @@ def test_an_output_is_the_same_in_every_tier(tmp_path: Path) -> None:
     assert files(tmp_path / "run") == []
     with pytest.raises(ConductorError, match="cannot be read"):
         outputs.fetch(name)
-    journal.close()
 
 
 def test_memory_keeps_no_more_than_one_of_its_size(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "run", new=True)
+    (tmp_path / "run").mkdir()
     for store in (None, StoreSpec(hot=10)):
-        outputs = Outputs(journal, store)
+        outputs = Outputs(tmp_path / "run", store)
         name, _ = outputs.keep(VALUE)
         assert outputs.fetch(name) == VALUE and not outputs._hot
-    journal.close()
 
 
 def test_a_compressed_output_that_was_changed_is_noticed(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "run", new=True)
-    outputs = Outputs(journal, StoreSpec(hot=10_000))
+    (tmp_path / "run").mkdir()
+    outputs = Outputs(tmp_path / "run", StoreSpec(hot=10_000))
     name, _ = outputs.keep(VALUE)
     outputs.move(name, TIER_COLD)
     cold = tmp_path / "run" / "outputs" / f"{name}.z"
@@ -75,7 +82,6 @@ def test_a_compressed_output_that_was_changed_is_noticed(tmp_path: Path) -> None
         cold.write_bytes(content)
         with pytest.raises(ConductorError, match="was changed after it was recorded"):
             read_output(tmp_path / "run", name)
-    journal.close()
 
 
 def test_a_run_deletes_what_it_needs_no_more(write_workflow: Write) -> None:

@@ -27,6 +27,7 @@ from fq_env.engine import Engine
 from fq_env.level import load_level
 from fq_env.players import lookahead
 from fq_env.sb3 import make_sb3_env
+from pit.layout import WAIT
 from tests.experiments.training import assert_same, config, rows
 
 SRL = (
@@ -132,6 +133,23 @@ def test_what_actions_are_expected_to_bring_is_told_action_by_action(played: Tra
         squares += float((each**2).sum())
     assert squares / (of.firsts >= 0).sum() == pytest.approx(1.0, rel=1e-4)
     assert (supervised.gathered([found], "chosen").firsts == -1).all()
+
+
+def test_without_the_mask_illegal_actions_are_worth_what_they_become(played: Trajectories) -> None:
+    """Frames without masks have a number for each possible action, the legal ones' their own."""
+    seen, blind = (replayed(played, at_least_rule=False, masks=masks).examples for masks in (True, False))
+    np.testing.assert_array_equal(seen.actions, blind.actions)
+    np.testing.assert_array_equal(seen.firsts >= 0, blind.firsts >= 0)
+    bits = [np.unpackbits(of.frames.words.view(np.uint8), axis=1, bitorder="little").astype(bool) for of in (seen, blind)]
+    more = 0
+    for f in np.flatnonzero(seen.firsts >= 0).tolist():
+        legal, possible = (np.flatnonzero(rows[f]) for rows in bits)
+        known = dict(zip(legal.tolist(), seen.expected[seen.firsts[f] :], strict=False))
+        instead = known.get(WAIT, known[int(legal[0])])
+        told = blind.expected[blind.firsts[f] : blind.firsts[f] + len(possible)]
+        assert told.tolist() == [known.get(action, instead) for action in possible.tolist()]
+        more += len(possible) - len(legal)
+    assert more > 0 and len(blind.expected) == len(seen.expected) + more
 
 
 def test_what_is_below_the_rule_on_the_same_instance_is_refused() -> None:

@@ -110,7 +110,7 @@ def test_ablations(in_this_process: list[str], tmp_path: Path) -> None:
         assert found["difference"] == pytest.approx(means[0] - means[1])
         assert made["overall"][part]["perf"] == pytest.approx(found["perf"])
     page = (tmp_path / "out" / "ablations.md").read_text()
-    assert page.count("| 11 |") == 4 and "1,024 frames" in page and "looks ahead 1 times" in page
+    assert page.count("| 11 |") == 4 and "1,024 frames" in page and "tried in 1 drawn futures" in page
 
 
 def test_each_part_is_switched_off_alone(tmp_path: Path) -> None:

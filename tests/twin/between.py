@@ -37,6 +37,7 @@ class TwinBetween(TwinLife):
             task.update(
                 quality=twin["quality"], size=twin["size"], created=twin["created"], version=task["version"] + 1,
                 source=source, tier=twin["tier"], known=twin["known"],
+                maker=twin["maker"] if twin["doer"] == "fetch" else source,
             )  # fmt: skip
             self.reused += 1
             self.is_done(i, "fetch")

@@ -106,8 +106,8 @@ class TwinStore(TwinHealth):
     def lineage(self, i: int) -> list[tuple[Any, ...]]:
         """(version used, version now, tier now) of each input of what the output of task i was made from."""
         task = self.tasks[i]
-        while task["doer"] == "fetch":
-            task = self.tasks[task["source"]]
+        if task["doer"] == "fetch":
+            task = self.tasks[task["maker"]]
         found = []
         for j, used in zip(task["inputs"], task["used"], strict=True):
             x = self.tasks[j]

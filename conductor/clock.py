@@ -1,0 +1,61 @@
+"""The clock of a conductor and how it waits: monotonic time, and the workers' descriptors of any number of runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import time
+from typing import Protocol
+
+
+class Waitable(Protocol):
+    """What can be waited for: a descriptor that becomes readable when something happened."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        ...
+
+
+class Clock:
+    """Real time. Another class with these methods lets a test run in a time of its own."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._woken, self._wake = os.pipe()
+        for end in (self._woken, self._wake):
+            os.set_blocking(end, False)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+
+    def now(self) -> int:
+        """Microseconds since some moment; never goes back, whatever is done to the time of day."""
+        return time.monotonic_ns() // 1000
+
+    def watch(self, thing: Waitable) -> None:
+        """`wait` returns it from now on when it has something."""
+        self._selector.register(thing.fileno(), selectors.EVENT_READ, thing)
+
+    def forget(self, thing: Waitable) -> None:
+        """It is not waited for any more; before its descriptor is closed."""
+        self._selector.unregister(thing.fileno())
+
+    def wait(self, microseconds: int | None) -> list[Waitable]:
+        """What has something, at the latest after so long (None: however long it takes); `wake` ends it, too."""
+        timeout = None if microseconds is None else max(0, microseconds) / 1e6
+        found = [key.data for key, _ in self._selector.select(timeout)]
+        if None in found:
+            with contextlib.suppress(BlockingIOError):
+                while os.read(self._woken, 4096):
+                    pass
+        return [thing for thing in found if thing is not None]
+
+    def wake(self) -> None:
+        """End a `wait`, now or the next one; from any thread or signal handler."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake, b".")
+
+    def close(self) -> None:
+        """Let go of every descriptor."""
+        self._selector.close()
+        os.close(self._woken)
+        os.close(self._wake)

@@ -1,0 +1,38 @@
+"""`conductor show` and `conductor record`: what a run did, for people and as a table."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from conductor.commands import add_run
+from conductor.record import record_run
+from conductor.report import print_run, report_run
+
+if TYPE_CHECKING:
+    from conductor.commands import Commands
+
+
+def register(commands: Commands) -> None:
+    """Adds `show` and `record`."""
+    show = commands.add_parser("show", help="print what a run did, from its journal")
+    add_run(show)
+    show.set_defaults(handle=_show)
+    record = commands.add_parser("record", help="write the decisions of a run as a Parquet table, from its journal")
+    add_run(record)
+    record.add_argument("--out", metavar="FILE", required=True, help="the table, for example decisions.parquet")
+    record.add_argument("--observations", action="store_true", help="with the observation and the mask of each decision")
+    record.set_defaults(handle=_record)
+
+
+def _show(arguments: argparse.Namespace, console: Console) -> int:
+    print_run(report_run(arguments.run), console)
+    return 0
+
+
+def _record(arguments: argparse.Namespace, console: Console) -> int:
+    count = record_run(arguments.run, arguments.out, arguments.observations)
+    console.print(f"{arguments.out}: {count} decisions", soft_wrap=True, markup=False)
+    return 0

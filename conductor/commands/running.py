@@ -1,0 +1,121 @@
+"""`conductor run` and `conductor resume`: conduct a workflow to its end."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from conductor.bundle import Bundle, load_bundle
+from conductor.commands import add_run
+from conductor.commands.bundles import add_trust, trust_of
+from conductor.decision_maker import STRATEGIES
+from conductor.orchestrator import begin, resume
+from conductor.report import print_comparison, print_run, report_run
+from conductor.run import RunResult
+from conductor.workflow import Workflow, load_workflow
+
+if TYPE_CHECKING:
+    from conductor.commands import Commands
+
+_STYLES = {
+    "failed": "red",
+    "load_failed": "red",
+    "finished": "green",
+    "load": "cyan",
+    "loaded": "cyan",
+    "cancel": "yellow",
+    "resume": "yellow",
+}
+
+
+class Display:
+    """Prints what happens as it happens, over a bar that counts finished tasks (on a terminal)."""
+
+    def __init__(self, console: Console, title: str, tasks: int | None) -> None:
+        """`tasks`: how many there are; None if that is not known yet."""
+        self._console = console
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self._bar = self._progress.add_task("", total=tasks)
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, kind: str, time: int, text: str) -> None:
+        """An observer of `conductor.orchestrator`."""
+        style = _STYLES.get(kind, "")
+        self._console.print(
+            f"{time / 1e6:8.2f} s  {kind:<11} {text}", style=style, markup=False, highlight=False, soft_wrap=True
+        )
+        if kind == "finished":
+            self._progress.advance(self._bar)
+
+
+def register(commands: Commands) -> None:
+    """Adds `run` and `resume`."""
+    run = commands.add_parser("run", help="run a workflow to its end in a new folder")
+    run.add_argument("file", metavar="FILE", help="the workflow, YAML")
+    run.add_argument("--bundle", metavar="BUNDLE", help="the exported policy, folder or zip; needed by the strategy adaptive")
+    run.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        help="who decides: the bundle's policy (the default where a bundle is given), the critical-path rule (the default "
+        "otherwise), or one call at a time",
+    )
+    run.add_argument(
+        "--runs", metavar="DIR", default="runs", help="where the folder of the run is made (default: %(default)s)"
+    )
+    run.add_argument(
+        "--compare", action="store_true", help="really run it under every strategy, one after the other, and compare"
+    )
+    go_on = commands.add_parser("resume", help="go on with a run whose conductor died or was interrupted")
+    add_run(go_on)
+    for parser in (run, go_on):
+        parser.add_argument(
+            "--heads",
+            metavar="DIR",
+            help="a folder elsewhere that gets the number and hash of the journal's last row, so that a cut end is noticed",
+        )
+    add_trust(run)
+    run.set_defaults(handle=_run)
+    go_on.set_defaults(handle=_resume)
+
+
+def _run_one(
+    workflow: Workflow, strategy: str, bundle: Bundle | None, arguments: argparse.Namespace, console: Console
+) -> RunResult:
+    with Display(console, strategy, len(workflow.spec.tasks)) as display:
+        return begin(workflow, arguments.runs, bundle=bundle, strategy=strategy, observer=display, heads=arguments.heads)
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    workflow = load_workflow(arguments.file)
+    bundle = load_bundle(arguments.bundle, trust_of(arguments)) if arguments.bundle else None
+    strategy = arguments.strategy or ("adaptive" if bundle else "critical_path")
+    chosen = [strategy]
+    if arguments.compare:
+        chosen += [name for name in STRATEGIES if name != strategy and (name != "adaptive" or bundle)]
+    reports = []
+    for name in chosen:
+        if len(chosen) > 1:
+            console.rule(name)
+        result = _run_one(workflow, name, bundle, arguments, console)
+        reports.append(report_run(result.folder))
+        print_run(reports[-1], console)
+    if len(reports) > 1:
+        print_comparison(reports, console)
+    return 0 if all(report.status == "solved" for report in reports) else 1
+
+
+def _resume(arguments: argparse.Namespace, console: Console) -> int:
+    with Display(console, "resume", None) as display:
+        result = resume(arguments.run, display, arguments.heads)
+    print_run(report_run(result.folder), console)
+    return 0 if result.status == "solved" else 1

@@ -1,0 +1,184 @@
+"""What the machine may do to a conductor: a full disk, one that cannot be written, a clock that jumps, an order to stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conductor import orchestrator
+from conductor.errors import ConductorError
+from conductor.journal import read_journal
+from conductor.orchestrator import begin, resume
+from conductor.report import report_run, verify_run
+from conductor.workflow import load_workflow
+from tests.conductor.helpers import output_of, small_workflow
+from tests.conductor.test_crash import effects, finished, gone
+
+Write = Callable[[dict[str, Any]], Path]
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c"]
+# A disk of its own: it is filled when the first call starts, and `PARKED` says what then happens. Prints what was seen.
+ON_A_SMALL_DISK = """
+import json, os, signal, subprocess, sys, threading
+from pathlib import Path
+from conductor.errors import ConductorError, Stopped
+from conductor.journal import read_journal
+from conductor.orchestrator import begin, resume
+from conductor.report import report_run, verify_run
+from conductor.workflow import load_workflow
+file, disk, parked = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], check=True)
+filler, seen, left = disk / "filler", [], []
+
+def fill():
+    with open(filler, "wb", buffering=0) as out:
+        for size in (4096, 1):
+            try:
+                while True:
+                    out.write(bytes(size))
+            except OSError:
+                pass
+
+def observe(kind, time, text):
+    seen.append(kind)
+    if kind == "parked":
+        left.extend(file.name for file in disk.glob("runs/*/outputs/.*"))
+    if kind == "start" and seen.count("start") == 1:
+        fill()
+    elif kind == "parked" and parked == "freed":
+        threading.Timer(0.3, filler.unlink).start()
+    elif kind == "parked":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+refused = ""
+try:
+    folder = begin(load_workflow(file), disk / "runs", strategy="critical_path", observer=observe).folder
+except Stopped as error:
+    refused = str(error)
+    filler.unlink()
+    (folder,) = (disk / "runs").iterdir()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    try:
+        resume(folder)
+    except ConductorError as error:
+        refused += "; " + str(error)
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    resume(folder)
+subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+verify_run(folder)
+report = report_run(folder)
+print(json.dumps({
+    "status": report.status, "calls": [(c.task, c.result) for c in report.calls], "seen": seen, "refused": refused,
+    "rows": [row.kind for row in read_journal(folder)], "left": left,
+}))
+"""
+
+
+def chain() -> dict[str, Any]:
+    """Three calls, one after the other, that write nothing themselves."""
+    workflow = small_workflow(plain={"kind": "python", "call": "work:gather"})
+    workflow["tasks"] = [{"id": f"t{i}", "function": "plain", "after": [f"t{i - 1}"] if i else []} for i in range(3)]
+    return workflow
+
+
+@pytest.mark.parametrize("then", ["freed", "stopped"])
+def test_a_full_disk_is_waited_for(write_workflow: Write, tmp_path: Path, then: str) -> None:
+    """Nothing is lost, and nothing is done twice but what was under way when its conductor was told to stop."""
+    try:
+        able = subprocess.run([*NAMESPACE, "pass"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        able = False
+    if not able:
+        pytest.skip("no user namespace with a disk of its own is to be had here (unshare --user --mount)")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = [*NAMESPACE, ON_A_SMALL_DISK, str(write_workflow(chain())), str(disk), then]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["status"] == "solved" and told["left"] == []
+    assert told["seen"].count("parked") == 1
+    assert [call for call in told["calls"] if call[1] == "ok"] == [[f"t{i}", "ok"] for i in range(3)]
+    if then == "freed":
+        assert told["seen"].count("unparked") == 1 and told["rows"].count("parked") == 1 and len(told["calls"]) == 3
+    else:
+        assert "stopped (SIGTERM) while its disk is full" in told["refused"]
+        assert "journal.sqlite: cannot be written" in told["refused"] or "Read-only file system" in told["refused"]
+        assert told["rows"].count("resume") == 1 and len(told["calls"]) == 4
+
+
+@pytest.mark.parametrize("step", [timedelta(days=-2), timedelta(days=3650)])
+def test_steps_of_the_clock_are_not_noticed(write_workflow: Write, monkeypatch: pytest.MonkeyPatch, step: timedelta) -> None:
+    """Every look at the time of day finds it changed; the journal knows it from its first row only."""
+    looks = [0]
+
+    def jumped() -> timedelta:
+        looks[0] += 1
+        return looks[0] * step
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + jumped()
+
+    real = time.time
+    monkeypatch.setattr(orchestrator, "datetime", Jumping)
+    monkeypatch.setattr(time, "time", lambda: real() + jumped().total_seconds())
+    path = write_workflow(small_workflow())
+    result = begin(load_workflow(path), path.parent / "runs", strategy="critical_path")
+    rows = list(read_journal(result.folder))
+    assert result.status == "solved" and looks[0] >= 2
+    assert [row.time for row in rows] == sorted(row.time for row in rows) and rows[-1].time < 3600e6
+    assert abs(datetime.fromisoformat(rows[0].data["began"]) - datetime.now(UTC)) > timedelta(days=1)
+    assert verify_run(result.folder).ended
+
+
+def test_sigterm_stops_between_two_ticks(write_workflow: Write) -> None:
+    path = write_workflow(small_workflow(plain={"kind": "python", "call": "work:straggle_once", "seconds": 90}))
+    command = [sys.executable, "-m", "conductor", "run", str(path), "--runs", str(path.parent / "runs")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not (found := list(path.parent.glob("runs/*/files/effects.log"))) or " c " not in found[0].read_text():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    folder = found[0].parents[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert error == f"conductor: stopped (SIGTERM); nothing recorded is lost, `conductor resume {folder}` goes on\n"
+    assert all(gone(worker) for *_, worker in effects(folder))
+    rows = list(read_journal(folder))
+    assert rows[-1].kind == "stop" and rows[-1].data == {"reason": "SIGTERM"}
+    assert resume(folder).status == "solved" and verify_run(folder).ended
+    assert output_of(folder, report_run(folder).outputs["c"]) == 123
+    assert finished(folder) == dict.fromkeys(("a1", "a2", "b", "c"), 1)
+    assert report_run(folder).calls[-2].result == "cancelled" and report_run(folder).calls[-1].attempt == 2
+
+
+def test_a_disk_that_fails_ends_the_conductor(write_workflow: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a full disk is waited for: after any other failure nobody knows what is on it."""
+
+    def broken(self: Any) -> None:
+        raise ConductorError("disk I/O error")
+
+    path = write_workflow(small_workflow())
+    commit = orchestrator.Journal.commit
+    commits = [0]
+
+    def second(self: Any) -> None:
+        commits[0] += 1
+        (commit if commits[0] == 1 else broken)(self)
+
+    monkeypatch.setattr(orchestrator.Journal, "commit", second)
+    with pytest.raises(ConductorError, match="disk I/O error"):
+        begin(load_workflow(path), path.parent / "runs", strategy="critical_path")
+    monkeypatch.undo()
+    (folder,) = (path.parent / "runs").iterdir()
+    assert resume(folder).status == "solved" and verify_run(folder).ended
