@@ -29,9 +29,10 @@ FILE = "journal.sqlite"
 # Row kind -> the keys of its payload, all of them needed.
 KINDS = {
     # `folder`: of the run, inside the journal's ("." for a run alone); `began`: UTC, for people, the only time of day anywhere
+    # `sandbox`: what each variant runs in, by its name
     # `bundle`, `shadow`: the sha256 of a manifest, or ""; `signature`: what was known of the bundle's maker, and whether that
     # was let pass; `rule`: name and parameters of what decides when the policy cannot
-    "run": {"id", "folder", "began", "workflow", "workflow_digest", "base", "strategy", "exposure", "tables"}
+    "run": {"id", "folder", "began", "workflow", "workflow_digest", "base", "strategy", "exposure", "tables", "sandbox"}
     | {"bundle", "signature", "rule", "shadow"},
     # `by`: who decided, and with which `bundle` if the policy did; `note`: why not the policy, or ""; `latency`: us of the
     # choice; `distance`, `tripped`: of the guard; `shadow`: what another policy would have done (conductor.decision_maker)
@@ -39,7 +40,7 @@ KINDS = {
     "event": {"kind", "subject", "error", "elapsed", "quality", "size", "price", "applied", "output", "text"},
     "intent": {"call", "task", "function", "variant", "key", "attempt", "copy"},
     "reload": {"copy", "model", "reason"},  # a copy that the Pit holds for loaded was really loaded again
-    "resume": {"lost"},  # calls whose worker died with the conductor
+    "resume": {"lost", "sandbox"},  # calls whose worker died with the conductor
     "snapshot": {"file", "state"},  # sha256 of a file in `snapshots/`, and the Pit's state hash
     "parked": {"reason", "since"},  # nothing could be recorded since then (us); it was waited for
     "stop": {"reason"},  # the conductor was asked to end; `resume` goes on

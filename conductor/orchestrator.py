@@ -110,7 +110,7 @@ def resume(
 
 
 def first_row(workflow: Workflow, name: str, folder: str, advice: Advice) -> dict[str, Any]:
-    """The payload of a run's first row."""
+    """The payload of a run's first row, but for `sandbox`."""
     spec = workflow.spec.model_dump(mode="json")
     return {
         "id": name,
@@ -141,7 +141,7 @@ def make_run(
     folder = journal.folder / str(record["folder"])
     decides = decider(advice, record, folder, recent)
     serves = {name: model.serves for name, model in workflow.spec.system.models.items()}
-    manager = ModelManager(workflow.plan, serves, workflow.base, folder)
+    manager = ModelManager(workflow.plan, serves, workflow.base, folder, workflow.limits)
     try:
         run = Run(number, workflow, view, journal, record, decides, manager, observer)
         run.check()
@@ -215,7 +215,7 @@ class Orchestrator:
 
     def begin(self, run: Run) -> None:
         """A run that begins now."""
-        run.add("run", 0, run.record)
+        run.add("run", 0, {**run.record, "sandbox": run.sandbox})
         run.note(Event(layout.ARRIVE, 0), 0)
         self._enter(run, 0)
 

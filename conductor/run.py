@@ -60,7 +60,7 @@ class Decider(Protocol):
 class Manager(Protocol):
     """Who works; `conductor.model_manager.ModelManager` has the words of each method."""
 
-    def check(self, functions: list[str], models: list[str], where: str) -> None: ...
+    def check(self, functions: dict[str, list[str]], models: list[str], where: str) -> dict[str, str]: ...
     def load(self, copy: int, model: str) -> None: ...
     def reload(self, copy: int, model: str, reason: str) -> None: ...
     def unload(self, copy: int) -> None: ...
@@ -102,6 +102,7 @@ class Run:
         self.folder = journal.folder / str(record["folder"])
         self.origin = 0  # us of the driver's clock at which the run began
         self.observe = observer or (lambda kind, time, text: None)
+        self.sandbox: dict[str, str] = {}  # what each variant runs in, once that was looked at
         self.parked: tuple[str, int] | None = None  # why nothing could be recorded, and since when
         self._workflow, self._pit, self._journal, self._decider = workflow, view.pit, journal, decider
         clear_scratch(self.folder / SNAPSHOTS)
@@ -116,8 +117,9 @@ class Run:
 
     def check(self) -> None:
         """Make every instrument that a task may need once. Raises ConductorError for the first that cannot be made."""
-        functions = list(dict.fromkeys(task.function for task in self._workflow.spec.tasks))
-        self.manager.check(functions, list(self._workflow.plan.models), self._workflow.spec.name)
+        system = self._workflow.spec.system
+        functions = {task.function: system.usable(task.function) for task in self._workflow.spec.tasks}
+        self.sandbox = self.manager.check(functions, list(self._workflow.plan.models), self._workflow.spec.name)
 
     def add(self, kind: str, at: int, data: dict[str, Any]) -> None:
         """A row of this run."""
@@ -136,7 +138,7 @@ class Run:
     def recover(self, at: int) -> None:
         """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended."""
         lost = list(self.view.calls.values())
-        self.add("resume", at, {"lost": [call.call for call in lost]})
+        self.add("resume", at, {"lost": [call.call for call in lost], "sandbox": self.sandbox})
         self.observe("resume", at, f"{len(lost)} calls were under way and begin again")
         copies = [(i, int(row["state"]), int(row["model"])) for i, row in enumerate(self._pit.copies())]
         for call in lost:
