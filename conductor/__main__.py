@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from conductor.commands import Handler, journals, looking, running
-from conductor.errors import ConductorError, Stopped
+from conductor.commands import Handler, audits, bundles, journals, looking, running
+from conductor.errors import ConductorError, Stopped, printable
 
-GROUPS = (running, looking, journals)
+GROUPS = (running, looking, journals, audits, bundles)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"conductor: {error}", file=sys.stderr)
         return 128 + signal.SIGTERM
     except ConductorError as error:
-        print(f"conductor: {error}", file=sys.stderr)
+        print(f"conductor: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("conductor: interrupted; nothing recorded is lost, `conductor resume RUN` goes on", file=sys.stderr)

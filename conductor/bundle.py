@@ -1,90 +1,49 @@
-"""A bundle: the folder in which a trained policy travels, safe to open even from a stranger (no pickle anywhere).
+"""A bundle: the folder (or zip) in which a trained policy travels, safe to open even from a stranger (no pickle anywhere).
 
-`policy.safetensors`, `golden.safetensors`, `system.yaml`, `card.md` and `manifest.json`, which names every other file with its
-size and sha256. What stands here must know nothing of how a policy was trained.
+`policy.safetensors`, `golden.safetensors`, `system.yaml`, `card.md`, and `manifest.json`, which names every other file with
+its size and sha256; `manifest.sig` if somebody vouches for it (`conductor.trust`). What stands here must know nothing of how a
+policy was trained.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
+from conductor import archive
 from conductor.errors import ConductorError
-from conductor.files import canonical, parse_canonical, sync_directory
-from conductor.policy import NetworkSpec, Policy, make_policy, tensor_shapes
-from pit import layout, rules
-from pit.errors import PitError
+from conductor.files import canonical, parse_canonical, replace, sync_directory
+from conductor.manifest import FORMAT, MAX_BYTES, MAX_MANIFEST, FileSpec, Manifest, Scalar, read_claims, read_manifest
+from conductor.policy import Policy, make_policy, tensor_shapes
+from conductor.trust import ANYONE, MAX_SIGNATURE, SIGNATURE, Signature, Trust, read_trust, sign
+from pit import layout
 
-FORMAT = "fq.policy/1"
-MAX_BYTES = 64 * 2**20  # all files of a bundle together
 MAX_TENSORS = 256
-MAX_MANIFEST = 2**20  # bytes
+MAX_HEADER = 2**16  # bytes of a safetensors file's table: what is read of it becomes objects, many times its size
+MAX_GOLDEN = 64  # vectors: each is one decision at every start
 MIN_MARGIN = 1e-3  # of the best legal logit over the next in a golden vector: BLAS builds differ in the last bits
 FILES = ("policy.safetensors", "golden.safetensors", "system.yaml", "card.md")
-Scalar = str | int | float | bool | None
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-# A number, or the weights of `calibrated`: action -> feature -> weight (`pit.rules.table_of`).
-Parameter = Annotated[
-    Annotated[Finite, Tag("number")] | Annotated[dict[str, dict[str, Finite]], Tag("table")],
-    Discriminator(lambda value: "table" if isinstance(value, dict) else "number"),
-]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class RuleSpec(_Strict):
-    """The rule player that decides when the policy cannot, with its fitted numbers."""
-
-    name: str = "critical_path"
-    params: dict[str, Parameter] = {}
-
-    @field_validator("params")
-    @classmethod
-    def _kinds(cls, params: dict[str, Parameter]) -> dict[str, Parameter]:
-        for key, value in params.items():
-            if isinstance(value, dict) != (key == "weights"):
-                raise ValueError(f"{key} must be {'a table action -> feature -> number' if key == 'weights' else 'a number'}")
-        return params
-
-
-class FileSpec(_Strict):
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size: int = Field(ge=0, le=MAX_BYTES)
-
-
-class Manifest(_Strict):
-    """`manifest.json`: canonical JSON (sorted keys, no white space, one newline at the end)."""
-
-    format: Literal["fq.policy/1"]
-    network: NetworkSpec
-    tables: dict[str, str]  # pit.layout.table_hashes() of the Pit it was trained over
-    exposure: Literal["hidden", "partial", "full"]
-    rule: RuleSpec
-    levels: list[str]
-    seeds: list[int]
-    training: str  # hash of the training configuration
-    git_commit: str
-    versions: dict[str, str]
-    evaluation: list[dict[str, Scalar]]
-    files: dict[str, FileSpec]
+MANIFEST = "manifest.json"
+_NAMES = frozenset((*FILES, MANIFEST, SIGNATURE))
+_CAPS = {MANIFEST: MAX_MANIFEST, SIGNATURE: MAX_SIGNATURE}  # bytes of one file; of all together MAX_BYTES
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that passed every check. `digest` is the sha256 of `manifest.json` and so of all of it."""
+    """A bundle that passed every check. `digest` is the sha256 of `manifest.json` and so of all of it but the signature."""
 
     path: Path
     digest: str
@@ -92,6 +51,22 @@ class Bundle:
     policy: Policy
     system_yaml: str
     card: str
+    signature: Signature
+    contents: Mapping[str, bytes] = field(repr=False)  # of every file, as they were checked
+
+    def tensors(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of one of its safetensors files, as `write_bundle` takes them."""
+        return _read_tensors(self.path / name, self.contents[name])
+
+    def save(self, folder: Path) -> None:
+        """Write what was checked into a new folder, durable. Raises ConductorError."""
+        try:
+            folder.mkdir()
+            for name, content in self.contents.items():
+                _write(folder / name, content)
+            sync_directory(folder)
+        except OSError as error:
+            raise ConductorError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def write_bundle(
@@ -110,6 +85,8 @@ def write_bundle(
     evaluation: Sequence[Mapping[str, Scalar]],
     exposure: str = "full",
     rule: Mapping[str, Any] | None = None,
+    ranges: Mapping[str, Any] | None = None,
+    key: str | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle and load it back; nothing appears under `directory` before it has passed every check of `load_bundle`.
@@ -133,13 +110,15 @@ def write_bundle(
         exposure: the exposure of its observations: `hidden`, `partial` or `full`; the runtime blanks the same columns.
         rule: `{"name": "critical_path_warm_wait", "params": {...}}`, the fitted fall-back; `critical_path` if None;
             `{"name": "calibrated", "params": {"weights": pit.rules.table_of(...)}}`.
+        ranges: what the policy saw (`conductor.manifest.ranges_of`); None if that was not measured.
+        key: name of one's own key (`conductor.trust.new_key`) that signs it; None: nobody does.
         overwrite: replace an existing bundle.
 
     Returns:
         The bundle as `load_bundle` sees it.
 
     Raises:
-        ConductorError: wrong shape, dtype, value or golden action; folder exists; folder cannot be written.
+        ConductorError: wrong shape, dtype, value or golden action; no such key; folder exists; folder cannot be written.
     """
     target = Path(directory).absolute()
     if target.exists() and not overwrite:
@@ -156,7 +135,7 @@ def write_bundle(
             "system.yaml": system_yaml.encode(),
             "card.md": card.encode(),
         }
-        contents["manifest.json"] = canonical({
+        contents[MANIFEST] = canonical({
             "format": FORMAT,
             "network": dict(network),
             "tables": layout.table_hashes(),
@@ -168,10 +147,13 @@ def write_bundle(
             "git_commit": git_commit,
             "versions": dict(versions),
             "evaluation": [dict(row) for row in evaluation],
+            **({"ranges": dict(ranges)} if ranges is not None else {}),
             "files": {n: {"sha256": hashlib.sha256(c).hexdigest(), "size": len(c)} for n, c in contents.items()},
         })  # fmt: skip
     except (TypeError, ValueError, KeyError, SafetensorError) as error:
         raise ConductorError(f"{target}: this cannot be written as a bundle: {error}") from error
+    if key is not None:
+        contents[SIGNATURE] = sign(contents[MANIFEST], key)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -179,12 +161,9 @@ def write_bundle(
         raise ConductorError(f"{target}: cannot be written ({error.strerror}); choose a folder that you may write") from error
     try:
         for name, content in contents.items():
-            with open(scratch / name, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(scratch / name, content)
         sync_directory(scratch)
-        bundle = _load(scratch, margin=MIN_MARGIN)
+        bundle = _check(scratch, _read(scratch), ANYONE, margin=MIN_MARGIN)
         os.chmod(scratch, 0o755)
         if target.exists():
             aside = scratch.with_name(scratch.name + ".old")
@@ -198,27 +177,69 @@ def write_bundle(
         raise ConductorError(f"{target}: cannot be written ({error.strerror}); choose a folder that you may write") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Bundle(target, bundle.digest, bundle.manifest, bundle.policy, bundle.system_yaml, bundle.card)
+    return dataclasses.replace(bundle, path=target)
 
 
-def load_bundle(directory: str | os.PathLike[str]) -> Bundle:
-    """Open a bundle, checking everything that it claims.
+def load_bundle(place: str | os.PathLike[str], trust: Trust | None = None) -> Bundle:
+    """Open a bundle, a folder or a zip that stores one, checking everything that it claims.
 
-    In this order, each with its own sentence: sizes; the manifest parses, is canonical and knows no other keys; files as
-    listed, none missing, none too many; tensors named, shaped and typed as the network says; all finite; the tables of this
-    Pit; golden vectors reproduce.
+    In this order, each with its own sentence: sizes; the signature, if one is there or must be; files as the manifest lists
+    them, none missing, none too many; the manifest knows no other keys; tensors named, shaped and typed as the network says;
+    all finite; the tables of this Pit; golden vectors reproduce.
+
+    Args:
+        place: the folder or the zip.
+        trust: what is asked of the signature; `read_trust()` if None: one by a key of the trust store, if that has any.
 
     Raises:
         ConductorError: whatever does not hold.
     """
-    return _load(Path(directory), margin=0.0)
+    path = Path(place)
+    return _check(path, _read(path), read_trust() if trust is None else trust, margin=0.0)
 
 
-def _load(path: Path, margin: float) -> Bundle:
-    contents = _read_files(path)
-    raw = contents.pop("manifest.json")
-    manifest = _read_manifest(path, raw)
-    _check_files(path, contents, manifest)
+def sign_bundle(folder: str | os.PathLike[str], key: str) -> Bundle:
+    """Sign a bundle that passes every check with one's own key; an older signature is replaced. Raises ConductorError."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise ConductorError(f"{path}: is no folder; sign a bundle before it is packed")
+    contents = _read(path)
+    contents.pop(SIGNATURE, None)
+    bundle = _check(path, contents, ANYONE, margin=0.0)
+    try:
+        replace(path / SIGNATURE, sign(contents[MANIFEST], key))
+    except OSError as error:
+        raise ConductorError(f"{path}/{SIGNATURE}: cannot be written ({error.strerror})") from error
+    return bundle
+
+
+def pack_bundle(place: str | os.PathLike[str], out: str | os.PathLike[str]) -> Bundle:
+    """Write a bundle that passes every check but the signature's as a zip, which must not exist yet. Raises ConductorError."""
+    bundle, target = load_bundle(place, ANYONE), Path(out)
+    if target.exists():
+        raise ConductorError(f"{target}: exists already; choose another name")
+    try:
+        replace(target, archive.pack(bundle.contents))
+    except OSError as error:
+        raise ConductorError(f"{target}: cannot be written ({error.strerror})") from error
+    return bundle
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check(path: Path, contents: dict[str, bytes], trust: Trust, margin: float) -> Bundle:
+    raw = contents[MANIFEST]
+    signature = trust.judge(raw, contents.get(SIGNATURE), str(path))
+    where = f"{path}/{MANIFEST}"
+    data = parse_canonical(raw, where)
+    _check_files(path, contents, read_claims(data, where))
+    manifest = read_manifest(data, where)
+    system_yaml, card = (_text(path / name, contents[name]) for name in ("system.yaml", "card.md"))
     tensors = _read_tensors(path / "policy.safetensors", contents["policy.safetensors"])
     shapes = tensor_shapes(manifest.network)
     for name in sorted(set(tensors) ^ set(shapes)):
@@ -233,81 +254,97 @@ def _load(path: Path, margin: float) -> Bundle:
             )
     for name, digest in layout.table_hashes().items():
         if manifest.tables.get(name) != digest:
-            raise ConductorError(
-                f"{path}/manifest.json: the {name} table it was trained over is not this Pit's; train or export it again"
-            )
+            raise ConductorError(f"{where}: the {name} table it was trained over is not this Pit's; train or export it again")
     policy = make_policy(manifest.network, tensors)
     _check_golden(path / "golden.safetensors", contents["golden.safetensors"], policy, margin)
-    texts = []
-    for name in ("system.yaml", "card.md"):
-        try:
-            texts.append(contents[name].decode())
-        except UnicodeDecodeError as error:
-            raise ConductorError(f"{path}/{name}: is not UTF-8 text") from error
-    return Bundle(path, hashlib.sha256(raw).hexdigest(), manifest, policy, *texts)
+    return Bundle(path, hashlib.sha256(raw).hexdigest(), manifest, policy, system_yaml, card, signature, contents)
 
 
-def _read_files(path: Path) -> dict[str, bytes]:
-    """Every file of the folder, read once: what was hashed is what is parsed."""
-    if not path.is_dir():
-        raise ConductorError(f"{path}: there is no bundle; a bundle is a folder with {', '.join(FILES)} and manifest.json")
-    contents: dict[str, bytes] = {}
-    left = MAX_BYTES
+def _text(path: Path, content: bytes) -> str:
     try:
-        for entry in sorted(os.scandir(path), key=lambda e: e.name):
-            if not entry.is_file(follow_symlinks=False):
-                raise ConductorError(f"{path}/{entry.name}: is not a plain file; a bundle holds nothing else")
-            with open(entry.path, "rb") as file:
-                content = file.read(left + 1)
-            left -= len(content)
-            if left < 0:
-                raise ConductorError(f"{path}: is larger than {MAX_BYTES} bytes; a bundle must not be")
-            contents[entry.name] = content
-            if len(contents) > len(FILES) + 1:
-                break
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ConductorError(f"{path}: is not UTF-8 text") from error
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    """Every file of a bundle, read once: what was hashed is what is parsed. Nothing is read that a cap would refuse."""
+    try:
+        contents = _read_folder(path) if path.is_dir() else _read_zip(path)
     except OSError as error:
         raise ConductorError(f"{path}: cannot be read ({error.strerror})") from error
-    if "manifest.json" not in contents:
-        raise ConductorError(f"{path}: manifest.json is missing; without it nothing in a bundle can be trusted")
+    for name, cap in _CAPS.items():
+        if len(contents.get(name, b"")) > cap:
+            raise ConductorError(f"{path}/{name}: is larger than {cap} bytes; a bundle's must not be")
+    if MANIFEST not in contents:
+        raise ConductorError(f"{path}: {MANIFEST} is missing; without it nothing in a bundle can be trusted")
     return contents
 
 
-def _read_manifest(path: Path, content: bytes) -> Manifest:
-    where = f"{path}/manifest.json"
-    if len(content) > MAX_MANIFEST:
-        raise ConductorError(f"{where}: is larger than {MAX_MANIFEST} bytes")
-    data = parse_canonical(content, where)
+def _read_zip(path: Path) -> dict[str, bytes]:
+    if not path.exists():
+        raise ConductorError(f"{path}: there is no bundle; a bundle is a folder with {', '.join(FILES)} and {MANIFEST}")
+    content = _read_file(path, MAX_BYTES + archive.OVERHEAD * len(_NAMES), str(path), 0)
+    return archive.unpack(content, _NAMES, str(path))
+
+
+def _read_folder(path: Path) -> dict[str, bytes]:
+    contents: dict[str, bytes] = {}
+    left = MAX_BYTES
+    with os.scandir(path) as entries:
+        names = sorted(entry.name for entry in itertools.islice(entries, len(_NAMES) + 1))
+    for name in names:
+        contents[name] = _read_file(path / name, left, str(path), os.O_NOFOLLOW)
+        left -= len(contents[name])
+    return contents
+
+
+def _read_file(path: Path, most: int, whole: str, flags: int) -> bytes:
+    """A plain file of at most so many bytes."""
     try:
-        manifest = Manifest.model_validate(data)
-        rules.parameters(manifest.rule.name, manifest.rule.params)
-        return manifest
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConductorError(f"{where}: {key or 'document'}: {first['msg']}") from error
-    except PitError as error:
-        raise ConductorError(f"{where}: rule: {error}") from error
+        # Not blocking: a pipe would let us wait for a writer.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    except OSError as error:
+        if path.is_symlink():
+            raise ConductorError(f"{path}: is not a plain file; a bundle holds nothing else") from error
+        raise
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConductorError(f"{path}: is not a plain file; a bundle holds nothing else")
+        if status.st_size <= most:
+            with open(handle, "rb", closefd=False) as file:
+                content = file.read(most + 1)
+            if len(content) <= most:
+                return content
+    finally:
+        os.close(handle)
+    raise ConductorError(f"{whole}: is larger than {MAX_BYTES} bytes; a bundle must not be")
 
 
-def _check_files(path: Path, contents: Mapping[str, bytes], manifest: Manifest) -> None:
-    for name in sorted(set(contents) | set(manifest.files) | set(FILES)):
+def _check_files(path: Path, contents: Mapping[str, bytes], claims: Mapping[str, FileSpec]) -> None:
+    for name in sorted((set(contents) | set(claims) | set(FILES)) - {MANIFEST, SIGNATURE}):
         if name not in FILES:
-            raise ConductorError(f"{path}/{name}: is a file too many; a bundle holds {', '.join(FILES)} and manifest.json")
+            raise ConductorError(f"{path}/{name}: is a file too many; a bundle holds {', '.join(FILES)} and {MANIFEST}")
         if name not in contents:
             raise ConductorError(f"{path}/{name}: is missing")
-        if name not in manifest.files:
-            raise ConductorError(f"{path}/manifest.json: files does not name {name}")
-        claim, content = manifest.files[name], contents[name]
+        if name not in claims:
+            raise ConductorError(f"{path}/{MANIFEST}: files does not name {name}")
+        claim, content = claims[name], contents[name]
         if len(content) != claim.size:
             raise ConductorError(f"{path}/{name}: has {len(content)} bytes where the manifest says {claim.size}")
         if hashlib.sha256(content).hexdigest() != claim.sha256:
             raise ConductorError(f"{path}/{name}: its sha256 is not the one in the manifest; the file was changed")
+    for name in sorted({MANIFEST, SIGNATURE} & set(claims)):
+        raise ConductorError(f"{path}/{MANIFEST}: files names {name}, whose hash it cannot hold")
 
 
 _DTYPES = {"F32": "float32", "U8": "uint8", "I64": "int64"}
 
 
 def _read_tensors(where: Path, content: bytes) -> dict[str, np.ndarray]:
+    if int.from_bytes(content[:8], "little") > MAX_HEADER:
+        raise ConductorError(f"{where}: is not a safetensors file with a table of at most {MAX_HEADER} bytes")
     try:
         table = deserialize(content)
     except SafetensorError as error:
@@ -318,7 +355,10 @@ def _read_tensors(where: Path, content: bytes) -> dict[str, np.ndarray]:
     for name, entry in table:
         if entry["dtype"] not in _DTYPES:
             raise ConductorError(f"{where}: tensor {name} has dtype {entry['dtype']}; {', '.join(_DTYPES.values())} are read")
-        tensors[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        try:
+            tensors[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        except ValueError as error:  # of no or too many elements
+            raise ConductorError(f"{where}: tensor {name} has the shape {entry['shape']}, which no network has") from error
     return tensors
 
 
@@ -331,7 +371,9 @@ def _check_golden(where: Path, content: bytes, policy: Policy, margin: float) ->
     golden = _read_tensors(where, content)
     if set(golden) != {"obs", "mask", "action"} or not golden["action"].size:
         raise ConductorError(f"{where}: holds {sorted(golden)}; obs, mask and action with at least one row are needed")
-    k = golden["action"].shape[0]
+    k = golden["action"].shape[0] if golden["action"].ndim else 0
+    if not 1 <= k <= MAX_GOLDEN:
+        raise ConductorError(f"{where}: holds {k} vectors; 1 to {MAX_GOLDEN} are needed")
     _check_tensor(where, "action", golden["action"], "int64", (k,))
     _check_tensor(where, "obs", golden["obs"], "float32", (k, layout.N_OBSERVATION))
     _check_tensor(where, "mask", golden["mask"], "uint8", (k, layout.N_ACTIONS))
@@ -340,7 +382,8 @@ def _check_golden(where: Path, content: bytes, policy: Policy, margin: float) ->
         action = int(golden["action"][i])
         if not mask.any():
             raise ConductorError(f"{where}: vector {i} allows no action")
-        got = policy.act(golden["obs"][i], mask)
+        with np.errstate(all="ignore"):  # what is not finite gives another action
+            got = policy.act(golden["obs"][i], mask)
         if got != action:
             raise ConductorError(
                 f"{where}: vector {i} gives action {got} where {action} was recorded; this is another network"

@@ -13,3 +13,8 @@ class DiskFull(ConductorError):
 
 class Stopped(ConductorError):
     """The conductor was asked to stop, and did so between two ticks: `resume` goes on."""
+
+
+def printable(text: str) -> str:
+    """One line that is safe for a terminal: names in a stranger's file may hold control characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -73,3 +73,18 @@ def clear_scratch(folder: Path) -> None:
     """Remove what `write_once` left in a folder when its process was killed; nobody else may be writing there."""
     for file in folder.glob(".*"):
         file.unlink(missing_ok=True)
+
+
+def replace(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file so that it appears whole and durable in the place of an older one, with this mode from the first moment."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.unlink(missing_ok=True)
+    try:
+        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    sync_directory(path.parent)

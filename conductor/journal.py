@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -29,12 +30,18 @@ FILE = "journal.sqlite"
 # Row kind -> the keys of its payload, all of them needed.
 KINDS = {
     # `folder`: of the run, inside the journal's ("." for a run alone); `began`: UTC, for people, the only time of day anywhere
-    "run": {"id", "folder", "began", "workflow", "workflow_digest", "base", "bundle", "strategy", "exposure", "tables"},
-    "action": {"action", "observation", "mask", "by", "note"},  # by: who decided; note: why not the policy, or ""
+    # `sandbox`: what each variant runs in, by its name
+    # `bundle`, `shadow`: the sha256 of a manifest, or ""; `signature`: what was known of the bundle's maker, and whether that
+    # was let pass; `rule`: name and parameters of what decides when the policy cannot
+    "run": {"id", "folder", "began", "workflow", "workflow_digest", "base", "strategy", "exposure", "tables", "sandbox"}
+    | {"bundle", "signature", "rule", "shadow"},
+    # `by`: who decided, and with which `bundle` if the policy did; `note`: why not the policy, or ""; `latency`: us of the
+    # choice; `distance`, `tripped`: of the guard; `shadow`: what another policy would have done (conductor.decision_maker)
+    "action": {"action", "observation", "mask", "by", "bundle", "note", "latency", "distance", "tripped", "shadow"},
     "event": {"kind", "subject", "error", "elapsed", "quality", "size", "price", "applied", "output", "text"},
     "intent": {"call", "task", "function", "variant", "key", "attempt", "copy"},
     "reload": {"copy", "model", "reason"},  # a copy that the Pit holds for loaded was really loaded again
-    "resume": {"lost"},  # calls whose worker died with the conductor
+    "resume": {"lost", "sandbox"},  # calls whose worker died with the conductor
     "snapshot": {"file", "state"},  # sha256 of a file in `snapshots/`, and the Pit's state hash
     "parked": {"reason", "since"},  # nothing could be recorded since then (us); it was waited for
     "stop": {"reason"},  # the conductor was asked to end; `resume` goes on
@@ -133,6 +140,24 @@ def read_journal(place: str | os.PathLike[str]) -> Iterator[Row]:
         finally:
             connection.close()
     except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise ConductorError(f"{path}: cannot be read as a journal: {error}") from error
+
+
+def peek(path: Path, *kinds: str) -> list[Row]:
+    """The rows of some kinds, quickly and not verified: who relies on one compares it with what `read_journal` gives.
+
+    Raises:
+        ConductorError: the file cannot be read as a journal.
+    """
+    try:
+        connection = _open_to_read(path)
+        try:
+            marks = ", ".join("?" * len(kinds))
+            found = connection.execute(f"SELECT * FROM rows WHERE kind IN ({marks}) ORDER BY seq", kinds).fetchall()
+        finally:
+            connection.close()
+        return [Row(seq, run, kind, time, json.loads(payload), row_hash) for seq, run, kind, time, payload, row_hash in found]
+    except (sqlite3.Error, ValueError, TypeError) as error:
         raise ConductorError(f"{path}: cannot be read as a journal: {error}") from error
 
 

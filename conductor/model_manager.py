@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from conductor.errors import ConductorError
 from conductor.instruments.process import Worker
+from conductor.instruments.sandbox import Limits
 from conductor.workflow import ModelPlan, Plan
 
 CHECK_SECONDS = 300.0  # importing a user's modules may take its time
@@ -37,6 +38,14 @@ class Report(NamedTuple):
     text: str = ""
 
 
+def _name(function: str, variant: str) -> str:
+    return f"{function} ({variant})"
+
+
+def _ending(status: int | None) -> str:
+    return "it reached a limit of instruments.limits" if status is None else f"status {status}"
+
+
 class _Call(NamedTuple):
     """A call and what its worker must know of it."""
 
@@ -51,6 +60,7 @@ class _Place:
 
     worker: Worker
     alive: bool = True
+    writing: bool = False  # whether a request waits until the worker reads
     model: str = ""
     copy: int = -1
     row: int = -1  # variant that is configured here
@@ -67,9 +77,10 @@ class _Place:
 class ModelManager:
     """Workers of one run. `serves` says how many calls at once a copy of each model takes."""
 
-    def __init__(self, plan: Plan, serves: dict[str, int], base: Path, folder: Path) -> None:
-        """`base`: where modules are found; `folder`: of the run, gets `files/` (where all calls work) and `logs/`."""
-        self._plan, self._serves, self._base = plan, serves, base
+    def __init__(self, plan: Plan, serves: dict[str, int], base: Path, folder: Path, limits: Limits) -> None:
+        """`base`: where modules are found; `folder`: of the run, gets `files/` (where all calls work) and `logs/`; `limits` of
+        each worker."""
+        self._plan, self._serves, self._base, self._may_take = plan, serves, base, limits
         self._files, self._logs = folder / "files", folder / "logs"
         self._files.mkdir(exist_ok=True)
         self._logs.mkdir(exist_ok=True)
@@ -79,13 +90,19 @@ class ModelManager:
         self._reports: deque[Report] = deque()
         self._spawned = 0
 
-    def check(self, functions: list[str], models: list[str], where: str) -> None:
-        """Make every instrument once in a worker, which then serves. Raises ConductorError with the first fault's sentence."""
+    def check(self, functions: dict[str, list[str]], models: list[str], where: str) -> dict[str, str]:
+        """Make every instrument once in a worker, which then serves; the level of the sandbox that each function gets.
+
+        `functions`: the variants of each. Raises ConductorError with the first fault's sentence."""
         place = self._spawn(1)
         self._plain.append(place)
-        place.worker.send({
+        self._request(place, {
             "do": "check",
-            "functions": {name: self._plan.functions[name].instrument() for name in functions},
+            "functions": {
+                _name(name, variant): self._plan.functions[name].instrument(variant)
+                for name, variants in functions.items()
+                for variant in variants
+            },
             "models": {name: {"load": self._plan.models[name].load} for name in models},
             "configure": {name: hook for name in functions if (hook := self._plan.functions[name].configure) is not None},
         })  # fmt: skip
@@ -93,12 +110,15 @@ class ModelManager:
         deadline = time.monotonic() + CHECK_SECONDS
         while replies == [] and time.monotonic() < deadline:
             self._selector.select(1.0)
+            self._flush(place)
             replies = place.worker.receive()
         if not replies or replies[0]["error"] != "ok":
             text = replies[0]["text"] if replies else f"a worker process ended or did not answer; see {self._logs}"
             raise ConductorError(f"{where}: instruments cannot be checked: {text}")
-        if replies[0]["value"]:
-            raise ConductorError(f"{where}: {replies[0]['value'][0]}")
+        found = replies[0]["value"]
+        if found["faults"]:
+            raise ConductorError(f"{where}: {found['faults'][0]}")
+        return dict(found["levels"])
 
     def load(self, copy: int, model: str) -> None:
         """Start a process for a copy and load its model; `loaded` or `load_failed` follows."""
@@ -122,7 +142,8 @@ class ModelManager:
 
     def start(self, call: int, copy: int, job: dict[str, Any]) -> None:
         """Begin a call on its copy (-1: on a plain worker); `finished` follows. `job`: the fields of a Job that are JSON."""
-        request = {"do": "call", "job": job, "instrument": self._plan.functions[job["function"]].instrument()}
+        name = _name(job["function"], job["variant"])
+        request = {"do": "call", "job": job, "name": name, **self._plan.functions[job["function"]].request(job["variant"])}
         begun = _Call(call, request, job["seconds"])
         if copy >= 0:
             place = self._copies[copy]
@@ -152,7 +173,8 @@ class ModelManager:
         self._plain.append(place)
         place.row, place.model, place.state, place.begun = row, model or "", "configuring", time.monotonic()
         place.load_until = place.begun + plan.seconds
-        place.load = place.worker.send({"do": "configure", "call": plan.configure, "function": function, "variant": variant})
+        what = {"call": plan.configure, "function": function, "variant": variant}
+        place.load = self._request(place, {"do": "configure", **what})
 
     def cancel(self, call: int) -> None:
         """End a call and its worker, as at its time limit, and report nothing of it. A copy is loaded again."""
@@ -170,8 +192,7 @@ class ModelManager:
             now = time.monotonic()
             limits = [limit for place in self._places() for limit in self._limits(place)]
             wake = min([*limits, *([until] if until is not None else [])], default=None)
-            for key, _ in self._selector.select(None if wake is None else max(0.0, wake - now)):
-                self._receive(key.data)
+            self._look(None if wake is None else max(0.0, wake - now))
             self._expire(time.monotonic())
             if until is not None and time.monotonic() >= until:
                 break
@@ -206,7 +227,8 @@ class ModelManager:
 
     def _spawn(self, threads: int) -> _Place:
         self._spawned += 1
-        worker = Worker(self._base, self._files, self._logs / f"worker-{self._spawned}.log", threads)
+        log = self._logs / f"worker-{self._spawned}.log"
+        worker = Worker(self._base, self._files, log, threads, self._may_take, self._plan.environment)
         place = _Place(worker)
         self._selector.register(worker, selectors.EVENT_READ, place)
         return place
@@ -217,18 +239,19 @@ class ModelManager:
         place.copy, place.model, place.state = copy, model, state
         place.begun = time.monotonic()
         place.load_until = place.begun + plan.seconds
-        place.load = place.worker.send({"do": "load", "load": plan.load, "args": plan.args})
+        place.load = self._request(place, {"do": "load", "load": plan.load, "args": plan.args})
         return place
 
-    @staticmethod
-    def _send(place: _Place, call: _Call) -> None:
-        place.calls[place.worker.send(call.request)] = (call, time.monotonic())
+    def _send(self, place: _Place, call: _Call) -> None:
+        place.calls[self._request(place, call.request)] = (call, time.monotonic())
 
-    def _end(self, place: _Place) -> int:
+    def _end(self, place: _Place) -> int | None:
         if not place.alive:
             return 0
         place.alive = False
         self._selector.unregister(place.worker)
+        if place.writing:
+            self._selector.unregister(place.worker.request_file())
         return place.worker.end()
 
     def _retire(self, place: _Place) -> None:
@@ -247,6 +270,28 @@ class ModelManager:
                 place.state = "old"
             elif place.state == "ready":
                 self._retire(place)
+
+    def _request(self, place: _Place, request: dict[str, Any]) -> int:
+        number = place.worker.send(request)
+        self._flush(place)
+        return number
+
+    def _flush(self, place: _Place) -> None:
+        """Hand on what a worker was too busy to take, as soon as it takes it."""
+        writing = not place.worker.flush()
+        if writing and not place.writing:
+            self._selector.register(place.worker.request_file(), selectors.EVENT_WRITE, place)
+        elif place.writing and not writing:
+            self._selector.unregister(place.worker.request_file())
+        place.writing = writing
+
+    def _look(self, seconds: float | None) -> None:
+        """Takes what workers say, and hands on what they take; waits up to `seconds`."""
+        for key, events in self._selector.select(seconds):
+            if events & selectors.EVENT_READ:
+                self._receive(key.data)
+            elif key.data.alive:
+                self._flush(key.data)
 
     # ------------------------------------------------------------------ what happens
     def _receive(self, place: _Place) -> None:
@@ -298,7 +343,7 @@ class ModelManager:
         """The worker ended, or is ended now because of some calls: these are over (reported, if there is an `error`), as are
         all of a worker that ended by itself; the others wait for the copy, which is loaded again; a load failed."""
         status = self._end(place)
-        text = why or f"the worker process ended by itself (status {status}); see {self._logs}"
+        text = why or f"the worker process ended by itself ({_ending(status)}); see {self._logs}"
         now = time.monotonic()
         for call, since in place.calls.values():
             if because and call.number not in because:

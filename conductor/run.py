@@ -60,7 +60,7 @@ class Decider(Protocol):
 class Manager(Protocol):
     """Who works; `conductor.model_manager.ModelManager` has the words of each method."""
 
-    def check(self, functions: list[str], models: list[str], where: str) -> None: ...
+    def check(self, functions: dict[str, list[str]], models: list[str], where: str) -> dict[str, str]: ...
     def load(self, copy: int, model: str) -> None: ...
     def reload(self, copy: int, model: str, reason: str) -> None: ...
     def unload(self, copy: int) -> None: ...
@@ -103,6 +103,7 @@ class Run:
         self.now: Callable[[], int] = lambda: 0  # the driver's clock, us, and when by it the run began; the driver sets both
         self.origin = 0
         self.observe = observer or (lambda kind, time, text: None)
+        self.sandbox: dict[str, str] = {}  # what each variant runs in, once that was looked at
         self.parked: tuple[str, int] | None = None  # why nothing could be recorded, and since when
         self._workflow, self._pit, self._journal, self._decider = workflow, view.pit, journal, decider
         clear_scratch(self.folder / SNAPSHOTS)
@@ -118,8 +119,9 @@ class Run:
 
     def check(self) -> None:
         """Make every instrument that a task may need once. Raises ConductorError for the first that cannot be made."""
-        functions = list(dict.fromkeys(task.function for task in self._workflow.spec.tasks))
-        self.manager.check(functions, list(self._workflow.plan.models), self._workflow.spec.name)
+        system = self._workflow.spec.system
+        functions = {task.function: system.usable(task.function) for task in self._workflow.spec.tasks}
+        self.sandbox = self.manager.check(functions, list(self._workflow.plan.models), self._workflow.spec.name)
 
     def add(self, kind: str, at: int, data: dict[str, Any]) -> None:
         """A row of this run."""
@@ -138,7 +140,7 @@ class Run:
     def recover(self, at: int) -> None:
         """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended."""
         lost = list(self.view.calls.values())
-        self.add("resume", at, {"lost": [call.call for call in lost]})
+        self.add("resume", at, {"lost": [call.call for call in lost], "sandbox": self.sandbox})
         self.observe("resume", at, f"{len(lost)} calls were under way and begin again")
         copies = [(i, int(row["state"]), int(row["model"])) for i, row in enumerate(self._pit.copies())]
         for call in lost:
@@ -269,13 +271,11 @@ class Run:
                 return
             observation, mask = self._pit.observe(), self._pit.mask()
             decision = self._decider.choose(self._pit, observation, mask)
-            self.add("action", now, {
-                "action": decision.action,
-                "observation": array_digest(observation),
-                "mask": array_digest(mask),
-                "by": decision.by,
-                "note": decision.note,
-            })  # fmt: skip
+            seen = {"observation": array_digest(observation), "mask": array_digest(mask)}
+            bundle = self.record["bundle"] if decision.by == "policy" else ""
+            self.add("action", now, {**decision.payload(), **seen, "bundle": bundle})
+            if decision.said:
+                self.observe("guard", now, decision.said)
             self.view.act(now, decision.action)
         self.view.advance(now)
 

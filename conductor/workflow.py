@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from conductor.errors import ConductorError
 from conductor.files import canonical
+from conductor.instruments.sandbox import Limits
 from pit.errors import PitError
 from pit.spec import WorkflowSpec, order_tasks, read_workflow
 
 
 class FunctionPlan(BaseModel):
-    """`{kind: python, call: "module:function", seconds: 30}`: further keys are the instrument's, but for `configure`.
+    """`{kind: python, call: "module:function", seconds: 30}`: keys that do not stand here are the instrument's.
 
-    `configure: "module:function"` is called with `function` and `variant` when the Pit has found that their API has changed.
+    `variants: {lite: {...}}` replaces some of them for a variant. `configure: "module:function"` is called with `function` and
+    `variant` when the Pit has found that their API has changed. `environment` and `secrets` name variables of the conductor's
+    environment that calls of this function see; a secret has to be set, and its value is taken out of what a call gives.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     kind: str
     seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)  # time limit of one call, and of one configuration
     configure: str | None = None
+    environment: list[str] = []
+    secrets: list[str] = []
+    variants: dict[Literal["lite", "standard", "premium"], dict[str, Any]] = {}
 
-    def instrument(self) -> dict[str, Any]:
-        """What a worker needs to make it."""
-        return {"kind": self.kind, "options": dict(self.model_extra or {})}
+    def instrument(self, variant: str) -> dict[str, Any]:
+        """What a worker needs to make it for a variant."""
+        options = {**(self.model_extra or {}), **next((o for name, o in self.variants.items() if name == variant), {})}
+        return {"kind": options.pop("kind", self.kind), "options": options}
+
+    def request(self, variant: str) -> dict[str, Any]:
+        """What a worker needs for a call besides its job. Raises KeyError for a secret that is not set."""
+        seen = {name: os.environ[name] for name in self.environment if name in os.environ}
+        secrets = {name: os.environ[name] for name in self.secrets}
+        return {"instrument": self.instrument(variant), "environment": seen, "secrets": secrets}
 
 
 class ModelPlan(BaseModel):
@@ -40,11 +54,17 @@ class ModelPlan(BaseModel):
 
 
 class Plan(BaseModel):
-    """The section `instruments:` of a workflow file."""
+    """The section `instruments:` of a workflow file.
+
+    `environment` names variables that all workers see besides the usual ones, `limits` is what each of them may take (as
+    `conductor.instruments.sandbox.Limits`, without `cpu`).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     functions: dict[str, FunctionPlan] = {}
     models: dict[str, ModelPlan] = {}
+    environment: list[str] = []
+    limits: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class Workflow:
 
     spec: WorkflowSpec
     plan: Plan
+    limits: Limits  # of each worker
     base: Path  # the folder in which its modules are found
 
 
@@ -82,10 +103,19 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
         first = error.errors()[0]
         key = ".".join(str(part) for part in ("instruments", *first["loc"]))
         raise ConductorError(f"{where}: {key}: {first['msg']}, not {first['input']!r}") from error
+    try:
+        limits = Limits.read(plan.limits, Limits())
+        if limits.cpu is not None:
+            raise ValueError("limits.cpu would end every worker some day; give it to a function of kind command")
+    except ValueError as error:
+        raise ConductorError(f"{where}: instruments.{error}") from error
     system = spec.system
     for name in plan.functions:
         if name not in system.functions:
             raise ConductorError(f"{where}: instruments.functions.{name}: system.functions has no such function")
+        for secret in plan.functions[name].secrets:
+            if secret not in os.environ:
+                raise ConductorError(f"{where}: instruments.functions.{name}.secrets: {secret} is not set in the environment")
     for name in plan.models:
         if name not in system.models:
             raise ConductorError(f"{where}: instruments.models.{name}: system.models has no such model")
@@ -107,4 +137,4 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
             f"{where}: system.max_attempts is 0 and there is no horizon_seconds, so a function that always fails would be "
             "called for ever; set max_attempts (3, for example)"
         )
-    return Workflow(spec, plan, base)
+    return Workflow(spec, plan, limits, base)

@@ -113,11 +113,13 @@ class TrainConfig:
     resume: str | None = MISSING
     runs: str = MISSING
     folder: str | None = MISSING
+    sign: str | None = None
     progress_bar: bool = MISSING
     tensorboard: bool = MISSING
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
+OPTIONS_OF_A_LEVEL = tuple(f"recipe_options.{key}" for key in ("teacher.episodes", "visits.rounds", "visits.episodes"))
 SCHEDULE = "schedule"  # the exposure that grows while the training goes on
 
 CHOICES = {
@@ -301,7 +303,7 @@ def finished(config: DictConfig) -> TrainConfig:
     sections = [(f"level={config.level}: its `training` section", levels[0].training)] if len(levels) == 1 else []
     for where, section in [*sections, ("mixture.training", config.mixture.training)]:
         for key in section:
-            if key not in known:
+            if key not in known and key not in OPTIONS_OF_A_LEVEL:
                 raise ExperimentError(f"{where}: {unknown_key(key, TrainConfig)}")
     cfg = OmegaConf.to_object(config)
     assert isinstance(cfg, TrainConfig)
@@ -326,6 +328,10 @@ def check(cfg: TrainConfig, config: DictConfig) -> None:
             raise ExperimentError(f"{key}={value}: must lie between {low:g} and {high:g}")
     if cfg.stop.patience is not None and cfg.stop.patience < 1:
         raise ExperimentError(f"stop.patience={cfg.stop.patience}: must be null or at least 1, such as 12")
+    if cfg.sign is not None:
+        from conductor.trust import private_key
+
+        private_key(cfg.sign)
     if cfg.ent_coef_end is not None and not 0.0 <= cfg.ent_coef_end <= 10.0:
         raise ExperimentError(f"ent_coef_end={cfg.ent_coef_end}: must be null or lie between 0 and 10, such as 0.001")
     if cfg.target_kl is not None and not 0.0 < cfg.target_kl <= 10.0:

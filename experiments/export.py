@@ -1,7 +1,8 @@
 """From a trained policy to a bundle that the conductor runs: `python -m experiments.export run=RUNDIR`.
 
-The bundle holds the policy's tower and its action head, recorded decisions that every runtime must reproduce, the
-system it was trained for, the fitted rule to fall back on, and a card for people.
+The bundle holds the policy's tower and its action head, recorded decisions that every runtime must reproduce, the ranges of
+what the policy saw, the system it was trained for, the fitted rule to fall back on, and a card for people. `run=BUNDLE` takes
+a bundle instead, and measures its ranges anew.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from experiments.run_folder import Run
     from fq_env.level import Level
 
-RECORDED_EPISODES = 64  # validation instances whose decisions are recorded for golden vectors and verification
+RECORDED_EPISODES = 64  # validation instances whose decisions are recorded for golden vectors and verification; for the ranges
+RANGED_EPISODES, RANGED_DECISIONS = 256, 20_000  # up to so many, until there are so many decisions: rare columns must show
 VERIFIED = 4000  # recorded decisions on which torch and the bundle are compared, at most
 
 
@@ -37,6 +39,7 @@ class ExportConfig:
     run: str = MISSING
     out: str | None = MISSING
     golden: int = MISSING
+    sign: str | None = MISSING
 
 
 def _layers(model: Any) -> list[Any]:
@@ -72,16 +75,25 @@ def tensors_of(model: Any) -> dict[str, np.ndarray]:
     return {f"{prefix}{name}": tensor.numpy().copy() for prefix, part in parts for name, tensor in part.state_dict().items()}
 
 
-def record(logits: Logits, level: Level, exposure: str) -> tuple[np.ndarray, np.ndarray]:
-    """Observations (k, 512) float32 and masks (k, 128) bool of k <= `VERIFIED` decisions, spread over the policy's play."""
-    seen: list[tuple[np.ndarray, np.ndarray]] = []
-    play_policy(
-        logits, level, split="validation", n=RECORDED_EPISODES, exposure=exposure,
-        watch=lambda obs, masks, actions: seen.append((obs.copy(), masks.copy())),
-    )  # fmt: skip
-    obs, masks = (np.concatenate(part) for part in zip(*seen, strict=True))
+def record(logits: Logits, level: Level, exposure: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """The policy's play on validation instances: observations (k, 512) float32 and masks (k, 128) bool of k <= `VERIFIED`
+    decisions, spread over it, and the ranges of all of them."""
+    from conductor.manifest import ranges_of
+
+    blocks: list[tuple[np.ndarray, np.ndarray]] = []
+    first = 0
+    while first < RECORDED_EPISODES or (first < RANGED_EPISODES and sum(len(x) for x, _ in blocks) < RANGED_DECISIONS):
+        seen: list[tuple[np.ndarray, np.ndarray]] = []
+        play_policy(
+            logits, level, split="validation", n=RECORDED_EPISODES, first=first, exposure=exposure,
+            watch=lambda obs, masks, actions, seen=seen: seen.append((obs.copy(), masks.copy())),  # type: ignore[misc]
+        )  # fmt: skip
+        obs, masks = (np.concatenate(part) for part in zip(*seen, strict=True))
+        blocks.append((obs, masks))
+        first += RECORDED_EPISODES
+    obs, masks = blocks[0]
     rows = np.linspace(0, len(obs) - 1, min(VERIFIED, len(obs))).astype(np.int64)
-    return obs[rows], masks[rows]
+    return obs[rows], masks[rows], ranges_of(np.concatenate([x for x, _ in blocks]))
 
 
 def margins(logits: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -120,6 +132,7 @@ def export_model(
     golden: int,
     table: list[dict[str, Any]],
     rule: dict[str, Any] | None = None,
+    key: str | None = None,
 ) -> Bundle:
     """Writes the bundle, loads it back and compares its decisions with torch's.
 
@@ -128,20 +141,24 @@ def export_model(
             for each level, and the rule to fall back on is one that needs no fit: `critical_path`.
         table: rows of `statistics.compare`.
         rule: fitted parameters of `critical_path_warm_wait`; not needed with several levels.
+        key: name of the key that signs it; None: nobody does.
 
     Raises:
-        ConductorError: the folder exists or cannot be written.
+        ConductorError: the folder exists or cannot be written, or there is no such key.
         ExperimentError: no decision is clear enough, or the loaded bundle decides otherwise than torch.
     """
     import yaml
 
     from conductor.bundle import MIN_MARGIN, load_bundle, write_bundle
+    from conductor.manifest import widest
+    from conductor.trust import ANYONE
     from experiments.algorithms import torch_logits
     from experiments.config import names_of
 
     names = names_of(run.config["level"])
     logits, network = torch_logits(model), network_of(model)
-    obs, masks = (np.concatenate(part) for part in zip(*(record(logits, x, run.exposure) for x in levels), strict=True))
+    played = [record(logits, level, run.exposure) for level in levels]
+    obs, masks = (np.concatenate(part) for part in list(zip(*played, strict=True))[:2])
     values = logits(obs)
     actions = greedy(values, masks)
     chosen = choose_golden(values, masks, golden)
@@ -162,8 +179,10 @@ def export_model(
         evaluation=[{"level": names[0], "split": "test", **row} for row in table],
         exposure=run.exposure,
         rule=fallback(levels[0], rule or {}) if len(levels) == 1 else {"name": "critical_path", "params": {}},
+        ranges=widest([ranges for _, _, ranges in played]),
+        key=key,
     )
-    bundle = load_bundle(out)
+    bundle = load_bundle(out, ANYONE)
     clear = np.flatnonzero(margins(values, masks) >= MIN_MARGIN)
     alone = np.array([bundle.policy.act(obs[i], masks[i]) for i in clear])
     together = greedy(bundle.policy.logits_many(obs), masks)[clear]
@@ -211,28 +230,74 @@ with {config["algo"]} for {frames:,} frames (seed {config["seed"]}, exposure {ru
 """
 
 
+def measure(place: Path, out: Path, key: str | None) -> Bundle:
+    """A copy of a bundle whose ranges are measured anew, on the levels that it names, by the policy itself.
+
+    Raises:
+        ConductorError: it is not whole, or `out` cannot be written.
+        ExperimentError: one of its levels is not to be found here.
+    """
+    from conductor.bundle import load_bundle, write_bundle
+    from conductor.manifest import widest
+    from conductor.trust import ANYONE
+    from experiments.config import trained_levels
+
+    old = load_bundle(place, ANYONE)
+    about, logits = old.manifest, old.policy.logits_many
+    levels = [level for name in about.levels for level in trained_levels(name)]
+    return write_bundle(
+        out,
+        tensors=old.tensors("policy.safetensors"),
+        network=about.network.model_dump(),
+        golden=old.tensors("golden.safetensors"),
+        system_yaml=old.system_yaml,
+        card=old.card,
+        levels=about.levels,
+        seeds=about.seeds,
+        training_hash=about.training,
+        git_commit=about.git_commit,
+        versions=about.versions,
+        evaluation=about.evaluation,
+        exposure=about.exposure,
+        rule=about.rule.model_dump(),
+        ranges=widest([record(logits, level, about.exposure)[2] for level in levels]),
+        key=key,
+    )
+
+
 def export(cfg: ExportConfig) -> Bundle:
     """The command: from a run folder's checkpoint and results to a bundle."""
+    from conductor.bundle import MAX_GOLDEN
+    from conductor.trust import private_key
     from experiments.algorithms import load_model, prepare_torch
     from experiments.config import for_runtime, trained_levels
     from experiments.run_folder import read_run
 
-    if cfg.golden < 1:
-        raise ExperimentError(f"golden={cfg.golden}: must be at least 1")
-    run = read_run(Path(cfg.run))
-    out = Path(cfg.out) if cfg.out is not None else run.folder / "bundle"
+    if not 1 <= cfg.golden <= MAX_GOLDEN:
+        raise ExperimentError(f"golden={cfg.golden}: must lie between 1 and {MAX_GOLDEN}")
+    if cfg.sign is not None:
+        private_key(cfg.sign)  # missing it is told now, not after the play
+    place = Path(cfg.run)
+    again = (place / "manifest.json").is_file()
+    out = Path(cfg.out) if cfg.out is not None else place / "bundle"
+    if again and cfg.out is None:
+        raise ExperimentError("out=null: name a folder for the new bundle")
     if out.exists():
         raise ExperimentError(f"out={out}: exists already and is not overwritten; name another folder")
-    levels = [for_runtime(level, "bundle") for level in trained_levels(run.config["level"])]
-    prepare_torch(1)
-    model = load_model(run.folder, run.config["algo"])
-    finished = run.folder / "results.json"
-    facts = json.loads(finished.read_text(encoding="utf-8")) if finished.is_file() else {"test": [], "rule": None}
-    rule = facts["rule"]
-    if rule is None and len(levels) == 1:
-        rule = Referee(levels[0], int(run.config["evaluation"]["fit"])).fitted
-    bundle = export_model(model, run, levels, out, golden=cfg.golden, table=facts["test"], rule=rule)
-    print(f"bundle: {out} (sha256 of its manifest {bundle.digest[:16]})")
+    if again:
+        bundle = measure(place, out, cfg.sign)
+    else:
+        run = read_run(place)
+        levels = [for_runtime(level, "bundle") for level in trained_levels(run.config["level"])]
+        prepare_torch(1)
+        model = load_model(run.folder, run.config["algo"])
+        finished = run.folder / "results.json"
+        facts = json.loads(finished.read_text(encoding="utf-8")) if finished.is_file() else {"test": [], "rule": None}
+        rule = facts["rule"]
+        if rule is None and len(levels) == 1:
+            rule = Referee(levels[0], int(run.config["evaluation"]["fit"])).fitted
+        bundle = export_model(model, run, levels, out, golden=cfg.golden, table=facts["test"], rule=rule, key=cfg.sign)
+    print(f"bundle: {out} (sha256 of its manifest {bundle.digest[:16]}; {bundle.signature.words()})")
     return bundle
 
 

@@ -100,7 +100,8 @@ def git_commit() -> str:
 def configuration_hash(config: dict[str, Any]) -> str:
     """sha256 of a configuration without its seed, so that runs which differ in it alone are one method, and without the keys
     that only say where records go."""
-    left_out: tuple[str, ...] = ("seed", "runs", "folder", "progress_bar", "tensorboard", "wandb", "checkpoint", "resume")
+    records = ("runs", "folder", "sign", "progress_bar", "tensorboard", "wandb", "checkpoint", "resume")
+    left_out: tuple[str, ...] = ("seed", *records)
     if config.get("recipe", "plain") == "plain":
         left_out = (*left_out, "recipe", "recipe_options")  # nothing of it is used
     if config.get("masks", True):

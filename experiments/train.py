@@ -231,7 +231,8 @@ def _conclude(run: Run, cfg: TrainConfig, examiner: Looker, overseer: Overseer, 
     bundled = bool(test) and not isinstance(trained_levels(cfg.level)[0], OuterLevel)  # which no runtime can play
     if bundled:
         shutil.rmtree(folder / "bundle", ignore_errors=True)  # of an earlier attempt, or exported meanwhile
-        export_model(best, run, trained_levels(cfg.level), folder / "bundle", golden=64, table=test, rule=examiner.rule)
+        levels = trained_levels(cfg.level)
+        export_model(best, run, levels, folder / "bundle", golden=64, table=test, rule=examiner.rule, key=cfg.sign)
     if not math.isfinite(score):
         raise FloatingPointError(f"the score of {folder} is {score}")
     rest = {"score": score, "test": test, "validation": examiner.memory(), "players": players, "rule": examiner.rule}

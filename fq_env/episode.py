@@ -33,7 +33,7 @@ from fq_env.scoring import (
 )
 from fq_env.world import after_arrival, first_tenants, run
 from pit.compiled import kernel
-from pit.dag_tracker import stalest
+from pit.freshness import stalest
 from pit.interface import act, apply
 from pit.layout import (
     ARRIVE,

@@ -12,6 +12,7 @@ from pit import arbitration, artifact_store, dag_tracker, pool_manager, stale_ma
 from pit.automation import before_call, deny, emit_copy, emit_fetch, emit_tier, estimate, unload
 from pit.compiled import apart, inside, kernel
 from pit.layout import CMD_LOAD, DONE, ON, PLAIN, PREWARM_AFTER, STANDARD, TOLD_ROWS
+from pit.members import UNTOLD, exclude, next_in
 from pit.pool_manager import NO
 from pit.state import artifact, copy, follow, model, ready, store_of, task, variant
 
@@ -46,14 +47,17 @@ def tell_tiers(s):
     """The driver is told of every artifact that lies elsewhere than it knows, as far as there is room for commands."""
     o = store_of(s, 0)
     o.untold = 0
-    for i in range(s.n_tasks):
+    i = next_in(s, UNTOLD, -1)
+    while i >= 0:
         kept = artifact(s, i)
-        if task(s, i).state == DONE and kept.tier != kept.told:
-            if s.n_commands < 2 * s.n_tasks + TOLD_ROWS:
+        if task(s, i).state == DONE and kept.tier != kept.told and s.n_commands >= 2 * s.n_tasks + TOLD_ROWS:
+            o.untold = 1
+        else:
+            if task(s, i).state == DONE and kept.tier != kept.told:
                 emit_tier(s, i)
                 kept.told = kept.tier
-            else:
-                o.untold = 1
+            exclude(s, UNTOLD, i)
+        i = next_in(s, UNTOLD, i)
 
 
 @kernel

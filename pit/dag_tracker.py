@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pit import flows
+from pit import flows, freshness
 from pit.compiled import kernel
 from pit.estimates import bound, find_influence, learn_ratio, look_for_drift, rank_all
 from pit.layout import (
@@ -27,6 +27,7 @@ from pit.layout import (
     STANDARD,
     TIER_GONE,
 )
+from pit.members import OPTIONAL, exclude, include, next_in
 from pit.open_tasks import (
     critical_path_left,
     leave_ready,
@@ -72,7 +73,7 @@ def arrive(s):
             nominal = variant(s, 3 * t.function + k).nominal
             t.base[k] = nominal if hint <= 0.0 else hint * nominal / standard
         t.flow = s.n_flows - 1
-        t.state = BLOCKED
+        block(s, i)
         t.open_inputs = 1 if t.join_any == 1 else t.pred_to - t.pred_from
         w.required_left += t.required
         w.n_sinks += t.required & (t.succ_to == t.succ_from)
@@ -106,6 +107,31 @@ def arrive(s):
 
 
 @kernel
+def block(s, i):
+    """Task i waits for inputs."""
+    task(s, i).state = BLOCKED
+    if task(s, i).required == 0:
+        include(s, OPTIONAL, i)
+    if s.any_fresh == 1:
+        freshness.wanted(s, i)
+
+
+@kernel
+def abandon(s, i):
+    """Task i, blocked or ready, will never have an output."""
+    t = task(s, i)
+    if t.state == READY:
+        leave_ready(s, i)
+    t.state = GIVEN_UP
+    if t.required == 0:
+        exclude(s, OPTIONAL, i)
+    s.n_given_up += 1
+    t.quality = 0.0
+    flows.take_share(s, t, -1.0)
+    set_near(s, i)
+
+
+@kernel
 def note_arrival(s, w):
     """Workflow `w` is the next one: counts, gaps between arrivals; nobody is deferred any more."""
     if s.n_flows > 0:
@@ -130,20 +156,7 @@ def end_flow(s, g):
     if s.stream == 1:
         for i in range(w.first, w.last):
             if task(s, i).state <= READY:
-                drop(s, i)
-
-
-@kernel
-def drop(s, i):
-    """Task i, blocked or ready, whose workflow has ended, is given up."""
-    t = task(s, i)
-    if t.state == READY:
-        leave_ready(s, i)
-    t.state = GIVEN_UP
-    s.n_given_up += 1
-    t.quality = 0.0
-    flows.take_share(s, t, -1.0)
-    set_near(s, i)
+                abandon(s, i)
 
 
 @kernel
@@ -220,6 +233,8 @@ def release_alternatives(s, j):
                 free = False
         if free:
             t.required = 0
+            if t.state == BLOCKED:
+                include(s, OPTIONAL, i)
             s.n_required -= 1
             s.required_left -= 1
             flow(s, t.flow).required_left -= 1
@@ -250,6 +265,8 @@ def reused(s, i):
 def complete(s, i):
     """What the output of task i means for the rest."""
     t = task(s, i)
+    if s.any_fresh == 1:
+        freshness.made(s, i)
     flows.take_share(s, t, -1.0)
     g = np.int64(t.flow)
     if t.required == 1:
@@ -274,11 +291,11 @@ def failed(s, i, lost):
     attempts are used. `lost`: an input's artifact is gone."""
     t = task(s, i)
     stopped(s, i)
-    t.state = BLOCKED
+    block(s, i)
     if s.any_twins == 1:
         tell_twins(s, i)
     if flow(s, t.flow).ended < NEVER:
-        drop(s, i)
+        abandon(s, i)
         sort_ready(s)
         return
     if lost:
@@ -366,9 +383,11 @@ def undo(s, found):
                     o.open_inputs = 0
         if o.state == READY and o.open_inputs > 0:
             leave_ready(s, j)
-            o.state = BLOCKED
+            block(s, j)
         set_near(s, j)
-    t.state = BLOCKED
+    if s.any_fresh == 1:
+        freshness.unmade(s, found)
+    block(s, found)
     open_again(s, found)
     if s.stream == 1:
         sort_ready(s)
@@ -387,13 +406,7 @@ def give_up(s, first):
             continue
         if s.status != ON:
             continue
-        if t.state == READY:
-            leave_ready(s, i)
-        t.state = GIVEN_UP
-        s.n_given_up += 1
-        t.quality = 0.0
-        flows.take_share(s, t, -1.0)
-        set_near(s, i)
+        abandon(s, i)
         if t.required == 1:
             s.status = FAILED
             continue
@@ -418,40 +431,10 @@ def inputs_given_up(s, t):
 
 
 @kernel
-def is_wanted(s, i):
-    """Whether a successor of task i is ready or blocked."""
-    t = task(s, i)
-    for e in range(t.succ_from, t.succ_to):
-        if task(s, successor(s, e).task).state <= READY:
-            return True
-    return False
-
-
-@kernel
-def stalest(s):
-    """The done task whose stale artifact is still wanted and is oldest for its kind, then of smallest index; -1 if none."""
-    found = -1
-    most = 0.0
-    for i in range(s.n_tasks):
-        t = task(s, i)
-        fresh = variant(s, 3 * t.function + STANDARD).fresh
-        if t.state == DONE and fresh > 0:
-            age = s.now - artifact(s, i).created
-            if age >= fresh and age / fresh > most and is_wanted(s, i):
-                found = i
-                most = age / fresh
-    return found
-
-
-@kernel
 def first_optional(s):
     """The first ready optional task, or else the blocked one of smallest index; -1 if there is none."""
     for k in range(s.n_ready):
         i = np.int64(ready(s, k).task)
         if task(s, i).required == 0:
             return i
-    for i in range(s.n_tasks):
-        t = task(s, i)
-        if t.required == 0 and t.state == BLOCKED:
-            return i
-    return -1
+    return next_in(s, OPTIONAL, -1)

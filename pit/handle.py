@@ -41,6 +41,7 @@ from pit.spec import History, WorkflowSpec
 
 # Fields of the hot record that can be computed from the rest.
 _CACHES = (
+    "stale_at",
     "slots",
     "slots_valid",
     "any_near",
@@ -214,6 +215,12 @@ class Pit:
         self._encode()
         return self._mask.astype(bool)
 
+    def slots(self) -> list[tuple[int, int]]:
+        """Of each slot in use, in order: the task at its head (an index), and how many tasks it stands for."""
+        self._encode()
+        rows = self._hot["slots"][0][: int(self._hot["n_slots"][0])]
+        return [(int(row["head"]), int(row["count"])) for row in rows]
+
     def rule(self, name: str, **params: Any) -> int:
         """The action that a rule player would take now (see `pit.rules.RULES`)."""
         code, theta, variant, weights = rules.parameters(name, params)
@@ -357,6 +364,7 @@ class Pit:
         tasks = memory[self._offsets["task_at"] :][: self._counts["tasks"] * state.TASK.itemsize].view(state.TASK)
         tasks["slot"] = 0
         tasks["key"] = tasks["octave"] = 0  # a running task's are made when slots are looked for
+        memory[self._offsets["members_at"] : self._offsets["ready_at"]] = 0
         flows = memory[self._offsets["flow_at"] :][: self._counts["flows"] * state.FLOW.itemsize].view(state.FLOW)
         flows["mark"] = 0
         ready = self._offsets["ready_at"]
@@ -387,11 +395,15 @@ class Pit:
             "solved": self.status == SOLVED,
         }
 
-    def observe_full(self) -> np.ndarray:
-        """The observation with every column filled, whatever the exposure, float32 (512,)."""
+    def observe_as(self, exposure: str) -> np.ndarray:
+        """The observation with the columns that are filled under another exposure than the Pit's own, float32 (512,)."""
         kept = int(self._hot["exposure"][0])
-        self._hot["exposure"] = len(EXPOSURES) - 1
+        self._hot["exposure"] = EXPOSURES.index(exposure)
         try:
             return self.observe()
         finally:
             self._hot["exposure"] = kept
+
+    def observe_full(self) -> np.ndarray:
+        """The observation with every column filled, whatever the exposure, float32 (512,)."""
+        return self.observe_as(EXPOSURES[-1])

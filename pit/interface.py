@@ -7,7 +7,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from pit import arbitration, automation, dag_tracker, flows, healing, health, observation, pool_manager, rules, slots, timers
+from pit import (
+    arbitration,
+    automation,
+    dag_tracker,
+    flows,
+    freshness,
+    healing,
+    health,
+    observation,
+    pool_manager,
+    rules,
+    slots,
+    timers,
+)
 from pit.automation import find_call
 from pit.between_calls import between_calls
 from pit.compiled import entry, kernel
@@ -144,7 +157,7 @@ def do_global(s, action):
     if action == SKIP:
         dag_tracker.give_up(s, dag_tracker.first_optional(s))
     elif action == REFRESH:
-        dag_tracker.run_again(s, dag_tracker.stalest(s))
+        dag_tracker.run_again(s, freshness.stalest(s))
     elif action == DEFER:
         flows.defer(s, flows.least_urgent(s))
     else:

@@ -339,6 +339,16 @@ def put_word(typingctx: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def lowest_bit(typingctx: Any, word: Any) -> Any:
+    """The index of the lowest bit that is set in a uint64 other than 0, as int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
 def bits_of(typingctx: Any, value: Any) -> Any:
     """The 64 bits of a float64, as int64."""
 

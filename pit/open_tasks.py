@@ -18,6 +18,7 @@ from pit.layout import (
     RUNNING,
     STANDARD,
 )
+from pit.members import OPTIONAL, exclude
 from pit.slot_key import key_of
 from pit.state import artifact, call, flow, model, near, ready, task, variant
 
@@ -96,6 +97,8 @@ def tell_twins(s, i):
 def make_ready(s, i):
     t = task(s, i)
     t.state = READY
+    if t.required == 0:
+        exclude(s, OPTIONAL, i)
     t.mark = PLAIN
     t.ready_time = s.now
     if s.any_twins == 1:

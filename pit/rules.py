@@ -24,6 +24,7 @@ from pit.layout import (
     N_POOL_FEATURES,
     N_RULE_GLOBALS,
     N_SLOT_FEATURES,
+    N_VARIANTS,
     N_VERB_WEIGHTS,
     N_VERBS,
     N_WEIGHTS,
@@ -103,8 +104,11 @@ def parameters(name: str, params: Mapping[str, Any]) -> tuple[int, float, int, n
     if unknown := set(params) - known:
         raise PitError(f"rule {name!r} has no parameter {sorted(unknown)[0]!r}; it takes {' and '.join(sorted(known))}")
     weights = weights_of(params.get("weights", {})) if name == "calibrated" else None
+    preferred = params.get("variant", STANDARD)
+    if preferred not in range(N_VARIANTS):  # the kernel takes it for an index
+        raise PitError(f"rule {name!r}: variant is {preferred}; 0 (lite), 1 (standard) or 2 (premium) is needed")
     theta = 0.0 if name == "smallest_remaining" else 1.0
-    return RULES[name], float(params.get("theta", theta)), int(params.get("variant", STANDARD)), weights
+    return RULES[name], float(params.get("theta", theta)), int(preferred), weights
 
 
 @kernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from pit import arbitration, automation, dag_tracker, flows, pool_manager
+from pit import arbitration, automation, dag_tracker, flows, freshness, pool_manager
 from pit.compiled import apart, inside, kernel, rare
 from pit.layout import (
     CANCEL,
@@ -70,7 +70,7 @@ def skip_legal(s):
 @kernel
 def refresh_legal(s):
     """Whether refresh is enabled and a stale artifact is still wanted."""
-    return s.any_fresh == 1 and enabled(s, REFRESH_BIT) and dag_tracker.stalest(s) >= 0
+    return s.any_fresh == 1 and enabled(s, REFRESH_BIT) and freshness.stalest(s) >= 0
 
 
 @inside
@@ -198,7 +198,9 @@ def find_slots(s):
         if others != 0:
             bits = other_bits(s, g, bits)
         slot.legal = bits
-    s.any_start |= (starts != 0) | refresh_legal(s)
+    s.any_start |= starts != 0
+    if s.any_start == 0:
+        s.any_start = refresh_legal(s)
 
 
 @kernel

@@ -7,25 +7,27 @@ It must not know who asks for room.
 
 from __future__ import annotations
 
+from pit import freshness
 from pit.compiled import kernel
 from pit.layout import (
     BLOCKED,
-    DONE,
     NEED_LATER,
     NEED_NEAR,
     NEED_READY,
     NEVER,
     READY,
     RUNNING,
-    STANDARD,
     TIER_COLD,
     TIER_GONE,
     TIER_HOT,
     TIER_WARM,
     WARM,
 )
-from pit.state import artifact, copy, model, store_of, successor, task, variant
+from pit.members import IN_TIER, next_in
+from pit.state import artifact, copy, model, store_of, successor, task
 from pit.tiers import fits, move
+
+_ANY = 1 << 30
 
 
 @kernel
@@ -72,15 +74,8 @@ def next_expiry(s):
 @kernel
 def next_staleness(s):
     """us at which the next artifact grows stale; NEVER if none will."""
-    best = NEVER
-    for i in range(s.n_tasks):
-        t = task(s, i)
-        fresh = variant(s, 3 * t.function + STANDARD).fresh
-        if t.state == DONE and fresh > 0:
-            when = artifact(s, i).created + fresh
-            if s.now < when < best:
-                best = when
-    return best
+    freshness.look(s)
+    return s.stale_at
 
 
 @kernel
@@ -94,8 +89,8 @@ def is_expired(s, i):
 
 
 @kernel
-def need(s, i):
-    """How much unfinished work reads the artifact of task i, and how soon."""
+def need(s, i, most):
+    """How much unfinished work reads the artifact of task i, and how soon; not counted on once it is more than `most`."""
     t = task(s, i)
     n = 0
     for e in range(t.succ_from, t.succ_to):
@@ -106,6 +101,8 @@ def need(s, i):
             n += NEED_NEAR
         elif o.state == BLOCKED or o.state == RUNNING:
             n += NEED_LATER
+        if n > most:
+            break
     return n
 
 
@@ -113,18 +110,17 @@ def need(s, i):
 def least_in(s, tier, useless):
     """The artifact of least value in a tier; `useless`: among those that nobody reads and that are no result. -1 if none."""
     best = -1
-    best_need = 0
-    for i in range(s.n_tasks):
-        t = task(s, i)
-        kept = artifact(s, i)
-        if t.state != DONE or kept.tier != tier or kept.size == 0:
-            continue
-        n = need(s, i)
-        if useless and (n > 0 or t.succ_to == t.succ_from):
-            continue
-        if best < 0 or n < best_need or (n == best_need and costs_less(s, i, best)):
-            best = i
-            best_need = n
+    best_need = _ANY
+    i = next_in(s, IN_TIER + tier, -1)
+    while i >= 0:
+        if artifact(s, i).size > 0:
+            n = need(s, i, best_need)
+            t = task(s, i)
+            allowed = not useless or (n == 0 and t.succ_to > t.succ_from)
+            if allowed and (best < 0 or n < best_need or (n == best_need and costs_less(s, i, best))):
+                best = i
+                best_need = n
+        i = next_in(s, IN_TIER + tier, i)
     return best
 
 

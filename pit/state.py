@@ -79,6 +79,7 @@ PIT = _record(
         ("stale_quality", "f8"),  # what a stale input still counts
         ("lb_sum", "f8"),  # us, of the workflows that have arrived
         ("last_arrival", "i8"),  # us
+        ("stale_at", "i8"),  # us, when `pit.freshness` must look again
         ("gap_squares", "f8"),  # us^2, sum over the gaps between arrivals
         ("task_at", "i4"),  # offsets of the tables, bytes behind this record's start
         ("succ_at", "i4"),
@@ -88,6 +89,7 @@ PIT = _record(
         ("follow_at", "i4"),
         ("artifact_at", "i4"),
         ("store_at", "i4"),
+        ("members_at", "i4"),
         ("flow_at", "i4"),
         ("vital_at", "i4"),
         ("signature_at", "i4"),
@@ -346,6 +348,7 @@ STORE = _record(
         ("untold", "i8"),  # some artifact may lie elsewhere than the driver knows
     ]
 )
+MEMBERS = _record([("sets", "u8", (8,))])  # bit i of row k: task 64 k + i; one set of `pit.members` after the other
 VITAL = _record(  # health of a variant or pool: one cache line, all that a calm call looks at
     [
         ("calls", "f8"),  # the latest ones weigh most
@@ -403,6 +406,7 @@ predecessor = table(PIT, "pred_at", LINK)
 artifact = table(PIT, "artifact_at", ARTIFACT)
 store_of = table(PIT, "store_at", STORE)  # its only row is 0
 flow = table(PIT, "flow_at", FLOW)
+member_words = table(PIT, "members_at", MEMBERS)
 follow = table(PIT, "follow_at", INDEX)  # row = model before * n_models + model: how often it has followed
 ready = table(PIT, "ready_at", INDEX)  # those that are ready; behind them, at a look at slots, the late ones
 near = table(PIT, "near_at", INDEX)
@@ -447,6 +451,7 @@ def tables(
         ("follow_at", INDEX, models * models if follows else 0),
         ("flow_at", FLOW, flows),
         ("store_at", STORE, 1 if store else 0),
+        ("members_at", MEMBERS, -(-tasks // 64)),
         ("ready_at", INDEX, tasks),
         ("near_at", INDEX, tasks),
         ("vital_at", VITAL, 3 * functions + MAX_POOLS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pit.compiled import kernel
 from pit.layout import TIER_COLD, TIER_GONE, TIER_HOT, TIER_WARM
+from pit.members import IN_TIER, UNTOLD, exclude, include
 from pit.state import artifact, store_of
 
 
@@ -14,11 +15,14 @@ def move(s, i, tier):
     o = store_of(s, 0)
     if kept.tier < TIER_GONE:
         o.used[kept.tier] -= kept.size
+        exclude(s, IN_TIER + kept.tier, i)
     if tier < TIER_GONE:
         o.used[tier] += kept.size
+        include(s, IN_TIER + tier, i)
     kept.tier = tier
     if kept.told != tier:
         o.untold = 1
+        include(s, UNTOLD, i)
 
 
 @kernel

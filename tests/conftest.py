@@ -15,6 +15,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ["NUMBA_NUM_THREADS"] = "2"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["WANDB_MODE"] = "disabled"
+os.environ["FQ_CONFIG"] = os.devnull  # nobody's keys and trust store: a test that needs a folder sets its own
 
 # A first example may compile a kernel for seconds, so no deadline; in CI the same examples are drawn every time.
 settings.register_profile(

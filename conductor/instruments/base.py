@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 GROUP = "function_quest.instruments"
+MAX_REPLY = 64 << 20  # bytes of one output as JSON
 BUILT_IN = {
     "python": "conductor.instruments.python:PythonInstrument",
     "command": "conductor.instruments.command:CommandInstrument",
@@ -37,6 +38,8 @@ class Job:
     folder: Path  # `files/` of the run: where files may be written
     base: Path  # the folder of the workflow file
     model: Any = None  # what the model's `load` returned, in this very process
+    # The variables that the plan's `environment` and `secrets` name; the latters' values are taken out of what the call gives.
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class CallError(Exception):
 
 class Instrument(ABC):
     """One way to run functions. The constructor takes the workflow's keys; ValueError with a sentence if they are wrong."""
+
+    level = "none"  # of `sandbox.LEVELS`: what it runs in, which the journal records
 
     @abstractmethod
     def call(self, job: Job) -> Any:

@@ -1,4 +1,4 @@
-"""The command instrument: a program without a shell, in a process group that is killed whole when its time is up."""
+"""The command instrument: a program without a shell, limited, in a sandbox, and ended with everything that it has started."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ import contextlib
 import json
 import os
 import re
+import selectors
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from typing import IO, Any
+from typing import Any
 
 from conductor.instruments.base import CallError, Instrument, Job
+from conductor.instruments.sandbox import Limits, choose, confine
+from conductor.instruments.supervised import Outcome, Supervised
 
-MAX_OUTPUT = 8 * 2**20  # bytes of stdout that are kept
-ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER")  # a program sees these and the ones asked for
+KEPT = {"stdout": 8 << 20, "stderr": 1 << 20}  # bytes of what a program prints; the rest is read and thrown away
+ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "USER")  # a program sees these and the ones asked for
+LIMITS = Limits(file=1024, files=1024, processes=256, spare=64)
 _PLACEHOLDER = re.compile(r"\{([\w.\-]+)\}")
-_groups: set[int] = set()  # process groups that run now
-_lock = threading.Lock()
-
-
-def kill_group(group: int) -> None:
-    """SIGKILL to every process of a group; one that is gone already is no error."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
-
-
-def kill_all() -> None:
-    """End every program that this process started and that still runs."""
-    with _lock:
-        for group in _groups:
-            kill_group(group)
+_REASONS = {
+    "processes": "had more than {limits.processes} processes (limits.processes)",
+    "disk": "left less than {limits.spare} MiB on the disk of the run (limits.spare)",
+    "gone": "was ended with its worker",
+    "lost": "was lost with its supervisor",
+}
+_SIGNALS = {
+    signal.SIGXCPU: "took more than {limits.cpu} s of CPU time (limits.cpu)",
+    signal.SIGXFSZ: "wrote more than {limits.file} MiB into one file (limits.file)",
+}
 
 
 class CommandInstrument(Instrument):
     """`{kind: command, argv: [ruff, check, "{inputs.draft}"]}`.
 
     Placeholders: `{task}`, `{function}`, `{variant}`, `{attempt}`, `{key}`, `{folder}`, `{base}`, `{args.NAME}`,
-    `{inputs.TASK}`, `{python}` (this interpreter).
-    The program gets `{"args": ..., "inputs": ...}` as JSON on its standard input and runs in the run's `files/`; an input
-    whose task was given up or skipped is `null`. An exit status outside `codes` is an error, unless `codes` is empty. The
-    output is `{"code": ..., "stdout": ..., "stderr": ...}`, or with `json: true` what stdout holds as JSON. `environment`
-    names further variables that it may see.
+    `{inputs.TASK}`, `{input}` (of the task's only input), `{python}` (this interpreter).
+    The program gets `{"args": ..., "inputs": ...}` as JSON on its standard input, or the text `stdin`, which may hold
+    placeholders, and runs in the run's `files/`; an input whose task was given up or skipped is `null`. An exit status outside
+    `codes` is an error, unless `codes` is empty. The output is `{"code": ..., "stdout": ..., "stderr": ...}` (and `cut`: bytes
+    that were printed, of a stream that was too long), or with `json: true` what stdout holds as JSON.
+
+    It sees `ENVIRONMENT` and the variables that the plan's `environment` names. `limits` (see `Limits`) replaces some of
+    `LIMITS`, `sandbox` is the level that the machine must have at least (`none`: it runs in none), and only with
+    `network: true` may it open connections where a sandbox can forbid that.
     """
 
     def __init__(
@@ -54,71 +54,114 @@ class CommandInstrument(Instrument):
         argv: list[str],
         codes: list[int] | None = None,
         json: bool = False,
-        environment: list[str] | None = None,
+        stdin: str | None = None,
+        limits: dict[str, int | None] | None = None,
+        sandbox: str | None = None,
+        network: bool = False,
     ) -> None:
         if not isinstance(argv, list) or not argv or not all(isinstance(part, str) for part in argv):
             raise ValueError(f"argv is {argv!r}; a list of strings is needed, the program first")
         if "{" not in argv[0] and shutil.which(argv[0]) is None:
             raise ValueError(f"program {argv[0]!r} is not installed here; install it or give its path")
-        self._argv, self._json = argv, json
+        self._argv, self._json, self._stdin, self._network = argv, json, stdin, network
         self._codes = [0] if codes is None else codes
-        self._names = (*ENVIRONMENT, *(environment or ()))
+        self._limits = Limits.read(limits or {}, LIMITS)
+        self.level = choose(sandbox)
 
     def call(self, job: Job) -> Any:
         """Run the program for the job. Raises CallError: `timeout`, `error` for its exit status, `invalid` for its output."""
-        argv = [_PLACEHOLDER.sub(lambda match: _value(job, match.group(1)), part) for part in self._argv]
-        environment = {name: os.environ[name] for name in self._names if name in os.environ}
-        # Files, not pipes: a grandchild that escapes the group cannot keep us waiting by holding a pipe open.
-        with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-            stdin.write(json.dumps({"args": job.args, "inputs": job.inputs}).encode())
-            stdin.seek(0)
-            with _lock:
-                try:
-                    process = subprocess.Popen(
-                        argv,
-                        stdin=stdin,
-                        stdout=stdout,
-                        stderr=stderr,
-                        cwd=job.folder,
-                        env=environment,
-                        start_new_session=True,
-                    )
-                except OSError as error:
-                    raise CallError(f"{argv[0]} cannot be started: {error.strerror}", "access") from error
-                _groups.add(process.pid)
-            ended = _ends(process.pid, job.seconds)
-            with _lock:
-                kill_group(process.pid)  # also what the program left behind; wait() below frees the group's number
-                _groups.discard(process.pid)
-            code = process.wait()
-            if not ended:
-                raise CallError(f"{argv[0]} did not end within {job.seconds:g} s", "timeout")
-            out, err = _text(stdout), _text(stderr)
-        if self._codes and code not in self._codes:
-            raise CallError(f"{argv[0]} ended with status {code}: {(err or out).strip()[-400:]}")
+        argv = [fill(part, job) for part in self._argv]
+        text = json.dumps({"args": job.args, "inputs": job.inputs}) if self._stdin is None else fill(self._stdin, job)
+        with tempfile.TemporaryDirectory(prefix="conductor-", ignore_cleanup_errors=True) as temporary:
+            outcome, kept, printed = self._run(job, argv, text.encode(), temporary)
+        self._judge(argv[0], job, outcome, kept)
+        cut = {name: count for name, count in printed.items() if count > KEPT[name]}
         if not self._json:
-            return {"code": code, "stdout": out, "stderr": err}
+            return {"code": outcome.code, **kept, **({"cut": cut} if cut else {})}
+        if "stdout" in cut:
+            raise CallError(f"{argv[0]} printed {cut['stdout']} bytes; at most {KEPT['stdout']} are taken as JSON", "invalid")
         try:
-            return json.loads(out)
-        except ValueError as error:
+            return json.loads(kept["stdout"])
+        except (ValueError, RecursionError) as error:
             raise CallError(f"{argv[0]} did not print JSON: {error}", "invalid") from error
 
+    def _run(self, job: Job, argv: list[str], text: bytes, temporary: str) -> tuple[Outcome, dict[str, str], dict[str, int]]:
+        """(how it ended, what is kept of its streams, how many bytes it printed on them)."""
+        home = {"HOME": temporary} if self.level == "landlock" else {}
+        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        environment |= {**home, "TMPDIR": "/tmp" if self.level == "bwrap" else temporary, **job.environment}
+        if shutil.which(argv[0], path=environment.get("PATH")) is None:
+            raise CallError(f"{argv[0]} cannot be started: there is no such program", "access")
+        started, rules = confine(self.level, argv, job.folder, job.base, temporary, self._network)
+        with contextlib.ExitStack() as stack:
+            stdin = stack.enter_context(os.fdopen(os.memfd_create("stdin"), "w+b"))
+            stdin.write(text)
+            stdin.seek(0)
+            pipes = {name: os.pipe() for name in KEPT}
+            readers = {name: stack.enter_context(os.fdopen(pipe[0], "rb", buffering=0)) for name, pipe in pipes.items()}
+            try:
+                program = Supervised(
+                    started,
+                    folder=job.folder,
+                    environment=environment,
+                    limits=self._limits if self.level != "none" else Limits(),
+                    stdin=stdin,
+                    stdout=pipes["stdout"][1],
+                    stderr=pipes["stderr"][1],
+                    seconds=job.seconds,
+                    no_new_privs=self.level != "none",
+                    landlock=rules,
+                )
+            finally:
+                for _, writer in pipes.values():
+                    os.close(writer)
+            kept, printed = _collect(program, readers)
+            return program.outcome(), kept, printed
 
-def _ends(process: int, seconds: float) -> bool:
-    """Wait for a child's end without reaping it, so that its number, and its group's, stays taken."""
-    deadline, pause = time.monotonic() + seconds, 0.0005
-    while os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        time.sleep(min(pause, left))
-        pause = min(2 * pause, 0.02)
-    return True
+    def _judge(self, name: str, job: Job, outcome: Outcome, kept: dict[str, str]) -> None:
+        """Raises CallError unless the program ended as it should."""
+        if outcome.error:
+            raise CallError(f"{name} cannot be started: {os.strerror(outcome.error)}", "access")
+        if outcome.reason == "time":
+            raise CallError(f"{name} did not end within {job.seconds:g} s", "timeout")
+        if outcome.reason:
+            raise CallError(f"{name} {_REASONS[outcome.reason].format(limits=self._limits)}")
+        code = outcome.code or 0
+        for number, words in _SIGNALS.items():
+            if code in (-number, 128 + number):  # itself, or as a sandbox tells it
+                raise CallError(f"{name} {words.format(limits=self._limits)}")
+        if self._codes and code not in self._codes:
+            raise CallError(f"{name} ended with status {code}: {(kept['stderr'] or kept['stdout']).strip()[-400:]}")
 
 
-def _text(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read(MAX_OUTPUT).decode(errors="replace")
+def _collect(program: Supervised, readers: dict[str, Any]) -> tuple[dict[str, str], dict[str, int]]:
+    """What a program prints until everything is over. A pipe that somebody still holds open then is left."""
+    kept = {name: bytearray() for name in readers}
+    printed = dict.fromkeys(readers, 0)
+    with selectors.DefaultSelector() as selector:
+        for name, reader in readers.items():
+            os.set_blocking(reader.fileno(), False)
+            selector.register(reader, selectors.EVENT_READ, name)
+        selector.register(program.status_file(), selectors.EVENT_READ, "")
+        over = False
+        while True:
+            ready = selector.select(0 if over else None)
+            over = over or any(key.data == "" for key, _ in ready)
+            streams = [key for key, _ in ready if key.data]
+            for key in streams:
+                chunk = key.fileobj.read(1 << 16)  # type: ignore[union-attr]
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                    continue
+                printed[key.data] += len(chunk)
+                kept[key.data] += chunk[: KEPT[key.data] - len(kept[key.data])]
+            if over and not streams:
+                return {name: bytes(content).decode(errors="replace") for name, content in kept.items()}, printed
+
+
+def fill(text: str, job: Job) -> str:
+    """A text with its placeholders filled. Raises CallError `precondition` for one that there is not."""
+    return _PLACEHOLDER.sub(lambda match: _value(job, match.group(1)), text)
 
 
 def _value(job: Job, name: str) -> str:
@@ -130,6 +173,10 @@ def _value(job: Job, name: str) -> str:
                 f"placeholder {{{name}}}: there is no {rest!r} among {', '.join(map(str, table)) or 'none'}", "precondition"
             )
         value = table[rest]
+    elif name == "input":
+        if len(job.inputs) != 1:
+            raise CallError(f"placeholder {{input}}: the task has {len(job.inputs)} inputs, not one", "precondition")
+        (value,) = job.inputs.values()
     elif name == "python":
         value = sys.executable
     elif name in ("task", "function", "variant", "attempt", "key", "folder", "base"):

@@ -1,54 +1,89 @@
-"""The conductor's end of a worker process: start it, write requests, read replies without blocking, end its whole group."""
+"""The conductor's end of a worker process: start it, write requests and read replies without blocking, end its whole tree."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from conductor.instruments.command import kill_group
+from conductor.instruments.base import MAX_REPLY
+from conductor.instruments.sandbox import Limits
+from conductor.instruments.supervised import Supervised
 
-MAX_LINE = 64 * 2**20  # bytes of one reply
 _ROOT = Path(__file__).resolve().parents[2]  # where the package `conductor` is found
+# What a worker sees of the conductor's environment; a plan's `environment` names more.
+_NAMES = {"PATH", "HOME", "LANG", "LANGUAGE", "USER", "LOGNAME", "SHELL", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
+_FAMILIES = ("LC_", "PYTHON", "XDG_", "OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "CUDA_", "NVIDIA_", "SSL_CERT_")
+
+
+def environment(named: Sequence[str] = ()) -> dict[str, str]:
+    """The variables that a worker sees."""
+    seen = {n: v for n, v in os.environ.items() if n in _NAMES or n in named or n.startswith(_FAMILIES)}
+    seen["PYTHONPATH"] = os.pathsep.join(path for path in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if path)
+    return seen
 
 
 class Worker:
     """One worker process with `threads` calls at once; its prints and tracebacks go to `log`."""
 
-    def __init__(self, base: Path, folder: Path, log: Path, threads: int = 1) -> None:
-        environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in (str(_ROOT), environment.get("PYTHONPATH", "")) if p)
+    def __init__(
+        self,
+        base: Path,
+        folder: Path,
+        log: Path,
+        threads: int = 1,
+        limits: Limits | None = None,
+        named: Sequence[str] = (),
+    ) -> None:
+        """`named`: variables that it sees besides the usual ones."""
         with open(log, "ab") as log_file:
-            self._process = subprocess.Popen(
+            self._run = Supervised(
                 [sys.executable, "-P", "-m", "conductor.instruments.worker", str(base), str(folder), str(threads)],
+                folder=folder,
+                environment=environment(named),
+                limits=limits or Limits(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
-                cwd=folder,
-                env=environment,
-                start_new_session=True,
+                no_new_privs=False,
             )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        self._buffer = bytearray()
+        process = self._run.process
+        assert process.stdin is not None and process.stdout is not None
+        self._stdin, self._stdout = process.stdin, process.stdout
+        self._unread, self._unsent = bytearray(), bytearray()
         self._next = 0
-        os.set_blocking(self._stdout.fileno(), False)
+        for pipe in (self._stdin, self._stdout):
+            os.set_blocking(pipe.fileno(), False)
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when a reply waits."""
         return self._stdout.fileno()
 
+    def request_file(self) -> int:
+        """The descriptor that becomes writable when `flush` can go on."""
+        return self._stdin.fileno()
+
     def send(self, request: dict[str, Any]) -> int:
-        """Write a request; returns its number. A worker that is gone shows as the end of its replies, not here."""
+        """Hand a request over; returns its number. A worker that is gone shows as the end of its replies, not here."""
         self._next += 1
-        with contextlib.suppress(BrokenPipeError):
-            self._stdin.write(json.dumps({**request, "id": self._next}).encode() + b"\n")
-            self._stdin.flush()
+        self._unsent += json.dumps({**request, "id": self._next}).encode() + b"\n"
+        self.flush()
         return self._next
+
+    def flush(self) -> bool:
+        """Write what the worker takes now of what was handed over; whether that was all. A worker may be too busy to read."""
+        try:
+            while self._unsent:
+                del self._unsent[: os.write(self._stdin.fileno(), self._unsent)]
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            self._unsent.clear()
+        return True
 
     def receive(self) -> list[dict[str, Any]] | None:
         """The replies that have arrived; None when the worker is gone (or spoke no protocol)."""
@@ -56,22 +91,22 @@ class Worker:
             chunk = os.read(self.fileno(), 1 << 18)
         except BlockingIOError:
             return []
-        self._buffer += chunk
-        if not chunk or len(self._buffer) > MAX_LINE:
+        self._unread += chunk
+        if not chunk or len(self._unread) > MAX_REPLY + (1 << 18):
             return None
-        *lines, rest = self._buffer.split(b"\n")
-        self._buffer = bytearray(rest)
+        if b"\n" not in chunk:
+            return []
+        *lines, rest = self._unread.split(b"\n")
+        self._unread = bytearray(rest)
         try:
             return [json.loads(line) for line in lines]
         except ValueError:
             return None
 
-    def end(self) -> int:
-        """End the worker, its programs and everything in its group; returns its exit status (negative: signal)."""
-        with contextlib.suppress(BrokenPipeError):
-            self._stdin.close()  # at the end of its input it ends the programs it started, then itself
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.5)
-        kill_group(self._process.pid)
+    def end(self) -> int | None:
+        """End the worker and everything that it has started; returns its exit status (negative: signal; None: ended here)."""
+        self._run.end()
+        self._unsent.clear()
+        self._stdin.close()
         self._stdout.close()
-        return self._process.wait()
+        return self._run.outcome().code

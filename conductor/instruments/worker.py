@@ -1,25 +1,46 @@
 """A worker process: loads a model, makes instruments, does calls. JSON lines: requests on stdin, replies on what was stdout.
 
-It dies with the conductor: at the end of its input it kills the programs that it started, then its whole process group.
+It runs under a supervisor, which ends it and everything that it has started when the conductor wants that or is gone.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import signal
 import sys
 import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from conductor.instruments.base import CallError, Instrument, Job, Result, make_instrument, resolve_callable
-from conductor.instruments.command import kill_all
+from conductor.instruments.base import MAX_REPLY, CallError, Instrument, Job, Result, make_instrument, resolve_callable
 
 MAX_TEXT = 2000  # characters of an error's text
+MIN_SECRET = 6  # characters: shorter values are in too many texts by chance
+
+
+class _Log(io.TextIOBase):
+    """What a user's code prints, without secrets."""
+
+    def __init__(self, stream: TextIO, secrets: dict[str, str]) -> None:
+        self._stream, self._secrets = stream, secrets
+
+    def write(self, text: str) -> int:
+        """Writes it on."""
+        self._stream.write(hide(text, self._secrets))
+        self._stream.flush()
+        return len(text)
+
+
+def hide(text: str, secrets: dict[str, str]) -> str:
+    """The text with `[NAME]` in place of the value of each secret, by its name."""
+    for name, value in secrets.items():
+        if len(value) >= MIN_SECRET:
+            text = text.replace(value, f"[{name}]")
+    return text
 
 
 class Server:
@@ -29,6 +50,8 @@ class Server:
         self._base, self._folder = base, folder
         self._model: Any = None
         self._instruments: dict[str, Instrument] = {}
+        self._secrets: dict[str, str] = {}
+        self._quoted: dict[str, str] = {}  # the same as they stand in JSON
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads)
         # Requests and replies get descriptors of their own; what a user's code prints goes to the log, what it reads is empty.
@@ -37,14 +60,14 @@ class Server:
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.dup2(2, 1)
+        sys.stdout, sys.stderr = _Log(sys.stdout, self._secrets), _Log(sys.stderr, self._secrets)
 
     def serve(self) -> None:
         """Read requests until the conductor closes the pipe or is gone."""
         for line in self._requests:
             request = json.loads(line)
             self._pool.submit(self._answer, request)
-        kill_all()
-        os.killpg(0, signal.SIGKILL)
+        os._exit(0)
 
     def _answer(self, request: dict[str, Any]) -> None:
         begin = time.perf_counter_ns()
@@ -56,6 +79,8 @@ class Server:
                 result = result.value
             reply["value"] = result
             line = json.dumps(reply, allow_nan=False)
+            if len(line) > MAX_REPLY:
+                raise CallError(f"the output has {len(line)} bytes as JSON; at most {MAX_REPLY} are taken", "invalid")
         except CallError as error:
             line = _failure(reply, error.kind, str(error))
         except (TypeError, ValueError, RecursionError) as error:
@@ -68,15 +93,15 @@ class Server:
             traceback.print_exc()
         elapsed = max(1, (time.perf_counter_ns() - begin) // 1000)
         with self._lock:
-            self._replies.write(f'{{"elapsed":{elapsed},{line[1:]}\n'.encode())
+            self._replies.write(f'{{"elapsed":{elapsed},{hide(line, self._quoted)[1:]}\n'.encode())
             self._replies.flush()
 
-    def _do_check(self, request: dict[str, Any]) -> list[str]:
-        """Make every instrument and find every loader; returns the sentences of those that cannot be."""
-        faults = []
+    def _do_check(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Make every instrument and find every loader: the sentences of those that cannot be, the sandbox of each function."""
+        faults, levels = [], {}
         for name, spec in request["functions"].items():
             try:
-                self._instrument(name, spec)
+                levels[name] = self._instrument(name, spec).level
             except ValueError as error:
                 faults.append(f"instruments.functions.{name}: {error}")
         for name, spec in request["models"].items():
@@ -89,7 +114,7 @@ class Server:
                 resolve_callable(hook)
             except ValueError as error:
                 faults.append(f"instruments.functions.{name}.configure: {error}")
-        return faults
+        return {"faults": faults, "levels": levels}
 
     def _do_load(self, request: dict[str, Any]) -> None:
         self._model = resolve_callable(request["load"])(**request["args"])
@@ -98,8 +123,11 @@ class Server:
         resolve_callable(request["call"])(function=request["function"], variant=request["variant"])
 
     def _do_call(self, request: dict[str, Any]) -> Any:
-        job = Job(**request["job"], folder=self._folder, base=self._base, model=self._model)
-        return self._instrument(job.function, request["instrument"]).call(job)
+        self._secrets.update(request["secrets"])
+        self._quoted.update({name: json.dumps(value)[1:-1] for name, value in request["secrets"].items()})
+        environment = {**request["environment"], **request["secrets"]}
+        job = Job(**request["job"], folder=self._folder, base=self._base, model=self._model, environment=environment)
+        return self._instrument(request["name"], request["instrument"]).call(job)
 
     def _instrument(self, name: str, spec: dict[str, Any]) -> Instrument:
         with self._lock:

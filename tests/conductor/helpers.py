@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from conductor.files import canonical
 from conductor.policy import MlpSpec, NetworkSpec, SlotsSpec, make_policy, tensor_shapes
 from pit.layout import action_name
 
@@ -76,6 +78,13 @@ def lose_once(job):
 
 def gather(job):
     return job.inputs
+
+def until_told(job):
+    log(job, "begin")
+    until = time.monotonic() + 100
+    while not (job.folder / "told").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    return 1
 
 def configure(function, variant):
     with open("configured", "a") as file:
@@ -254,6 +263,15 @@ def conductor(*arguments: object, **environment: str) -> subprocess.CompletedPro
         check=False,
         env={**os.environ, **environment},
     )
+
+
+def reseal(folder: Path, **changes: Any) -> None:
+    """Make sizes and hashes fit again after a change, as an attacker would; `changes` are keys of the manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in manifest["files"]:
+        content = (folder / name).read_bytes()
+        manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (folder / "manifest.json").write_bytes(canonical({**manifest, **changes}))
 
 
 def output_of(folder: Path, digest: str) -> Any:

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import sys
 import time
 import traceback
@@ -27,11 +28,13 @@ from unittest.mock import patch
 
 import numpy as np
 
+from conductor.advice import Advice
 from conductor.clock import Clock
 from conductor.decision_maker import Decision
 from conductor.errors import DiskFull, Stopped
 from conductor.files import canonical, digest
-from conductor.journal import Journal, read_journal, run_folder
+from conductor.instruments.sandbox import Limits
+from conductor.journal import Journal, run_folder
 from conductor.model_manager import Report
 from conductor.orchestrator import Orchestrator, first_row, fold_runs
 from conductor.pit_interface import Folded, PitInterface
@@ -206,8 +209,8 @@ class Workers:
             heappush(self._queue, (self._world.now, self._count, Report(kind, 10_000 + self._count, value=1)))
 
     # ------------------------------------------------------------------ what an orchestrator asks for
-    def check(self, functions: list[str], models: list[str], where: str) -> None:
-        pass
+    def check(self, functions: dict[str, list[str]], models: list[str], where: str) -> dict[str, str]:
+        return {}
 
     def load(self, copy: int, model: str) -> None:
         self._world.perhaps_crash()
@@ -376,7 +379,7 @@ def make(world: World, number: int, view: PitInterface, journal: Journal, record
     spec = view.workflow
     limit = world.rng.choice((1.0, 10.0, 100.0))
     plan = Plan.model_validate({"functions": {name: {"kind": "x", "seconds": limit} for name in spec.system.functions}})
-    workflow = Workflow(spec, plan, Path("/"))
+    workflow = Workflow(spec, plan, Limits(), Path("/"))
 
     def observer(kind: str, at: int, text: str) -> None:
         world.told[kind] += 1
@@ -396,9 +399,9 @@ def first_time(world: World, specs: list[WorkflowSpec], loud: bool) -> None:
             (world.folder / folder).mkdir(exist_ok=True)
             exposure = world.rng.choice(EXPOSURES)
             view = PitInterface(spec, exposure)
-            workflow = Workflow(spec, Plan(), Path("/"))
-            record = first_row(workflow, f"run {number}", folder, None, "sequential", exposure)
-            orchestrator.begin(make(world, number, view, journal, {**record, "began": ""}, loud))
+            workflow = Workflow(spec, Plan(), Limits(), Path("/"))
+            record = first_row(workflow, f"run {number}", folder, Advice("sequential", None, None))
+            orchestrator.begin(make(world, number, view, journal, {**record, "began": "", "exposure": exposure}, loud))
     except BaseException:
         orchestrator.close()
         raise
@@ -442,7 +445,8 @@ def history(seed: int, loud: bool = False) -> tuple[str, Counter[str]]:
                     print(f"--- {type(reason).__name__} {reason}")
                 world.now += int(1e6 * world.rng.uniform(0.0, 3.0))
             if world.rows:
-                found = [row.hash for row in read_journal(world.folder)]
+                with contextlib.closing(sqlite3.connect(world.folder / "journal.sqlite")) as file:
+                    found = [row_hash for (row_hash,) in file.execute("SELECT hash FROM rows ORDER BY seq")]
                 must(found == [row[-1] for row in world.rows], "what is in the journal is not what was committed")
         check_end(world)
         return world.rows[-1][-1], world.told
@@ -504,6 +508,8 @@ def main() -> int:
     for seed in range(arguments.first, arguments.first + arguments.histories):
         try:
             total.update(history(seed)[1])
+            if seed % 1000 == 999:
+                print(f"up to seed {seed}: {faults} not as they must be", flush=True)
         except Exception:
             faults += 1
             print(f"seed {seed}: {traceback.format_exc()}", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,18 +20,10 @@ from conductor import bundle as module
 from conductor.bundle import Bundle, load_bundle, write_bundle
 from conductor.errors import ConductorError
 from conductor.files import canonical
+from conductor.manifest import COLUMNS, ranges_of, widest
 from conductor.policy import make_policy
 from pit import rules
-from tests.conductor.helpers import NETWORK, SLOTS, bundle_parts, random_tensors
-
-
-def reseal(folder: Path, **changes: Any) -> None:
-    """Make sizes and hashes fit again after a change, as an attacker would; `changes` are keys of the manifest."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name in manifest["files"]:
-        content = (folder / name).read_bytes()
-        manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    (folder / "manifest.json").write_bytes(canonical({**manifest, **changes}))
+from tests.conductor.helpers import NETWORK, SLOTS, bundle_parts, random_observations, random_tensors, reseal
 
 
 def tensors_replaced(folder: Path, **tensors: np.ndarray) -> None:
@@ -78,6 +71,29 @@ def test_the_manifest_says_mlp_as_it_always_did(bundle: Bundle) -> None:
     assert b'"network":{"activation":"tanh","kind":"mlp","layers":[16,8]}' in (bundle.path / "manifest.json").read_bytes()
 
 
+def golden_replaced(folder: Path, action: np.ndarray) -> None:
+    k = action.size
+    obs, mask = np.zeros((k, 512), np.float32), np.ones((k, 128), np.uint8)
+    (folder / "golden.safetensors").write_bytes(save({"obs": obs, "mask": mask, "action": action.astype(np.int64)}))
+    reseal(folder)
+
+
+def ranges(**columns: list[float]) -> dict[str, Any]:
+    return {"decisions": 10, "columns": columns}
+
+
+def itself(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    reseal(folder, files={**manifest["files"], "manifest.json": {"sha256": "0" * 64, "size": 1}})
+
+
+def huge_table() -> bytes:
+    """A safetensors file of 50,000 tensors without elements."""
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    table = json.dumps({f"t{i}": empty for i in range(50_000)}).encode()
+    return len(table).to_bytes(8, "little") + table
+
+
 REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
     ("no folder", lambda f: f.rename(f.with_name("away")), "there is no bundle"),
     ("no manifest", lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
@@ -118,6 +134,11 @@ REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
         lambda f: reseal(f, rule={"name": "critical_path_warm_wait", "params": {"theta": {"a": {"b": 1}}}}),
         "theta must be a number",
     ),
+    ("variant", lambda f: reseal(f, rule={"name": "fifo", "params": {"variant": 1e6}}), "variant is 1000000.0; 0 (lite)"),
+    ("range of nothing", lambda f: reseal(f, ranges=ranges(charm=[0.0, 0.0, 1.0, 1.0])), "charm is no column"),
+    ("range in disorder", lambda f: reseal(f, ranges=ranges(elapsed=[0.0, 1.0, 0.5, 1.0])), "elapsed must be minimum"),
+    ("range too short", lambda f: reseal(f, ranges=ranges(elapsed=[0.0, 1.0])), "at least 4 items"),
+    ("manifest of itself", lambda f: itself(f), "whose hash it cannot hold"),
     ("missing file", lambda f: (f / "card.md").unlink(), "card.md: is missing"),
     ("extra file", lambda f: (f / "extra.bin").write_bytes(b"x"), "extra.bin: is a file too many"),
     ("folder inside", lambda f: (f / "more").mkdir(), "is not a plain file"),
@@ -141,6 +162,13 @@ REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
     ("NaN", lambda f: tensors_replaced(f, **{"action.bias": np.full(128, np.nan, np.float32)}), "not finite"),
     ("another network", lambda f: tensors_replaced(f, **random_tensors(9)), "this is another network"),
     ("tables", lambda f: reseal(f, tables={"observation": "0", "action": "0", "rules": "0"}), "table it was trained over"),
+    (
+        "huge table",
+        lambda f: ((f / "policy.safetensors").write_bytes(huge_table()), reseal(f)),
+        "a table of at most 65536 bytes",
+    ),
+    ("too many vectors", lambda f: golden_replaced(f, np.tile(np.arange(10), 10)), "holds 100 vectors; 1 to 64 are needed"),
+    ("no vectors in a row", lambda f: golden_replaced(f, np.array(3)), "holds 0 vectors"),
     ("no golden", lambda f: ((f / "golden.safetensors").write_bytes(save({})), reseal(f)), "obs, mask and action"),
 ]
 
@@ -151,6 +179,67 @@ def test_refusals(bundle: Bundle, change: Callable[[Path], object], words: str) 
     with pytest.raises(ConductorError) as caught:
         load_bundle(bundle.path)
     assert words in str(caught.value)
+
+
+def test_checks_come_in_order(bundle: Bundle) -> None:
+    """Of two faults the one is told that is cheaper and surer: hashes before the schema, tensors before golden vectors."""
+    folder = bundle.path
+    reseal(folder, more=1)
+    (folder / "card.md").write_text("# Random w3ights\n")
+    for words in ("card.md: its sha256", "more: Extra inputs"):
+        with pytest.raises(ConductorError, match=words):
+            load_bundle(folder)
+        reseal(folder, more=1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["more"]
+    (folder / "manifest.json").write_bytes(canonical({**manifest, "tables": {}}))
+    golden_replaced(folder, np.zeros(100))
+    tensors_replaced(folder, **{"action.bias": np.full(128, np.nan, np.float32)})
+    with pytest.raises(ConductorError, match="not finite"):
+        load_bundle(folder)
+    tensors_replaced(folder)
+    with pytest.raises(ConductorError, match="table it was trained over"):
+        load_bundle(folder)
+
+
+def test_ranges_of_what_was_seen() -> None:
+    obs = random_observations(2000)
+    obs[:, 470] = 0.0
+    obs[7, 470], obs[:, 471], obs[:, 472] = 9.0, 0.0, 0.25
+    found = ranges_of(obs)
+    names = list(COLUMNS)
+    assert found["decisions"] == 2000 and names[471] not in found["columns"]
+    assert found["columns"][names[470]] == [0.0, 0.0, 0.0, 9.0] and found["columns"][names[472]] == [0.25] * 4
+    column = np.sort(obs[:, 400])
+    assert found["columns"][names[400]] == [float(column[k]) for k in (0, 1, 1998, 1999)]
+    other = ranges_of(obs[:, ::-1].copy())
+    both = widest([found, other])
+    assert both["decisions"] == 4000
+    assert both["columns"][names[471]] == [min(0.0, x) if i < 2 else x for i, x in enumerate(other["columns"][names[471]])]
+    assert both["columns"][names[40]][3] == max(obs[:, 40].max(), obs[:, 471].max())
+
+
+def test_ranges_travel(tmp_path: Path) -> None:
+    obs = random_observations(50)
+    loaded = load_bundle(write_bundle(tmp_path / "bundle", **bundle_parts(), ranges=ranges_of(obs)).path)
+    assert loaded.manifest.ranges is not None
+    low, high, live = loaded.manifest.ranges.limits()
+    assert live.tolist() == (obs != 0).any(axis=0).tolist() and low.dtype == np.float32
+    assert (low <= high).all() and (high[~live] == 0).all()
+    np.testing.assert_array_equal(low[live], np.sort(obs, axis=0)[0][live])
+
+
+def test_what_was_checked_is_what_is_saved(bundle: Bundle, tmp_path: Path) -> None:
+    (bundle.path / "card.md").write_text("changed")
+    bundle.save(tmp_path / "copy")
+    assert load_bundle(tmp_path / "copy").digest == bundle.digest
+
+
+def test_a_pipe_is_no_file(bundle: Bundle) -> None:
+    (bundle.path / "card.md").unlink()
+    os.mkfifo(bundle.path / "card.md")
+    with pytest.raises(ConductorError, match=r"card\.md: is not a plain file"):
+        load_bundle(bundle.path)
 
 
 def test_every_flipped_byte_is_noticed(bundle: Bundle) -> None:

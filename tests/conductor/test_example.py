@@ -31,7 +31,7 @@ def test_code_forge_finds_the_programs(root: Path, tmp_path: Path) -> None:
     report = report_run(begin(workflow, tmp_path, strategy="critical_path").folder)
     assert report.status == "solved" and report.done == report.tasks == 25 and report.score["base"] == 1.0
     assert output_of(Path(report.folder), report.outputs["report"])["programs"] == PROGRAMS
-    assert report.makespan < 40 and report.events["unloaded"] >= 1
+    assert report.events["unloaded"] >= 1
     failed = [call for call in report.calls if call.function == "draft" and call.result == "error"]
     assert {call.task for call in failed} == {"draft positive_weight", "draft zigzag"}
     text = (Path(report.folder) / "files" / "report.md").read_text()
@@ -42,7 +42,7 @@ def test_code_forge_under_any_policy_ends_with_a_report(root: Path, tmp_path: Pa
     """A policy of random weights chooses lite variants too, and the measured quality says what that costs."""
     workflow = load_workflow(root / "examples" / "code_forge" / "workflow.yaml")
     report = report_run(begin(workflow, tmp_path / "runs", strategy="adaptive", bundle=bundle).folder)
-    assert report.status == "solved" and report.makespan < 60
+    assert report.status == "solved"
     mean = output_of(Path(report.folder), report.outputs["report"])["mean"]
     assert 0 <= mean <= 1 and abs(report.score["base"] - mean) < 1e-6
 

@@ -186,7 +186,7 @@ def test_slots_travel_in_a_bundle(tmp_path: Path) -> None:
     model = scrambled(learner("slots", net_arch=[24, 40]))
     obs, masks = random_play(1000)
     values = torch_logits(model)(obs)
-    clear = np.flatnonzero(margins(values, masks) > 0.01)
+    clear = np.flatnonzero(margins(values, masks) > 0.01)[:64]
     golden = {"obs": obs[clear], "mask": masks[clear], "action": greedy(values, masks)[clear]}
     parts = {**bundle_parts(), "tensors": tensors_of(model), "network": network_of(model), "golden": golden}
     write_bundle(tmp_path / "bundle", **parts)

@@ -52,6 +52,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 def test_a_run_leaves_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from conductor.bundle import load_bundle
+    from conductor.trust import new_key
 
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
@@ -88,10 +89,18 @@ def test_a_run_leaves_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     for first, second in zip(bundles[0].policy._weights, bundles[1].policy._weights, strict=True):
         np.testing.assert_array_equal(first, second)
 
-    monkeypatch.setattr(sys, "argv", ["export", f"run={one}", f"out={tmp_path / 'again'}", "golden=8"])
-    export.main()
-    again = load_bundle(tmp_path / "again").policy
-    np.testing.assert_array_equal(again._weights[0], bundles[0].policy._weights[0])
+    monkeypatch.setenv("FQ_CONFIG", str(tmp_path / "config"))
+    new_key("ours")
+    for source, out, more in ((one, "again", ["golden=8", "sign=ours"]), (one / "bundle", "measured", [])):
+        monkeypatch.setattr(sys, "argv", ["export", f"run={source}", f"out={tmp_path / out}", *more])
+        export.main()
+    again, measured = load_bundle(tmp_path / "again"), load_bundle(tmp_path / "measured")
+    np.testing.assert_array_equal(again.policy._weights[0], bundles[0].policy._weights[0])
+    assert (again.signature.state, bundles[0].signature.state) == ("foreign", "unsigned")
+    ranges = bundles[0].manifest.ranges
+    assert ranges is not None and ranges == again.manifest.ranges == measured.manifest.ranges
+    assert ranges.decisions >= 64 and ranges.columns["slot0.ready_count"][1] > 0 and "pool7.capacity" not in ranges.columns
+    assert measured.contents.keys() == bundles[0].contents.keys() and measured.manifest == bundles[0].manifest
 
 
 def test_multirun_in_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

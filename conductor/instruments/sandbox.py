@@ -1,0 +1,122 @@
+"""What a program may take and reach: limits, and the best sandbox that this machine has.
+
+The levels, from none on: `limits` (resources, the end of the whole tree, no new privileges), `landlock` (also: it writes
+nowhere but in the run's `files/`, and opens no TCP connection) and `bwrap` (also: process and network namespaces of its own, a
+private /tmp). In the last two it does not see people's home folders, but for the workflow's folder and this interpreter's.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from conductor.instruments.supervisor import landlock_version
+
+LEVELS = ("none", "limits", "landlock", "bwrap")
+TEMPORARY = 256 << 20  # bytes that a program may have in its private /tmp
+_HOMES = ("/root", "/home")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/shm")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a process may take, in MiB (`memory`: address space; `file`: the largest file), seconds of CPU time and open
+    `files`; the whole tree may have so many `processes`, and ends when the run's disk has less than `spare` MiB left. None:
+    no limit."""
+
+    memory: int | None = None
+    cpu: int | None = None
+    file: int | None = None
+    files: int | None = None
+    processes: int | None = None
+    spare: int | None = None
+
+    @staticmethod
+    def read(options: Any, default: Limits) -> Limits:
+        """From what a person wrote. Raises ValueError with a sentence."""
+        names = [field.name for field in fields(Limits)]
+        if not isinstance(options, dict) or not set(options) <= set(names):
+            raise ValueError(f"limits is {options!r}; numbers by these names are needed: {', '.join(names)}")
+        for name, value in options.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**7):
+                raise ValueError(f"limits.{name} is {value!r}; a whole number from 1 to 10,000,000, or null, is needed")
+        return Limits(**{**asdict(default), **options})
+
+
+@functools.cache
+def available() -> tuple[str, str]:
+    """The best level that this machine has, and why no better one (`""` for the best)."""
+    probe = [*_bwrap(), "--unshare-all", "true"]
+    try:
+        done = subprocess.run(probe, capture_output=True, timeout=20, check=False, stdin=subprocess.DEVNULL)
+        if done.returncode == 0:
+            return "bwrap", ""
+        why = f"bwrap does not work here: {done.stderr.decode(errors='replace').strip()[-200:]}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = "bwrap is not installed" if isinstance(error, FileNotFoundError) else f"bwrap does not work here: {error}"
+    version = landlock_version()
+    if version >= 4:  # before, it could not forbid connections
+        return "landlock", why
+    return "limits", f"{why}; the kernel's Landlock has version {version}, and 4 is needed"
+
+
+def choose(asked: str | None) -> str:
+    """The level for a function that asks for one at least (None: for the best). Raises ValueError if there is none so high."""
+    if asked is None:
+        return available()[0]
+    if asked not in LEVELS:
+        raise ValueError(f"sandbox is {asked!r}; choose one of {', '.join(LEVELS)}")
+    if asked == "none":
+        return "none"
+    level, why = available()
+    if LEVELS.index(level) < LEVELS.index(asked):
+        raise ValueError(f"sandbox {asked} is not to be had on this machine, only {level}: {why}")
+    return level
+
+
+def _bwrap() -> list[str]:
+    size = ["--size", str(TEMPORARY)]
+    return ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", *size, "--tmpfs", "/tmp"]
+
+
+def confine(
+    level: str, argv: list[str], folder: Path, base: Path, temporary: str, network: bool
+) -> tuple[list[str], dict[str, Any] | None]:
+    """(what to start for `argv` at a level, what the supervisor has to ask of Landlock). It works in `folder`."""
+    homes = {path for path in (*_HOMES, os.environ.get("HOME", "")) if path not in ("", "/") and os.path.isdir(path)}
+    seen = [str(base), sys.prefix, sys.base_prefix]
+    program = shutil.which(argv[0])
+    if program is not None:
+        seen.append(os.path.dirname(os.path.realpath(program)))
+    if level == "bwrap":
+        size = ["--size", str(TEMPORARY)]
+        hide = [part for path in sorted({*homes, "/var/tmp"}) for part in (*size, "--tmpfs", path)]
+        if not network:
+            hide += ["--tmpfs", "/run"]
+        show = [
+            part for path in sorted(set(seen)) if os.path.isdir(path) and path != "/" for part in ("--ro-bind", path, path)
+        ]
+        isolate = ["--unshare-all", *(["--share-net"] if network else []), "--die-with-parent", "--cap-drop", "ALL"]
+        return [
+            *_bwrap(),
+            *hide,
+            *show,
+            "--bind",
+            str(folder),
+            str(folder),
+            *isolate,
+            "--chdir",
+            str(folder),
+            "--",
+            *argv,
+        ], None
+    if level == "landlock":
+        reads = [f"/{name}" for name in os.listdir("/") if f"/{name}" not in homes]
+        return argv, {"reads": [*reads, *seen], "writes": [str(folder), temporary, *_DEVICES], "network": network}
+    return argv, None

@@ -1,0 +1,101 @@
+"""A program under a supervisor, as a thread sees it: started, ended with everything that it has started, and how it went."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from conductor.instruments.sandbox import Limits
+
+_SCRIPT = str(Path(__file__).with_name("supervisor.py"))
+_Stream = int | IO[bytes]
+
+
+class Outcome(NamedTuple):
+    """How a program ended: its exit status (negative: signal; None if it was ended), why it was ended (`time`, `processes`,
+    `disk`, `gone`, or `lost` with its supervisor; else nothing), and the errno if it could not be started (else 0)."""
+
+    code: int | None
+    reason: str
+    error: int
+
+
+class Supervised:
+    """One program, from its start on. Everything that it starts ends with it."""
+
+    def __init__(
+        self,
+        argv: list[str],
+        *,
+        folder: Path,
+        environment: dict[str, str],
+        limits: Limits,
+        stdin: _Stream,
+        stdout: _Stream,
+        stderr: _Stream,
+        seconds: float | None = None,
+        no_new_privs: bool = True,
+        landlock: dict[str, Any] | None = None,
+    ) -> None:
+        """Starts it in `folder`. `landlock`: what `sandbox.confine` gave."""
+        spec = {
+            "argv": argv,
+            "folder": str(folder),
+            "limits": asdict(limits),
+            "seconds": seconds,
+            "no_new_privs": no_new_privs,
+            "landlock": landlock,
+        }
+        handles: list[int] = []
+        try:
+            handles.append(os.memfd_create("spec"))
+            with os.fdopen(os.dup(handles[0]), "wb") as file:
+                file.write(json.dumps(spec).encode())
+                file.flush()
+                file.seek(0)
+            handles += os.pipe()
+            handles += os.pipe()
+            specification, control, self._control, self._status, status = handles
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", _SCRIPT, str(specification), str(control), str(status)],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env=environment,
+                start_new_session=True,
+                pass_fds=(specification, control, status),
+            )
+        except BaseException:
+            for handle in handles:
+                os.close(handle)
+            raise
+        for handle in (specification, control, status):
+            os.close(handle)
+
+    def status_file(self) -> int:
+        """The descriptor that becomes readable when everything is over."""
+        return self._status
+
+    def end(self) -> None:
+        """Ask for the end of the program and everything that it has started; `outcome` waits for it."""
+        if self._control >= 0:
+            os.close(self._control)
+            self._control = -1
+
+    def outcome(self) -> Outcome:
+        """Waits until everything is over. Once only."""
+        with os.fdopen(self._status, "rb") as file:
+            told = file.read()
+        self.end()
+        with contextlib.suppress(ChildProcessError):
+            self.process.wait()
+        if not told:
+            return Outcome(None, "lost", 0)
+        status = json.loads(told)
+        return Outcome(status["code"], status["reason"], status["error"])

@@ -1,0 +1,213 @@
+"""Runs one program and sees that nothing of it is left: `python -I -S supervisor.py SPEC CONTROL STATUS`, three descriptors.
+
+It is a process of its own because what must happen between fork and exec is not safe where there are threads. It is the
+subreaper of everything that the program starts, also of what leaves its group or session. It ends all of that when the
+program has ended, has reached a limit, or CONTROL is at its end (who asked for it is gone, or wants it to end), and says only
+then on STATUS what happened. The standard library alone may be imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from typing import Any
+
+TICK = 0.02  # s between looks at limits that the kernel does not hold
+PATIENCE = 5.0  # s in which what is killed has to be gone
+_SET_PDEATHSIG, _SET_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 36, 38  # prctl
+_RESOURCES = {
+    "memory": (resource.RLIMIT_AS, 1 << 20),
+    "cpu": (resource.RLIMIT_CPU, 1),
+    "file": (resource.RLIMIT_FSIZE, 1 << 20),
+    "files": (resource.RLIMIT_NOFILE, 1),
+}
+# Landlock's rights over files, by the version that brought them, and those that a thing that is no folder can have.
+_READ, _WRITE, _FILE = 0b1101, 0x1FF2, 0b111
+_REFER, _TRUNCATE, _TCP, _SCOPES = 1 << 13, 1 << 14, 0b11, 0b11
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def landlock_version() -> int:
+    """The kernel's Landlock version; 0 if it has none."""
+    return max(0, int(_libc.syscall(444, None, ctypes.c_size_t(0), 1)))
+
+
+def restrict(reads: list[str], writes: list[str], network: bool) -> None:
+    """From now on this process reads beneath `reads` and `writes`, writes beneath `writes`, and opens no TCP connection unless
+    `network`; it reaches no process outside by signals or abstract sockets. Raises OSError."""
+    version = landlock_version()
+    write = _WRITE | _REFER | (_TRUNCATE if version >= 3 else 0)
+    fields = [_READ | write, 0 if network else _TCP, _SCOPES if version >= 6 else 0]
+    rules = (ctypes.c_uint64 * 3)(*fields)
+    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    ruleset = _checked(_libc.syscall(444, rules, ctypes.c_size_t(size), 0))
+    for paths, rights in ((reads, _READ), (writes, _READ | write)):
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                allowed = rights if os.path.isdir(path) else rights & (_FILE | _TRUNCATE)
+                rule = ctypes.create_string_buffer(allowed.to_bytes(8, sys.byteorder) + handle.to_bytes(4, sys.byteorder), 12)
+                _checked(_libc.syscall(445, ruleset, 1, rule, 0))
+                os.close(handle)
+    _checked(_libc.syscall(446, ruleset, 0))
+    os.close(ruleset)
+
+
+def children(process: int) -> list[int]:
+    """The children of a process; none if it is gone."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{process}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{process}/task/{thread}/children", "rb") as file:
+                found += map(int, file.read().split())
+    return found
+
+
+def descendants(stop: bool) -> list[int]:
+    """What this process's children have started, and they. `stop`: each is stopped before its children are asked for, so
+    that what forks as fast as it can is counted to the end."""
+    found: list[int] = []
+    todo = children(os.getpid())
+    while todo:
+        process = todo.pop()
+        if stop:
+            _signal(process, signal.SIGSTOP)
+        found.append(process)
+        todo += children(process)
+    return found
+
+
+def _signal(process: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(process, number)
+
+
+def end_tree() -> int:
+    """Ends all descendants and reaps them; how many could not be ended."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        left = descendants(stop=True)
+        for process in left:
+            _signal(process, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return 0
+        if time.monotonic() > deadline:
+            return len(left)
+        time.sleep(0.001)
+
+
+def start(spec: dict[str, Any]) -> int:
+    """Fork and become the program; its process number. Raises OSError if it cannot be started."""
+    told, tell = os.pipe()
+    process = os.fork()
+    if process:
+        os.close(tell)
+        with os.fdopen(told, "rb") as file:
+            code = file.read()
+        if code:
+            os.waitpid(process, 0)
+            raise OSError(int(code), os.strerror(int(code)))
+        return process
+    try:
+        _become(spec)
+    except OSError as error:
+        os.write(tell, str(error.errno or 1).encode())
+    finally:
+        os._exit(127)
+
+
+def _become(spec: dict[str, Any]) -> None:
+    os.setsid()
+    _checked(_libc.prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+    os.chdir(spec["folder"])
+    for name, (number, unit) in _RESOURCES.items():
+        value = spec["limits"].get(name)
+        if value is not None:
+            hard = resource.getrlimit(number)[1]
+            soft = value * unit if hard == resource.RLIM_INFINITY else min(value * unit, hard)
+            later = 1 if name == "cpu" and soft == value else 0  # SIGXCPU first, which says why; then SIGKILL
+            resource.setrlimit(number, (soft, soft + later))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; a program expects them
+        signal.signal(number, signal.SIG_DFL)
+    if spec["no_new_privs"]:
+        _checked(_libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    if spec["landlock"] is not None:
+        restrict(**spec["landlock"])
+    os.execvpe(spec["argv"][0], spec["argv"], os.environ)
+
+
+def watch(process: int, spec: dict[str, Any], control: int) -> str:
+    """Waits for the program's end; why it has to end before: `time`, `processes`, `disk` or `gone`, else nothing."""
+    limits = spec["limits"]
+    most, spare = limits.get("processes"), limits.get("spare")
+    deadline = None if spec["seconds"] is None else time.monotonic() + spec["seconds"]
+    end = os.pidfd_open(process)
+    poll = select.poll()
+    poll.register(control, select.POLLIN | select.POLLHUP)
+    poll.register(end, select.POLLIN)
+    while True:
+        pause = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if most is not None or spare is not None:
+            pause = TICK if pause is None else min(TICK, pause)
+        ready = {number for number, _ in poll.poll(None if pause is None else 1000 * pause)}
+        if end in ready:
+            return ""
+        if control in ready:
+            return "gone"
+        if deadline is not None and time.monotonic() >= deadline:
+            return "time"
+        if most is not None and len(descendants(stop=False)) > most:
+            return "processes"
+        if spare is not None:
+            disk = os.statvfs(spec["folder"])
+            if disk.f_bavail * disk.f_frsize < spare << 20:
+                return "disk"
+
+
+def main(spec_file: int, control: int, status: int) -> None:
+    """See the module's text."""
+    os.set_inheritable(control, False)
+    os.set_inheritable(status, False)
+    with os.fdopen(spec_file, "rb") as file:
+        spec = json.loads(file.read())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    _checked(_libc.prctl(_SET_SUBREAPER, 1, 0, 0, 0))
+    told: dict[str, Any] = {"code": None, "reason": "", "error": 0, "left": 0}
+    try:
+        process = start(spec)
+    except OSError as error:
+        told["error"] = error.errno
+    else:
+        told["reason"] = watch(process, spec, control)
+        if not told["reason"]:
+            told["code"] = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    # Where the streams of the program are ours too, let go of them: who reads them must see their end.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nothing, stream)
+    told["left"] = end_tree()
+    with contextlib.suppress(BrokenPipeError):
+        os.write(status, json.dumps(told).encode())
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,315 @@
+"""Who made a bundle: Ed25519 keys, the keys that are trusted here, and the signature of a manifest (`manifest.sig`).
+
+Keys and the trust store lie in $FQ_CONFIG, or else in `function-quest` of the user's configuration folder. A signature
+covers the manifest's bytes, which name every other file by its hash. `cryptography` is imported where a key is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from conductor.errors import ConductorError
+from conductor.files import canonical, parse_canonical, replace
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+CONTEXT = b"fq.policy/1\n"  # what is signed begins with it, so that no signature made for something else fits
+SIGNATURE = "manifest.sig"
+MAX_SIGNATURE = 1024  # bytes of that file
+STORE = "trust.json"
+_MAX_FILE = 2**20  # bytes of a key file or of the store
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TrustedKey(_Strict):
+    """A public key (32 bytes, hex) and the name by which people know it here."""
+
+    name: str = Field(pattern=rf"^{_NAME.pattern}$")
+    public: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class _Store(_Strict):
+    format: Literal["fq.trust/1"]
+    keys: dict[KeyId, TrustedKey]
+
+
+class _Seal(_Strict):
+    format: Literal["fq.signature/1"]
+    key: KeyId
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+
+class Signature(NamedTuple):
+    """What is known of who made a bundle.
+
+    `state`: `trusted` (a key of the store signed this manifest), `foreign` (signed, by a key that is not in the store, so
+    that nothing is known) or `unsigned`; `key`: its id, "" if unsigned; `name`: of a trusted key. `allowed`: it would have
+    been refused, and was let in on demand.
+    """
+
+    state: Literal["trusted", "foreign", "unsigned"]
+    key: str = ""
+    name: str = ""
+    allowed: bool = False
+
+    def words(self) -> str:
+        """`signed by NAME (key ID)`, `signed by an unknown key (ID)`, `not signed`; with `; allowed on demand`."""
+        told = {
+            "trusted": f"signed by {self.name} (key {self.key})",
+            "foreign": f"signed by an unknown key ({self.key})",
+            "unsigned": "not signed",
+        }[self.state]
+        return told + ("; allowed on demand" if self.allowed else "")
+
+
+class Trust(NamedTuple):
+    """What is asked of a bundle: `keys` that are trusted, by id; whether one of them must have signed it (`required`), and
+    whether one that fails that is let in all the same (`allow_unsigned`)."""
+
+    keys: Mapping[str, TrustedKey]
+    required: bool
+    allow_unsigned: bool = False
+
+    def judge(self, manifest: bytes, seal: bytes | None, where: str) -> Signature:
+        """Judge `manifest.sig` (None: there is none). `where` names the bundle in errors.
+
+        Raises:
+            ConductorError: a signature is required and missing or by an unknown key; or, whatever is allowed, one that is
+                malformed, or that a trusted key did not make over this manifest.
+        """
+        if seal is None:
+            return self._admit(Signature("unsigned"), where)
+        place = f"{where}/{SIGNATURE}"
+        if len(seal) > MAX_SIGNATURE:
+            raise ConductorError(f"{place}: is larger than {MAX_SIGNATURE} bytes")
+        try:
+            told = _Seal.model_validate(parse_canonical(seal, place))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ConductorError(f"{place}: {key or 'document'}: {first['msg']}") from error
+        if told.key not in self.keys:
+            return self._admit(Signature("foreign", told.key), where)
+        known = self.keys[told.key]
+        from cryptography.exceptions import InvalidSignature
+
+        try:
+            _public(known.public).verify(bytes.fromhex(told.signature), CONTEXT + manifest)
+        except InvalidSignature as error:
+            raise ConductorError(
+                f"{place}: is no signature of {known.name} over this manifest; the bundle was changed after it was signed"
+            ) from error
+        return Signature("trusted", told.key, known.name)
+
+    def _admit(self, signature: Signature, where: str) -> Signature:
+        if not self.required:
+            return signature
+        if self.allow_unsigned:
+            return signature._replace(allowed=True)
+        names = ", ".join(key.name for key in self.keys.values())
+        raise ConductorError(
+            f"{where}: is {signature.words()}, and "
+            + (f"only bundles signed by {names} are trusted here" if names else "no key is trusted here")
+            + "; `conductor keys trust FILE` adds a key, --allow-unsigned lets this one in"
+        )
+
+
+ANYONE = Trust({}, required=False)  # asks nothing: a bundle runs no code, and what it is for may be harmless
+
+
+def read_trust(*, require: bool = False, allow_unsigned: bool = False) -> Trust:
+    """What is asked of a bundle here: a signature, if the trust store has a key or `require`.
+
+    Raises:
+        ConductorError: the store is damaged, or others may write it.
+    """
+    keys = _read_store()
+    return Trust(keys, required=bool(keys) or require, allow_unsigned=allow_unsigned)
+
+
+# ------------------------------------------------------------------ files
+def config_folder() -> Path:
+    """Where keys and the trust store lie: $FQ_CONFIG, $XDG_CONFIG_HOME/function-quest or ~/.config/function-quest."""
+    if given := os.environ.get("FQ_CONFIG"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "function-quest"
+
+
+def _read(path: Path, forbidden: int, advice: str) -> bytes:
+    """A small file of the configuration, which others must not be able to read or write as `forbidden` (mode bits) says."""
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_mode & forbidden:
+                raise ConductorError(f"{path}: {advice}")
+            content = file.read(_MAX_FILE + 1)
+    except OSError as error:
+        raise ConductorError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(content) > _MAX_FILE:
+        raise ConductorError(f"{path}: is larger than {_MAX_FILE} bytes")
+    return content
+
+
+def _read_store() -> dict[str, TrustedKey]:
+    path = config_folder() / STORE
+    if not path.exists():
+        return {}
+    advice = f"others may write it, and so decide whom you trust; chmod go-w {path}"
+    content = _read(path, stat.S_IWGRP | stat.S_IWOTH, advice)
+    try:
+        store = _Store.model_validate(parse_canonical(content, str(path)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConductorError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    for key, known in store.keys.items():
+        if key != key_id(known.public):
+            raise ConductorError(f"{path}: keys.{key}: is not the id of {known.name}'s key")
+    return store.keys
+
+
+def _write_store(keys: Mapping[str, TrustedKey]) -> None:
+    data = {"format": "fq.trust/1", "keys": {key: known.model_dump() for key, known in keys.items()}}
+    _write(config_folder() / STORE, canonical(data), 0o644)
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        replace(path, content, mode)
+    except OSError as error:
+        raise ConductorError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+# ------------------------------------------------------------------ keys
+def key_id(public: str) -> str:
+    """The id of a public key (32 bytes, hex): the first half of their sha256, hex (32)."""
+    return hashlib.sha256(bytes.fromhex(public)).hexdigest()[:32]
+
+
+def _public(public: str) -> Ed25519PublicKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ConductorError(f"key name {name!r}: letters, digits, `.`, `_` and `-` are allowed, at most 64")
+    return name
+
+
+class Key(NamedTuple):
+    """A pair of keys of one's own: its name, id, and the file of its public half, which others may have."""
+
+    name: str
+    key: str
+    public: Path
+
+
+def new_key(name: str) -> Key:
+    """Make a pair of keys: `keys/NAME.key` (private, mode 0600) and `keys/NAME.pub`, both PEM. Raises ConductorError."""
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    path = config_folder() / "keys" / f"{_checked(name)}.key"
+    if path.exists() or path.with_suffix(".pub").exists():
+        raise ConductorError(f"{path}: exists already; choose another name")
+    private = Ed25519PrivateKey.generate()
+    secret = private.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+    _write(path, secret, 0o600)
+    public = private.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    _write(path.with_suffix(".pub"), public, 0o644)
+    return Key(name, _id_of(private.public_key()), path.with_suffix(".pub"))
+
+
+def own_keys() -> list[Key]:
+    """The pairs of keys that lie here, by name. Raises ConductorError for a public half that is damaged."""
+    found = sorted((config_folder() / "keys").glob("*.key"))
+    return [Key(path.stem, _id_of(read_public(path.with_suffix(".pub"))), path.with_suffix(".pub")) for path in found]
+
+
+def _hex_of(public: Ed25519PublicKey) -> str:
+    return public.public_bytes_raw().hex()
+
+
+def _id_of(public: Ed25519PublicKey) -> str:
+    return key_id(_hex_of(public))
+
+
+def read_public(path: Path) -> Ed25519PublicKey:
+    """A public key file (PEM). Raises ConductorError for anything else, a private key among them."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(_read(path, 0, ""))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConductorError(f"{path}: is no public key in PEM; `conductor keys new NAME` writes NAME.pub") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConductorError(f"{path}: is a key of another kind; Ed25519 is needed")
+    return key
+
+
+def private_key(name: str) -> Ed25519PrivateKey:
+    """One's own key of this name. Raises ConductorError if it is missing, damaged, or others may read it."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    path = config_folder() / "keys" / f"{_checked(name)}.key"
+    if not path.is_file():
+        raise ConductorError(f"key {name!r} does not lie in {path.parent}; `conductor keys new {name}` makes it")
+    content = _read(path, stat.S_IRWXG | stat.S_IRWXO, f"others may read this private key; chmod 600 {path}")
+    try:
+        key = load_pem_private_key(content, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConductorError(f"{path}: is no private key in PEM without a password") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConductorError(f"{path}: is a key of another kind; Ed25519 is needed")
+    return key
+
+
+def trust_key(path: Path, name: str | None = None) -> Key:
+    """Trust a public key from now on, under `name` (the file's, if None).
+
+    Raises:
+        ConductorError: no public key, or its name stands for another key already.
+    """
+    public = _hex_of(read_public(path))
+    key, keys = key_id(public), _read_store()
+    name = _checked(path.stem if name is None else name)
+    if any(known.name == name and other != key for other, known in keys.items()):
+        raise ConductorError(f"{name}: another key is trusted under this name; `--name` gives this one another")
+    _write_store({**keys, key: TrustedKey(name=name, public=public)})
+    return Key(name, key, path)
+
+
+def distrust_key(which: str) -> tuple[str, TrustedKey]:
+    """Trust a key no longer; `which` is its name or id. Returns its id and what was known. Raises ConductorError."""
+    keys = _read_store()
+    for key, known in keys.items():
+        if which in (key, known.name):
+            _write_store({other: value for other, value in keys.items() if other != key})
+            return key, known
+    raise ConductorError(f"{which}: no key is trusted under this name or id; `conductor keys list` shows those that are")
+
+
+def sign(manifest: bytes, name: str) -> bytes:
+    """`manifest.sig` for these bytes, by one's own key of this name. Raises ConductorError."""
+    private = private_key(name)
+    signature = private.sign(CONTEXT + manifest).hex()
+    return canonical({"format": "fq.signature/1", "key": _id_of(private.public_key()), "signature": signature})

@@ -1,0 +1,309 @@
+"""Programs that misbehave: whatever they do, they are stopped, nothing of them is left, and the reason is said."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conductor.errors import ConductorError
+from conductor.instruments import CallError
+from conductor.instruments.command import LIMITS, CommandInstrument
+from conductor.instruments.process import Worker
+from conductor.instruments.sandbox import LEVELS, available, choose
+from conductor.journal import read_journal
+from conductor.orchestrator import begin
+from conductor.report import report_run
+from conductor.workflow import load_workflow
+from tests.conductor.helpers import small_workflow
+from tests.conductor.test_instruments import job, reply, send, wait_for
+
+HERE = [level for level in LEVELS if LEVELS.index(level) <= LEVELS.index(available()[0])]
+CONFINED = [level for level in ("landlock", "bwrap") if level in HERE]
+needs_sandbox = pytest.mark.skipif(not CONFINED, reason=f"this machine has no sandbox: {available()[1]}")
+CANARY = "canary-5f3a91c7e2"
+
+
+def program(level: str, *argv: str, **options: Any) -> CommandInstrument:
+    """A command instrument at exactly this level."""
+    instrument = CommandInstrument(argv=list(argv), **options)
+    instrument.level = level
+    return instrument
+
+
+def running(mark: str) -> list[int]:
+    """The processes whose command line holds the mark."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and mark.encode() in (entry / "cmdline").read_bytes():
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                found += [int(entry.name)] if state != "Z" else []
+    return found
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    """Seconds that nobody else sleeps; whatever sleeps so long is ended after the test."""
+    text = f"{600 + os.getpid()}.{time.monotonic_ns()}"
+    yield text
+    for process in running(text):
+        os.kill(process, signal.SIGKILL)
+
+
+# ------------------------------------------------------------------ the whole tree ends
+@pytest.mark.parametrize("level", HERE)
+@pytest.mark.parametrize("ends", [False, True])
+def test_everything_that_a_program_has_started_ends_with_it(tmp_path: Path, mark: str, level: str, ends: bool) -> None:
+    """Children, one that leaves session and group, and one whose parents are gone: whether or not the program ends itself."""
+    sleep = f"sleep {mark}"
+    script = f"{sleep} & setsid {sleep} & (setsid sh -c 'setsid {sleep} & exit' &) ; touch begun; "
+    command = program(level, "sh", "-c", script + ("sleep 0.3" if ends else f"exec {sleep}"))
+    if ends:
+        assert command.call(job(tmp_path))["code"] == 0
+    else:
+        with pytest.raises(CallError, match=r"sh did not end within 0\.5 s") as caught:
+            command.call(job(tmp_path, seconds=0.5))
+        assert caught.value.kind == "timeout"
+    assert (tmp_path / "begun").exists() and running(mark) == []
+
+
+def test_a_worker_that_ends_takes_along_what_its_functions_and_programs_have_started(tmp_path: Path, mark: str) -> None:
+    """Also what a Python function has put into a session of its own."""
+    (tmp_path / "starts.py").write_text(
+        "import subprocess\ndef f(job):\n subprocess.Popen(['sleep', job.args['mark']], start_new_session=True)\n"
+    )
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log", threads=2)
+    send(worker, "command", {"argv": ["sleep", "{args.mark}"]}, args={"mark": mark})
+    send(worker, "python", {"call": "starts:f"}, args={"mark": mark})
+    assert (reply(worker) or {})["error"] == "ok" and wait_for(lambda: len(running(mark)) >= 2)
+    worker.end()
+    assert running(mark) == []
+
+
+def test_a_worker_that_is_killed_leaves_nothing(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "dies.py").write_text(
+        "import os, subprocess\ndef f(job):\n"
+        f" subprocess.Popen(['sleep', '{mark}'], start_new_session=True)\n os.kill(os.getpid(), 9)\n"
+    )
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    send(worker, "python", {"call": "dies:f"})
+    assert reply(worker) is None and worker.end() == -signal.SIGKILL and running(mark) == []
+
+
+# ------------------------------------------------------------------ limits
+BOMB = """
+import os, sys, time
+for _ in range(60):
+    if os.fork() == 0:
+        time.sleep(float(sys.argv[1]))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("level", [level for level in HERE if level != "none"])
+def test_a_program_that_forks_and_forks_is_stopped(tmp_path: Path, mark: str, level: str) -> None:
+    """Sixty processes at most, whatever happens: the machine is not to suffer from a test."""
+    command = program(level, "{python}", "-S", "-c", BOMB, mark, limits={"processes": 20})
+    with pytest.raises(CallError, match=r"had more than 20 processes \(limits\.processes\)"):
+        command.call(job(tmp_path, seconds=60.0))
+    assert running(mark) == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "words"),
+    [
+        ({"memory": 200}, "x = bytearray(400 << 20)", "MemoryError"),
+        ({"cpu": 1}, "while True: pass", r"took more than 1 s of CPU time \(limits\.cpu\)"),
+        ({"file": 1}, "open('f', 'wb').write(bytes(2 << 20))", "File too large"),
+        ({"files": 20}, "x = [open('/dev/null') for _ in range(40)]", "Too many open files"),
+    ],
+)
+def test_a_program_that_takes_too_much_is_stopped(tmp_path: Path, limits: dict[str, int], code: str, words: str) -> None:
+    command = CommandInstrument(argv=["{python}", "-S", "-c", code], limits={**limits})
+    with pytest.raises(CallError, match=words):
+        command.call(job(tmp_path, seconds=60.0))
+
+
+def test_a_program_that_fills_the_disk_is_stopped(tmp_path: Path) -> None:
+    """On a disk of 32 MiB, of which 8 have to be left, with many small files."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"no small disk can be made here: {made.stderr.strip()}")
+    try:
+        script = "i=0; while :; do head -c 262144 /dev/zero > f$i || exit 3; i=$((i+1)); sleep 0.005; done"
+        with pytest.raises(CallError, match=r"left less than 8 MiB on the disk of the run \(limits\.spare\)"):
+            CommandInstrument(argv=["sh", "-c", script], limits={"spare": 8}).call(job(folder, seconds=60.0))
+        disk = os.statvfs(folder)
+        assert disk.f_bavail * disk.f_frsize > 1 << 20
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_program_that_prints_without_end_is_cut(tmp_path: Path) -> None:
+    """100 MB are read and thrown away but for the first eight; that is said. As JSON they are refused."""
+    printed = CommandInstrument(argv=["head", "-c", "100000000", "/dev/zero"]).call(job(tmp_path, seconds=60.0))
+    assert printed["cut"] == {"stdout": 100_000_000} and len(printed["stdout"]) == 8 << 20
+    with pytest.raises(CallError, match="printed 100000000 bytes; at most 8388608 are taken as JSON"):
+        CommandInstrument(argv=["head", "-c", "100000000", "/dev/zero"], json=True).call(job(tmp_path, seconds=60.0))
+
+
+def test_an_output_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "large.py").write_text("def f(job):\n    return 'x' * (65 << 20)\n")
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    send(worker, "python", {"call": "large:f"})
+    answer = reply(worker) or {}
+    worker.end()
+    assert answer["error"] == "invalid" and "bytes as JSON; at most 67108864 are taken" in answer["text"]
+
+
+# ------------------------------------------------------------------ what is reached
+@needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+def test_a_confined_program_writes_only_where_it_may(tmp_path: Path, level: str) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "work.py").write_text("x")
+    folder = tmp_path / "base" / "files"
+    folder.mkdir()
+    script = f"cat {tmp_path}/base/work.py > copy; echo y > $TMPDIR/y; cat $TMPDIR/y; echo z > {tmp_path}/base/work.py"
+    done = program(level, "sh", "-c", script, codes=[]).call(job(folder, base=tmp_path / "base"))
+    assert done["stdout"] == "y\n" and done["code"] != 0
+    elsewhere = Path(f"/var/{CANARY}")
+    try:
+        assert program(level, "touch", str(elsewhere), codes=[]).call(job(folder))["code"] != 0 and not elsewhere.exists()
+    finally:
+        elsewhere.unlink(missing_ok=True)
+    assert (tmp_path / "base" / "work.py").read_text() == "x" == (folder / "copy").read_text()
+
+
+@needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+def test_a_confined_program_sees_no_home_folder(tmp_path: Path, level: str) -> None:
+    secret = Path.home() / f".{CANARY}"
+    secret.write_text(CANARY)
+    try:
+        assert CANARY in program("limits", "cat", str(secret)).call(job(tmp_path))["stdout"]
+        with pytest.raises(CallError, match="ended with status 1"):
+            program(level, "cat", str(secret)).call(job(tmp_path))
+    finally:
+        secret.unlink()
+
+
+CONNECT = """
+import socket, sys
+server = socket.create_server(("127.0.0.1", 0)) if sys.argv[1] == "0" else None
+socket.create_connection(("127.0.0.1", int(sys.argv[1]) or server.getsockname()[1]), timeout=20)
+"""
+
+
+@needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+def test_a_confined_program_opens_no_connection(tmp_path: Path, level: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        argv = ("{python}", "-S", "-c", CONNECT, str(server.getsockname()[1]))
+        with pytest.raises(CallError, match="ended with status 1"):
+            program(level, *argv).call(job(tmp_path))
+        assert program(level, *argv, network=True).call(job(tmp_path))["code"] == 0
+
+
+def test_a_function_may_require_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conductor.instruments.sandbox.available", lambda: ("limits", "bwrap is not installed"))
+    assert choose(None) == choose("limits") == "limits" and choose("none") == "none"
+    with pytest.raises(
+        ValueError, match="sandbox bwrap is not to be had on this machine, only limits: bwrap is not installed"
+    ):
+        CommandInstrument(argv=["true"], sandbox="bwrap")
+
+
+# ------------------------------------------------------------------ secrets, and whole runs
+def test_a_program_sees_only_the_environment_that_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", CANARY)
+    seen = CommandInstrument(argv=["env"]).call(job(tmp_path, environment={"WANTED": "yes"}))["stdout"]
+    assert "WANTED=yes" in seen and CANARY not in seen
+
+
+LEAKS = f"""
+import os
+def unseen(job):
+    return sorted(name for name, value in os.environ.items() if "{CANARY}" in value)
+def leak(job):
+    print("printed", job.environment["TOKEN"])
+    if job.attempt == 1:
+        raise ValueError(job.environment["TOKEN"])
+    return {{"token": job.environment["TOKEN"], "plain": job.environment["PLAIN"], "job": repr(job)}}
+"""
+
+
+def test_a_secret_is_nowhere(
+    write_workflow: Callable[[dict[str, Any]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not in a worker's environment, and where a function gives it away, its name stands for it: journal, outputs, logs."""
+
+    def plan(**more: Any) -> dict[str, Any]:
+        return {"secrets": ["TOKEN"], "environment": ["PLAIN"], "seconds": 60, **more}
+
+    functions = {
+        "fa": {"kind": "python", "call": "leaks:unseen"},
+        "fb": plan(kind="python", call="leaks:leak"),
+        "plain": plan(kind="command", argv=["sh", "-c", "echo $TOKEN $PLAIN; echo $TOKEN >&2"]),
+    }
+    path = write_workflow(small_workflow(**functions))
+    (tmp_path / "leaks.py").write_text(LEAKS)
+    monkeypatch.setenv("PLAIN", "plain-value")
+    with pytest.raises(ConductorError, match=r"functions\.fb\.secrets: TOKEN is not set in the environment"):
+        load_workflow(path)
+    monkeypatch.setenv("TOKEN", f"{CANARY}\"'")
+    folder = begin(load_workflow(path), tmp_path / "runs", strategy="critical_path").folder
+    texts = {file: file.read_bytes().decode(errors="replace") for file in folder.rglob("*") if file.is_file()}
+    assert [file for file, text in texts.items() if CANARY in text] == []
+    assert "[]\n" in texts.values() and '["TOKEN"]\n' not in texts.values()  # what `unseen` has seen
+    whole = "".join(texts.values())
+    assert "printed [TOKEN]" in whole and '"token":"[TOKEN]"' in whole and "ValueError: [TOKEN]" in whole
+    assert '"plain":"plain-value"' in whole and "[TOKEN] plain-value" in whole
+    run = next(read_journal(folder))
+    assert set(run.data["sandbox"]) == {"fa (standard)", "fb (standard)", "plain (standard)"}
+    assert run.data["sandbox"]["fa (standard)"] == "none" and run.data["sandbox"]["plain (standard)"] == available()[0]
+
+
+def test_a_variant_has_an_implementation_of_its_own(write_workflow: Callable[[dict[str, Any]], Path], tmp_path: Path) -> None:
+    plan = {"kind": "command", "argv": ["echo", "{variant}"], "variants": {"lite": {"argv": ["echo", "small"]}}}
+    workflow = small_workflow(plain=plan)
+    workflow["system"]["verbs"] = ["standard", "lite"]
+    workflow["system"]["functions"]["plain"]["lite"] = {"pool": "cpu", "seconds": 0.1}
+    loaded = load_workflow(write_workflow(workflow)).plan.functions["plain"]
+    assert loaded.instrument("standard") == {"kind": "command", "options": {"argv": ["echo", "{variant}"]}}
+    assert loaded.instrument("lite") == {"kind": "command", "options": {"argv": ["echo", "small"]}}
+    report = report_run(begin(load_workflow(write_workflow(workflow)), tmp_path / "runs", strategy="critical_path").folder)
+    assert report.status == "solved"
+    assert set(next(read_journal(report.folder)).data["sandbox"]) >= {"plain (standard)", "plain (lite)"}
+
+
+def test_a_worker_is_limited(write_workflow: Callable[[dict[str, Any]], Path], tmp_path: Path) -> None:
+    """A function that takes too much memory fails; its worker, and what it will do for others, lives on."""
+    workflow = small_workflow(fa={"kind": "python", "call": "greedy:f"})
+    workflow["instruments"]["limits"] = {"memory": 2000}
+    workflow["system"]["max_attempts"] = 2
+    path = write_workflow(workflow)
+    (tmp_path / "greedy.py").write_text("def f(job):\n    return len(bytearray(3000 << 20)) if job.attempt == 1 else 1\n")
+    report = report_run(begin(load_workflow(path), tmp_path / "runs", strategy="critical_path").folder)
+    assert report.status == "solved" and report.events["reload"] == 0
+    assert {c.text for c in report.calls if c.result != "ok"} == {"MemoryError: "}
+    workflow["instruments"]["limits"] = {"cpu": 5}
+    with pytest.raises(ConductorError, match=r"instruments\.limits\.cpu would end every worker some day"):
+        load_workflow(write_workflow(workflow))
+
+
+def test_limits_are_there_without_being_asked_for() -> None:
+    assert CommandInstrument(argv=["true"])._limits == LIMITS
