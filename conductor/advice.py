@@ -36,7 +36,7 @@ class Advice(NamedTuple):
             raise ConductorError(f"strategy {self.strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
         if self.strategy == "adaptive" and self.bundle is None:
             raise ConductorError(
-                "strategy adaptive needs a bundle (`--bundle DIR`); without one choose critical_path or sequential"
+                "strategy adaptive needs a bundle (`--bundle DIR`); without one choose parallel or sequential"
             )
         return self
 

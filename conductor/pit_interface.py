@@ -48,6 +48,11 @@ def array_digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
+def failures_in_row(pit: Pit) -> np.ndarray:
+    """How many calls of each pool have failed in a row, int32 (pools,)."""
+    return pit._hot["pools"]["in_row"][0].copy()
+
+
 class Rule:
     """A rule player with its parameters, which are read once: a decision by `calibrated` would cost a table otherwise."""
 

@@ -110,11 +110,11 @@ def test_forged_records(run: Path, tmp_path: Path, change: Callable[[dict[str, A
 def test_a_decision_that_nobody_would_make(place: Path, tmp_path: Path) -> None:
     """A replay of the journal cannot tell: any legal action replays. Only who decides again can."""
     workflow = load_workflow(written(place, "two", many(2)))
-    for strategy, who in (("critical_path", "rule"), ("sequential", "sequential"), ("adaptive", "policy")):
+    for strategy, who in (("parallel", "rule"), ("sequential", "sequential"), ("adaptive", "policy")):
         policy = write_bundle(tmp_path / strategy, **preferring("standard", "wait"))
         folder = begin(workflow, tmp_path / "runs", strategy=strategy, bundle=policy).folder
         assert audit.verify(folder).made_again.keys() == {who}
-        other = {"critical_path": "sequential", "sequential": "critical_path", "adaptive": "adaptive"}[strategy]
+        other = {"parallel": "sequential", "sequential": "parallel", "adaptive": "adaptive"}[strategy]
         lying = forged(folder, tmp_path / f"{strategy}-forged", lambda d, _, other=other: d.update(strategy=other), kind="run")
         if strategy == "adaptive":
             worse = write_bundle(tmp_path / "worse", **preferring("wait", "standard"))
@@ -126,7 +126,7 @@ def test_a_decision_that_nobody_would_make(place: Path, tmp_path: Path) -> None:
 
             lying = forged(forged(lying, tmp_path / "a", claims, "run"), tmp_path / "b", claims)
         else:
-            by = {"critical_path": "sequential", "sequential": "rule"}[strategy]
+            by = {"parallel": "sequential", "sequential": "rule"}[strategy]
             lying = forged(lying, tmp_path / f"{strategy}-lying", lambda d, _, by=by: d.update(by=by))
         assert verify_run(lying).ended
         with pytest.raises(ConductorError, match=r"is said to have chosen .*, and would choose"):
@@ -196,7 +196,7 @@ def test_a_decision_in_words(run: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_rule_is_explained_too(place: Path, tmp_path: Path) -> None:
-    folder = begin(load_workflow(written(place, "small", small_workflow())), tmp_path, strategy="critical_path").folder
+    folder = begin(load_workflow(written(place, "small", small_workflow())), tmp_path, strategy="parallel").folder
     told = audit.explain(folder, 1)
     assert told.words == "start a1: fa.standard on cpu with model A" and told.maker.startswith("the rule critical_path; in ")
     takers = [a.takers for a in told.alternatives if "decided" in a.takers]

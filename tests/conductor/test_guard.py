@@ -198,16 +198,16 @@ def test_a_shadow_is_asked_after_every_decision_with_its_own_exposure(pit: Pit, 
     for exposure, expected in (("partial", pit.observe_full()), ("full", pit.observe())):
         shadow = Shadow(full, exposure)
         shadow._policy = Watching(5)  # type: ignore[assignment]
-        maker = DecisionMaker("critical_path", None, None, shadow=shadow)
+        maker = DecisionMaker("parallel", None, None, shadow=shadow)
         decision = choose(maker, pit)
         assert (decision.by, decision.shadow) == ("rule", 5) and decision.action == pit.rule("critical_path")
         np.testing.assert_array_equal(seen.pop(), expected)
     assert (pit.observe_full() != pit.observe()).any(), "the test means something"
     slow = Shadow(full, "full", seconds=0.001)
     slow._policy = Counting(7, seconds=0.002)  # type: ignore[assignment]
-    maker = DecisionMaker("critical_path", None, None, shadow=slow)
+    maker = DecisionMaker("parallel", None, None, shadow=slow)
     assert [choose(maker, pit).shadow for _ in range(5)] == [7, 7, 7, -1, -1]
-    assert choose(DecisionMaker("critical_path", None, None), pit).shadow is None
+    assert choose(DecisionMaker("parallel", None, None), pit).shadow is None
 
 
 # ------------------------------------------------------------------ whole runs
