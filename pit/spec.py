@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pit.errors import PitError
-from pit.files import load_yaml, parse
+from pit.files import load_yaml, parse, shown
 from pit.layout import (
     DEFAULT_VERBS,
     ENABLED,
@@ -30,7 +30,7 @@ from pit.layout import (
 
 VARIANTS = VERBS[:3]
 
-Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\- ]*$")]
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.\- ]*[A-Za-z0-9_.\-])?$")]
 Seconds = Annotated[float, Field(ge=0, le=1e8, allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=1e-5, le=1e8, allow_inf_nan=False)]
 Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
@@ -267,9 +267,9 @@ class History:
 
 def _known(name: str, names: Collection[str], where: str, what: str) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
+        near = difflib.get_close_matches(name[:100], names, 1) if len(names) < 1000 else []
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(names)[:12]) or 'none'}"
-        raise ValueError(f"{where} names the {what} {name!r}, which is not defined; {hint}")
+        raise ValueError(f"{where} names the {what} {shown(name)}, which is not defined; {hint}")
 
 
 def read_workflow(path: str | Path) -> WorkflowSpec:
@@ -299,8 +299,9 @@ def order_tasks(workflow: WorkflowSpec) -> WorkflowSpec:
                     f"tasks.{i}.content is {t.content}, which stands for a result of {contents[t.content]!r}; "
                     f"give {t.function!r} a number of its own"
                 )
-            for name in t.inputs:
-                _known(name, index, f"tasks.{i}.{'after' if name in t.after else 'soft'}", "task")
+            for where, names in (("after", t.after), ("soft", t.soft)):
+                for name in names:
+                    _known(name, index, f"tasks.{i}.{where}", "task")
     except ValueError as error:
         raise PitError(str(error)) from None
     open_inputs = [len(t.inputs) for t in workflow.tasks]

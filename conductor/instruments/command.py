@@ -160,8 +160,16 @@ def _collect(program: Supervised, readers: dict[str, Any]) -> tuple[dict[str, st
 
 
 def fill(text: str, job: Job) -> str:
-    """A text with its placeholders filled. Raises CallError `precondition` for one that there is not."""
-    return _PLACEHOLDER.sub(lambda match: _value(job, match.group(1)), text)
+    """A text with its placeholders filled. Raises CallError `precondition` for one that there is not, or that no program can
+    be given."""
+    filled = _PLACEHOLDER.sub(lambda match: _value(job, match.group(1)), text)
+    try:
+        filled.encode()
+    except UnicodeEncodeError as error:
+        raise CallError(f"{text!r} would hold half a character: {error.reason}", "precondition") from error
+    if "\0" in filled:
+        raise CallError(f"{text!r} would hold the character 0, which no program can be given", "precondition")
+    return filled
 
 
 def _value(job: Job, name: str) -> str:

@@ -17,9 +17,9 @@ MUTATIONS = int(os.environ.get("FQ_MUTATIONS", "300"))
 COMPILING, SILENCE = 180.0, 10.0  # s without a line: until it is ready, and from one mutation to the next
 
 
-def run(root: Path, first: int, last: int) -> tuple[dict[int, str], str]:
+def run(root: Path, first: int, last: int, module: str = "tests.fq_env.level_fuzz") -> tuple[dict[int, str], str]:
     """Seed -> outcome of the mutations first..last - 1, as far as the process came, and why it came no further."""
-    command = [sys.executable, "-m", "tests.fq_env.level_fuzz", str(first), str(last)]
+    command = [sys.executable, "-m", module, str(first), str(last)]
     errors = subprocess.STDOUT
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace") as process:
         lines: queue.Queue[str | None] = queue.Queue()
@@ -49,13 +49,19 @@ def run(root: Path, first: int, last: int) -> tuple[dict[int, str], str]:
     return outcomes, "" if process.returncode == 0 else f"the process ended with {process.returncode}"
 
 
-def test_mutated_files_are_refused_or_play(root):
+def run_all(root: Path, count: int, module: str = "tests.fq_env.level_fuzz") -> dict[int, str]:
+    """Seed -> outcome of so many mutations, whatever happens to the processes that try them."""
     outcomes: dict[int, str] = {}
-    while len(outcomes) < MUTATIONS:
-        found, why = run(root, len(outcomes), MUTATIONS)
+    while len(outcomes) < count:
+        found, why = run(root, len(outcomes), count, module)
         outcomes |= found
         if why:
             outcomes[len(outcomes)] = f"fault {why}"
+    return outcomes
+
+
+def test_mutated_files_are_refused_or_play(root):
+    outcomes = run_all(root, MUTATIONS)
     faults = {seed: outcome for seed, outcome in outcomes.items() if outcome.startswith("fault")}
     assert not faults, faults
     played = sum(outcome == "played" for outcome in outcomes.values())
