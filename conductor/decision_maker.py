@@ -1,13 +1,22 @@
-"""Who decides: the policy of a bundle with a rule player behind it, a rule player alone, or one call at a time."""
+"""Who decides: the policy of a bundle with a rule player behind it, a rule player alone, or one call at a time.
+
+A policy decides unless it is absent, was stopped, was late too often, sees what it was never trained on, or answers with what
+is not finite or too late; then the rule does, and the decision says why not the policy. An answer cannot be cut short: it is a
+fixed number of multiplications in this process, at most some 4 million for a bundle of the largest size, so that it ends, and
+what takes longer is the machine. It is measured, thrown away if it was late, and not asked for any more if that goes on.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from conductor.bundle import Bundle
+from conductor.guard import RangeGuard
 from conductor.manifest import RuleSpec
 from conductor.pit_interface import Rule
 from conductor.policy import Policy
@@ -15,51 +24,145 @@ from pit.handle import Pit
 from pit.layout import WAIT
 
 STRATEGIES = ("adaptive", "critical_path", "sequential")
+SECONDS = 0.25  # within which a policy must answer; it takes 50 us
+LATE_IN_A_ROW = 3  # late answers after which it is not asked any more in this run
+NOTES = {  # why not the policy, for people
+    "absent": "the policy is absent",
+    "put aside": f"the policy was late {LATE_IN_A_ROW} times in a row and is not asked any more",
+    "stopped": "the policy was stopped",
+    "out of range": "the policy sees what it was not trained on",
+    "not finite": "the policy answered with a number that is not finite",
+    "late": "the policy answered too late",
+}
 
 
 class Decision(NamedTuple):
-    """An action (0..127), who chose it (`policy`, `rule`, `sequential`) and why not the policy (`""` if as planned)."""
+    """An action (0..127), who chose it (`policy`, `rule`, `sequential`) and why not the policy (`""` if as planned, or a key
+    of `NOTES`); `latency` in us; `distance` from what the policy was trained on (None: not measured), and whether the guard is
+    `tripped` (`conductor.guard.RangeGuard`); what the `shadow` would have done (-1: nothing sound; None: there is none);
+    `said`: what people should be told now."""
 
     action: int
     by: str
     note: str
+    latency: int = 0
+    distance: float | None = None
+    tripped: bool = False
+    shadow: int | None = None
+    said: str = ""
+
+    def payload(self) -> dict[str, Any]:
+        """The keys of the journal's row `action` that are about who decided."""
+        return {key: value for key, value in self._asdict().items() if key != "said"}
+
+
+class Shadow:
+    """A second policy that is asked and not obeyed, with its own exposure. One that is late too often is not asked again."""
+
+    def __init__(self, bundle: Bundle, exposure: str, seconds: float = SECONDS) -> None:
+        """`exposure`: what the run's own observations show."""
+        self._policy, self._seconds, self._late = bundle.policy, seconds, 0
+        self._exposure = bundle.manifest.exposure if bundle.manifest.exposure != exposure else None
+
+    def choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> int:
+        """The action that it would take; -1 if it has none, or is not asked any more."""
+        if self._late >= LATE_IN_A_ROW:
+            return -1
+        if self._exposure is not None:
+            observation = pit.observe_as(self._exposure)
+        action, seconds = _ask(self._policy, observation, mask)
+        self._late = self._late + 1 if seconds > self._seconds else 0
+        return action
 
 
 class DecisionMaker:
-    """Chooses actions by one strategy. `counts`: how often who decided, and why a policy did not (`late`, `not finite`)."""
+    """Chooses actions by one strategy. `counts`: how often who decided, and why a policy did not (keys of `NOTES`)."""
 
-    def __init__(self, strategy: str, policy: Policy | None, rule: RuleSpec | None, seconds: float = 0.25) -> None:
-        """`rule`: the fall-back; `critical_path` if None. `seconds`: a policy that takes longer is late."""
+    def __init__(
+        self,
+        strategy: str,
+        policy: Policy | None,
+        rule: RuleSpec | None,
+        seconds: float = SECONDS,
+        *,
+        guard: RangeGuard | None = None,
+        shadow: Shadow | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`rule`: the fall-back; `critical_path` if None. `seconds`: a policy that takes longer is late. `guard`: of what the
+        policy sees, if that can be measured. `stopped`: whether it must not decide now, asked at every decision."""
         self._strategy, self._policy, self._seconds = strategy, policy, seconds
+        self._guard, self._shadow, self._stopped = guard, shadow, stopped
         rule = rule if rule is not None else RuleSpec()
-        self._rule = Rule(rule.name, rule.params)
+        self._rule, self._name = Rule(rule.name, rule.params), rule.name
+        self._late = 0  # in a row
+        self._told: set[str] = set()
         self.counts: Counter[str] = Counter()
 
     def choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> Decision:
         """The action for an observation (512,) float32 and a mask (128,) bool; always a legal one."""
+        begin = time.perf_counter_ns()
         decision = self._choose(pit, observation, mask)
-        if not mask[decision.action]:  # a rule may find nothing for its variant where another could start
-            decision = decision._replace(action=int(mask.argmax()))
+        action = decision.action
+        if not mask[action]:  # a rule may find nothing for its variant where another could start
+            action = int(mask.argmax())
         self.counts[decision.by] += 1
+        said = ""
         if decision.note:
             self.counts[decision.note] += 1
+            if decision.note not in self._told:
+                self._told.add(decision.note)
+                said = f"{NOTES[decision.note]}; {self._name} decides instead"
+        decision = decision._replace(action=action, said=said, latency=(time.perf_counter_ns() - begin) // 1000)
+        if self._shadow is not None:
+            decision = decision._replace(shadow=self._shadow.choose(pit, observation, mask))
         return decision
+
+    def recall(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Be as after these decisions: payloads of the run's last `guard.WINDOW` rows `action`, or all, the oldest first."""
+        notes = [row["note"] for row in rows]
+        while notes and notes[-1] == "late":
+            notes.pop()
+            self._late += 1
+        if notes and notes[-1] == "put aside":
+            self._late = LATE_IN_A_ROW
+        if self._guard is not None and rows:
+            known = [row["distance"] for row in rows if row["distance"] is not None]
+            self._guard.recall(known, rows[-1]["tripped"])
 
     def _choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> Decision:
         if self._strategy == "sequential":  # waiting is legal as long as anything runs or loads
             return Decision(WAIT if mask[WAIT] else pit.rule("critical_path"), "sequential", "")
         if self._strategy == "critical_path":
             return Decision(pit.rule("critical_path"), "rule", "")
-        if self._policy is None:
-            return self._fall_back(pit, "absent")
-        begin = time.perf_counter()
-        with np.errstate(all="ignore"):  # what is not finite is answered below
-            action = self._policy.act(observation, mask)
-        if action < 0:
-            return self._fall_back(pit, "not finite")
-        if time.perf_counter() - begin > self._seconds:
-            return self._fall_back(pit, "late")
-        return Decision(action, "policy", "")
+        action, note = -1, self._hindrance()
+        distance, tripped = None, False
+        if self._guard is not None:
+            distance = self._guard.look(observation)
+            tripped = self._guard.tripped
+        if not note and tripped:
+            note = "out of range"
+        if not note and self._policy is not None:
+            action, seconds = _ask(self._policy, observation, mask)
+            late = seconds > self._seconds
+            self._late = self._late + 1 if late else 0
+            note = "not finite" if action < 0 else "late" if late else ""
+        if note:
+            return Decision(self._rule.choose(pit), "rule", note, distance=distance, tripped=tripped)
+        return Decision(action, "policy", "", distance=distance, tripped=tripped)
 
-    def _fall_back(self, pit: Pit, note: str) -> Decision:
-        return Decision(self._rule.choose(pit), "rule", note)
+    def _hindrance(self) -> str:
+        """Why the policy is not even asked, whatever there is to see."""
+        if self._policy is None:
+            return "absent"
+        if self._late >= LATE_IN_A_ROW:
+            return "put aside"
+        return "stopped" if self._stopped() else ""
+
+
+def _ask(policy: Policy, observation: np.ndarray, mask: np.ndarray) -> tuple[int, float]:
+    """A policy's action (-1: its answer is not finite) and the seconds that it took."""
+    begin = time.perf_counter()
+    with np.errstate(all="ignore"):
+        action = policy.act(observation, mask)
+    return action, time.perf_counter() - begin

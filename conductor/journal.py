@@ -30,10 +30,13 @@ FILE = "journal.sqlite"
 KINDS = {
     # `folder`: of the run, inside the journal's ("." for a run alone); `began`: UTC, for people, the only time of day anywhere
     # `sandbox`: what each variant runs in, by its name
-    # `bundle`: the sha256 of its manifest, or ""; `signature`: what was known of its maker, and whether that was let pass
+    # `bundle`, `shadow`: the sha256 of a manifest, or ""; `signature`: what was known of the bundle's maker, and whether that
+    # was let pass; `rule`: name and parameters of what decides when the policy cannot
     "run": {"id", "folder", "began", "workflow", "workflow_digest", "base", "strategy", "exposure", "tables", "sandbox"}
-    | {"bundle", "signature"},
-    "action": {"action", "observation", "mask", "by", "note"},  # by: who decided; note: why not the policy, or ""
+    | {"bundle", "signature", "rule", "shadow"},
+    # `by`: who decided, and with which `bundle` if the policy did; `note`: why not the policy, or ""; `latency`: us of the
+    # choice; `distance`, `tripped`: of the guard; `shadow`: what another policy would have done (conductor.decision_maker)
+    "action": {"action", "observation", "mask", "by", "bundle", "note", "latency", "distance", "tripped", "shadow"},
     "event": {"kind", "subject", "error", "elapsed", "quality", "size", "price", "applied", "output", "text"},
     "intent": {"call", "task", "function", "variant", "key", "attempt", "copy"},
     "reload": {"copy", "model", "reason"},  # a copy that the Pit holds for loaded was really loaded again

@@ -13,26 +13,26 @@ import secrets
 import shutil
 import signal
 import threading
-from collections import defaultdict
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any, TypeVar
 
-from conductor.bundle import Bundle, load_bundle
+from conductor.advice import Advice, decider, recalled
+from conductor.bundle import Bundle
 from conductor.clock import Clock
-from conductor.decision_maker import STRATEGIES, DecisionMaker
 from conductor.errors import ConductorError, DiskFull, Stopped
 from conductor.files import digest
+from conductor.guard import WINDOW
 from conductor.journal import Journal, Row, journal_path, read_journal, run_folder
 from conductor.model_manager import ModelManager, Report
 from conductor.pit_interface import Fold, Folded, PitInterface
 from conductor.points import Points
 from conductor.run import Observer, Run, RunResult
 from conductor.snapshot import read_snapshot
-from conductor.trust import ANYONE
 from conductor.workflow import Workflow, check_workflow
 from pit import layout
 from pit.handle import Event
@@ -48,28 +48,30 @@ def begin(
     *,
     bundle: Bundle | None = None,
     strategy: str = "adaptive",
+    shadow: Bundle | None = None,
     observer: Observer | None = None,
     heads: str | os.PathLike[str] | None = None,
 ) -> RunResult:
     """Run a workflow to its end in a new folder under `runs`; `heads` as `conductor.journal.Journal`.
+
+    `shadow` is asked at every decision, and not obeyed.
 
     Raises:
         ConductorError: unknown strategy, no bundle for `adaptive`, instruments that cannot be made, a folder that cannot be
             written. Nothing was run then. Also if the disk is gone; then `resume` goes on.
         Stopped: this process got SIGTERM; `resume` goes on.
     """
-    exposure = exposure_of(strategy, bundle)
-    view = PitInterface(workflow.spec, exposure)
+    advice = Advice(strategy, bundle, shadow).check()
+    view = PitInterface(workflow.spec, advice.record()["exposure"])
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = workflow.spec.name.replace(" ", "_")
     folder = Path(runs).absolute() / f"{name}-{strategy}-{stamp}-{secrets.token_hex(2)}"
     journal = Journal(folder, new=True, heads=None if heads is None else Path(heads))
     orchestrator = Orchestrator(journal)
     try:
-        if bundle is not None:
-            bundle.save(folder / "bundle")
-        record = first_row(workflow, folder.name, ".", bundle, strategy, exposure)
-        run = make_run(0, workflow, view, journal, record, bundle, observer)
+        advice.save(folder)
+        record = first_row(workflow, folder.name, ".", advice)
+        run = make_run(0, workflow, view, journal, record, advice, observer)
     except BaseException:
         orchestrator.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -107,20 +109,7 @@ def resume(
     return _serve(orchestrator)[0]
 
 
-def exposure_of(strategy: str, bundle: Bundle | None) -> str:
-    """What a strategy sees. Raises ConductorError for an unknown one, or one that has no bundle and needs it."""
-    if strategy not in STRATEGIES:
-        raise ConductorError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
-    if strategy == "adaptive" and bundle is None:
-        raise ConductorError(
-            "strategy adaptive needs a bundle (`--bundle DIR`); without one choose critical_path or sequential"
-        )
-    return bundle.manifest.exposure if bundle is not None and strategy == "adaptive" else "full"
-
-
-def first_row(
-    workflow: Workflow, name: str, folder: str, bundle: Bundle | None, strategy: str, exposure: str
-) -> dict[str, Any]:
+def first_row(workflow: Workflow, name: str, folder: str, advice: Advice) -> dict[str, Any]:
     """The payload of a run's first row, but for `sandbox`."""
     spec = workflow.spec.model_dump(mode="json")
     return {
@@ -130,11 +119,8 @@ def first_row(
         "workflow": spec,
         "workflow_digest": digest(spec),
         "base": str(workflow.base),
-        "bundle": bundle.digest if bundle is not None else "",
-        "signature": bundle.signature.words() if bundle is not None else "",
-        "strategy": strategy,
-        "exposure": exposure,
         "tables": layout.table_hashes(),
+        **advice.record(),
     }
 
 
@@ -144,15 +130,20 @@ def make_run(
     view: PitInterface,
     journal: Journal,
     record: dict[str, Any],
-    bundle: Bundle | None,
+    advice: Advice,
     observer: Observer | None,
+    recent: Sequence[dict[str, Any]] = (),
 ) -> Run:
-    """A run with real workers, whose instruments were all made once. Raises ConductorError for the first that cannot be."""
-    decider = DecisionMaker(record["strategy"], bundle.policy if bundle else None, bundle.manifest.rule if bundle else None)
+    """A run with real workers, whose instruments were all made once; `recent` as `conductor.advice.decider` has it.
+
+    Raises ConductorError for the first instrument that cannot be made.
+    """
+    folder = journal.folder / str(record["folder"])
+    decides = decider(advice, record, folder, recent)
     serves = {name: model.serves for name, model in workflow.spec.system.models.items()}
-    manager = ModelManager(workflow.plan, serves, workflow.base, journal.folder / str(record["folder"]), workflow.limits)
+    manager = ModelManager(workflow.plan, serves, workflow.base, folder, workflow.limits)
     try:
-        run = Run(number, workflow, view, journal, record, decider, manager, observer)
+        run = Run(number, workflow, view, journal, record, decides, manager, observer)
         run.check()
     except BaseException:
         manager.close()
@@ -168,11 +159,14 @@ def fold_runs(path: Path, whole: bool = False) -> list[Folded]:
     """
     firsts: list[Row] = []
     snapshots: dict[int, list[Row]] = defaultdict(list)
+    recent: dict[int, deque[dict[str, Any]]] = defaultdict(lambda: deque(maxlen=WINDOW))
     for row in read_journal(path):
         if row.kind == "run":
             firsts.append(row)
         elif row.kind == "snapshot" and not whole:
             snapshots[row.run].append(row)
+        elif row.kind == "action":
+            recent[row.run].append(row.data)
     folds = [Fold(first) for first in firsts]
     for run, folding in enumerate(folds):
         folder = run_folder(path, folding.run)
@@ -182,17 +176,17 @@ def fold_runs(path: Path, whole: bool = False) -> list[Folded]:
     for row in read_journal(path):
         if row.run < len(folds) and row.seq > folds[row.run].row.seq:
             folds[row.run].take(row)
-    return [folding.result() for folding in folds]
+    return [folding.result()._replace(recent=tuple(recent[run])) for run, folding in enumerate(folds)]
 
 
 def _revive(path: Path, number: int, folded: Folded, journal: Journal, observer: Observer | None) -> Run:
     record = folded.run
-    # Whose bundle it is was asked when the run began; now it must be the same one.
-    bundle = load_bundle(path.parent / "bundle", ANYONE) if record["bundle"] else None
-    if bundle is not None and bundle.digest != record["bundle"]:
-        raise ConductorError(f"{path.parent}/bundle: is not the bundle that the run began with")
+    advice = recalled(path.parent, record)
+    if observer is not None:
+        for text in advice.missing:
+            observer("guard", folded.time, text)
     workflow = check_workflow(WorkflowSpec.model_validate(record["workflow"]), Path(record["base"]), str(path))
-    return make_run(number, workflow, folded.view, journal, record, bundle, observer)
+    return make_run(number, workflow, folded.view, journal, record, advice, observer, folded.recent)
 
 
 def _serve(orchestrator: Orchestrator) -> list[RunResult]:

@@ -208,6 +208,7 @@ class Folded(NamedTuple):
     time: int  # of the last row, microseconds
     ended: bool
     last: str  # hash of the last row
+    recent: tuple[dict[str, Any], ...] = ()  # payloads of its latest decisions, where they were asked for
 
 
 class Fold:

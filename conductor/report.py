@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from conductor.guard import SHARE
 from conductor.journal import Row, journal_path, read_journal, read_run, run_folder
 from conductor.pit_interface import STUCK, Fold, Folded, PitInterface, fold
 from conductor.tiers import read_output
@@ -54,6 +55,10 @@ class RunReport:
     done: int = 0
     health: list[Signature] = field(default_factory=list)  # of variants and pools in which something was found
     healings: list[Healing] = field(default_factory=list)  # the last ones
+    agreed: int = 0  # decisions in which the shadow would have done the same, of `shadowed`
+    shadowed: int = 0
+    far: int = 0  # decisions far from what the policy was trained on, of `measured`
+    measured: int = 0
 
 
 class _Watch:
@@ -65,6 +70,7 @@ class _Watch:
         self._started: dict[int, int] = {}  # call that runs -> us
         self.decisions: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
+        self.agreed = self.shadowed = self.far = self.measured = 0
 
     def __call__(self, row: Row, view: PitInterface) -> None:
         data = row.data
@@ -73,6 +79,10 @@ class _Watch:
             self.decisions[data["by"]] += 1
             if data["note"]:
                 self.decisions[f"policy {data['note']}"] += 1
+            self.shadowed += data["shadow"] is not None
+            self.agreed += data["shadow"] == data["action"]
+            self.measured += data["distance"] is not None
+            self.far += data["distance"] is not None and data["distance"] > SHARE
         elif row.kind == "intent":
             allotted, ready_at = self._allotted.get(data["call"], (row.time, row.time))
             self._started[data["call"]] = row.time
@@ -128,6 +138,10 @@ def report_run(place: str | os.PathLike[str]) -> RunReport:
         done=summary["done"],
         health=[s for s in folded.view.pit.signatures() if s.pattern != "none"],
         healings=folded.view.pit.healings(),
+        agreed=watch.agreed,
+        shadowed=watch.shadowed,
+        far=watch.far,
+        measured=watch.measured,
     )
 
 
@@ -190,6 +204,11 @@ def print_run(report: RunReport, console: Console) -> None:
     )
     if report.run["bundle"]:
         console.print(f"bundle: {report.run['bundle']}, {report.run['signature']}", soft_wrap=True, highlight=False)
+    if report.measured:
+        console.print(f"far from what the policy was trained on: {report.far} of {report.measured} decisions")
+    if report.shadowed:
+        agreed = f"agreed in {report.agreed} of {report.shadowed} decisions"
+        console.print(f"shadow {report.run['shadow']}: {agreed}", soft_wrap=True, highlight=False)
     if report.reason:
         console.print(report.reason, soft_wrap=True)
     console.print("score: " + ", ".join(f"{name} {value:.3f}" for name, value in report.score.items()))

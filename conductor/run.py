@@ -264,13 +264,11 @@ class Run:
         while self._pit.status == layout.ON and self._pit.decision_due():
             observation, mask = self._pit.observe(), self._pit.mask()
             decision = self._decider.choose(self._pit, observation, mask)
-            self.add("action", now, {
-                "action": decision.action,
-                "observation": array_digest(observation),
-                "mask": array_digest(mask),
-                "by": decision.by,
-                "note": decision.note,
-            })  # fmt: skip
+            seen = {"observation": array_digest(observation), "mask": array_digest(mask)}
+            bundle = self.record["bundle"] if decision.by == "policy" else ""
+            self.add("action", now, {**decision.payload(), **seen, "bundle": bundle})
+            if decision.said:
+                self.observe("guard", now, decision.said)
             self.view.act(now, decision.action)
 
     def _execute(self, command: Command, now: int) -> None:

@@ -119,6 +119,7 @@ class TrainConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
+OPTIONS_OF_A_LEVEL = tuple(f"recipe_options.{key}" for key in ("teacher.episodes", "visits.rounds", "visits.episodes"))
 SCHEDULE = "schedule"  # the exposure that grows while the training goes on
 
 CHOICES = {
@@ -302,7 +303,7 @@ def finished(config: DictConfig) -> TrainConfig:
     sections = [(f"level={config.level}: its `training` section", levels[0].training)] if len(levels) == 1 else []
     for where, section in [*sections, ("mixture.training", config.mixture.training)]:
         for key in section:
-            if key not in known:
+            if key not in known and key not in OPTIONS_OF_A_LEVEL:
                 raise ExperimentError(f"{where}: {unknown_key(key, TrainConfig)}")
     cfg = OmegaConf.to_object(config)
     assert isinstance(cfg, TrainConfig)

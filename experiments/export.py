@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from experiments.run_folder import Run
     from fq_env.level import Level
 
-RECORDED_EPISODES = 64  # validation instances whose decisions are recorded for golden vectors and verification
+RECORDED_EPISODES = 64  # validation instances whose decisions are recorded for golden vectors and verification; for the ranges
+RANGED_EPISODES, RANGED_DECISIONS = 256, 20_000  # up to so many, until there are so many decisions: rare columns must show
 VERIFIED = 4000  # recorded decisions on which torch and the bundle are compared, at most
 
 
@@ -79,14 +80,20 @@ def record(logits: Logits, level: Level, exposure: str) -> tuple[np.ndarray, np.
     decisions, spread over it, and the ranges of all of them."""
     from conductor.manifest import ranges_of
 
-    seen: list[tuple[np.ndarray, np.ndarray]] = []
-    play_policy(
-        logits, level, split="validation", n=RECORDED_EPISODES, exposure=exposure,
-        watch=lambda obs, masks, actions: seen.append((obs.copy(), masks.copy())),
-    )  # fmt: skip
-    obs, masks = (np.concatenate(part) for part in zip(*seen, strict=True))
+    blocks: list[tuple[np.ndarray, np.ndarray]] = []
+    first = 0
+    while first < RECORDED_EPISODES or (first < RANGED_EPISODES and sum(len(x) for x, _ in blocks) < RANGED_DECISIONS):
+        seen: list[tuple[np.ndarray, np.ndarray]] = []
+        play_policy(
+            logits, level, split="validation", n=RECORDED_EPISODES, first=first, exposure=exposure,
+            watch=lambda obs, masks, actions, seen=seen: seen.append((obs.copy(), masks.copy())),  # type: ignore[misc]
+        )  # fmt: skip
+        obs, masks = (np.concatenate(part) for part in zip(*seen, strict=True))
+        blocks.append((obs, masks))
+        first += RECORDED_EPISODES
+    obs, masks = blocks[0]
     rows = np.linspace(0, len(obs) - 1, min(VERIFIED, len(obs))).astype(np.int64)
-    return obs[rows], masks[rows], ranges_of(obs)
+    return obs[rows], masks[rows], ranges_of(np.concatenate([x for x, _ in blocks]))
 
 
 def margins(logits: np.ndarray, masks: np.ndarray) -> np.ndarray:

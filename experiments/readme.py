@@ -11,14 +11,19 @@ import numpy as np
 
 from experiments import statistics
 from experiments.errors import ExperimentError
+from experiments.evaluate import CALIBRATED
 from experiments.files import write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 HEADROOM = ("<!-- headroom:begin -->", "<!-- headroom:end -->")
+LOOKAHEAD = "lookahead"
+WIDE, WORSE = 0.05, 0.02  # perf: headroom that counts, and how far behind the rule counts as worse
 STUDIES = ("<!-- studies:begin -->", "<!-- studies:end -->")
 INTRODUCTION = """Held-out instances, the same for everybody. IQM: mean of the middle half of the scores of all seeds. In
 brackets 95 % intervals, bootstrap over training seeds and instances; leads are paired differences of means. perf: 0 = random,
-1 = the proven optimum or, where none is known, the best player that is not trained. Levels' pages have all players."""
+1 = the proven optimum or, where none is known, the best player that is not trained. The way to lookahead: the lead over
+`calibrated` as a share of lookahead's (which draws futures from the true means), from the table of headroom. Levels' pages
+have all players."""
 
 
 def check_readme(readme: str | None, marks: tuple[str, str] = (BEGIN, END)) -> None:
@@ -96,17 +101,54 @@ def text_of(folder: Path) -> str:
     stored = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("level-*.json"))]
     if not stored:
         return "No results are stored yet; `python -m experiments.results` makes them."
+    room = headroom_of(folder)
     lines = [
         INTRODUCTION,
         "",
-        "| level | trained, IQM | perf | best rule, IQM | lead over it | proven optimum | probe: rule → trained | CPU s |",
-        "|---|---|---|---|---|---|---|---|",
-        *(row_of(result) for result in stored),
+        "| level | trained, IQM | perf | best rule, IQM | lead over it | of the way to lookahead | proven optimum "
+        "| probe: rule → trained | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(row_of(result, room) for result in stored),
+        *conclusion(stored, room),
     ]
     return "\n".join(lines)
 
 
-def row_of(result: dict[str, Any]) -> str:
+def headroom_of(folder: Path) -> dict[int, dict[str, float]]:
+    """Level -> `gap` (score of lookahead minus that of `calibrated`, validation instances) and `headroom` (perf), of levels
+    in which lookahead is the best player known, as `experiments.headroom` stored them in `folder`."""
+    file = folder / "headroom.json"
+    levels = json.loads(file.read_text(encoding="utf-8"))["levels"] if file.is_file() else []
+    found = {}
+    for level in levels:
+        totals = {row["player"]: row["total"] for row in level["rows"]}
+        if {LOOKAHEAD, CALIBRATED} <= totals.keys():
+            found[level["level"]] = {"gap": totals[LOOKAHEAD] - totals[CALIBRATED], "headroom": level["headroom"]}
+    return found
+
+
+def conclusion(stored: list[dict[str, Any]], room: dict[int, dict[str, float]]) -> list[str]:
+    """How the trained policies did against `calibrated` over all levels together; nothing if none has such a rule."""
+    rivals = {result["level"]: {row["player"]: row for row in result["rows"]} for result in stored}
+    leads = {level: rows[CALIBRATED] for level, rows in rivals.items() if CALIBRATED in rows and room.get(level)}
+    wide = {level: row for level, row in leads.items() if room[level]["headroom"] >= WIDE}
+    if not wide:
+        return []
+    p = statistics.holm({level: statistics.p_value(row) for level, row in wide.items()})
+    won = [level for level in wide if p[level] < 0.05 and wide[level]["difference"] > 0]
+    behind = [level for level, rows in rivals.items() if level in leads and
+              rows[CALIBRATED]["perf"] - rows[statistics.TRAINED]["perf"] > WORSE]  # fmt: skip
+    ahead = ", ".join(map(str, won)) if len(won) < len(wide) else "all of them"
+    return [
+        "",
+        f"Of the {len(wide)} levels in which lookahead is at least {WIDE} perf ahead of `calibrated`, the trained policies "
+        f"beat `calibrated` in {len(won)} ({ahead}), all leads above zero together at 95 % (Holm's correction over "
+        f"{len(wide)}; the largest corrected p is {max(p.values()):.1g}). Worse by more than {WORSE} perf: "
+        f"{', '.join(map(str, behind)) or 'none'}.",
+    ]
+
+
+def row_of(result: dict[str, Any], room: dict[int, dict[str, float]]) -> str:
     """One level in one row: the trained policies beside the best that was not trained."""
     rows = {row["player"]: row for row in result["rows"]}
     trained = next(row for row in result["rows"] if row["policy"])
@@ -119,9 +161,17 @@ def row_of(result: dict[str, Any]) -> str:
         page, statistics.ranged(trained, "iqm", "iqm_low", "iqm_high", ".3f"), f"{trained['perf']:.3f}",
         f"{rule['player']} {rule['iqm']:.3f}",
         statistics.ranged(rule, "difference", "difference_low", "difference_high", "+.3f"),
+        way_to_lookahead(rows, room.get(result["level"])),
         "–" if bound is None else f"{bound['iqm']:.3f}", f"{rule[probe]:.2f} → {trained[probe]:.2f}", f"{cpu:.0f}",
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
+
+
+def way_to_lookahead(rows: dict[str, dict[str, Any]], room: dict[str, float] | None) -> str:
+    """The trained policies' lead over `calibrated` as a share of lookahead's, in words; `–` where it has none."""
+    if room is None or room["gap"] <= 0 or CALIBRATED not in rows:
+        return "–"
+    return f"{rows[CALIBRATED]['difference'] / room['gap']:.0%}"
 
 
 def section(result: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ Schwarzer, Castro, Courville and Bellemare, "Deep Reinforcement Learning at the 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ RESAMPLES = 4000  # of each bootstrap: the ends of a 95 % interval are then good
 BLOCK = 2**21  # numbers resampled at a time: 16 MB
 TRAINED = "trained"  # the name of the policy among the players
 EXACT = "exact_best"  # the name of the proven optimum, where there is one
+NORMAL = NormalDist()
 PARTS = ("base", "efficiency", "stability", "optimization")
 
 
@@ -106,6 +108,23 @@ def lead(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     for i, name in enumerate(("difference", "iqm_difference", "probability")):
         found[name], found[f"{name}_low"], found[f"{name}_high"] = (float(v[i]) for v in (ahead(a, b), *ends))
     return found
+
+
+def p_value(row: Mapping[str, Any]) -> float:
+    """Two-sided p of a lead of 0, from the bootstrap interval of `difference` in a row of `compare`: the interval is taken for
+    that of a normal distribution, whose standard error is its width / 3.92."""
+    error = (row["difference_high"] - row["difference_low"]) / (2 * NORMAL.inv_cdf(0.975))
+    return 2 * NORMAL.cdf(-abs(row["difference"]) / max(error, 1e-300))
+
+
+def holm(p: Mapping[Any, float]) -> dict[Any, float]:
+    """p values corrected for their number, each at most 1 (Holm, "A simple sequentially rejective multiple test procedure",
+    Scandinavian Journal of Statistics 1979): those below 0.05 hold together with an error of at most 5 %."""
+    corrected, highest = {}, 0.0
+    for rank, key in enumerate(sorted(p, key=lambda key: p[key])):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[key]))
+        corrected[key] = highest
+    return {key: corrected[key] for key in p}
 
 
 def perf(total: float, random: float, best: float) -> float:

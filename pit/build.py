@@ -136,6 +136,15 @@ def build_pit(
     for g, other in enumerate(flows):
         if other.system != system:
             raise PitError(f"workflow {g} of the stream ({other.name!r}) has another system than the first; give all the same")
+    contents: dict[int, tuple[int, str]] = {}
+    for g, other in enumerate(flows):
+        for t in other.tasks:
+            first, function = contents.setdefault(t.content, (g, t.function)) if t.content else (g, t.function)
+            if function != t.function:
+                raise PitError(
+                    f"task {t.id!r} of workflow {g} of the stream: content {t.content} stands for a result of {function!r} in "
+                    f"workflow {first}, and {t.function!r} is called here; give results of other functions another number"
+                )
     tasks, functions, models = [t for w in flows for t in w.tasks], list(system.functions), list(system.models)
     firsts = np.cumsum([0, *(len(w.tasks) for w in flows)])
     inputs, soft = list[list[int]](), list[set[int]]()

@@ -389,11 +389,15 @@ class Pit:
             "solved": self.status == SOLVED,
         }
 
-    def observe_full(self) -> np.ndarray:
-        """The observation with every column filled, whatever the exposure, float32 (512,)."""
+    def observe_as(self, exposure: str) -> np.ndarray:
+        """The observation with the columns that are filled under another exposure than the Pit's own, float32 (512,)."""
         kept = int(self._hot["exposure"][0])
-        self._hot["exposure"] = len(EXPOSURES) - 1
+        self._hot["exposure"] = EXPOSURES.index(exposure)
         try:
             return self.observe()
         finally:
             self._hot["exposure"] = kept
+
+    def observe_full(self) -> np.ndarray:
+        """The observation with every column filled, whatever the exposure, float32 (512,)."""
+        return self.observe_as(EXPOSURES[-1])

@@ -1,14 +1,17 @@
-"""`conductor run` and `conductor resume`: conduct a workflow to its end."""
+"""`conductor run`, `resume` and `stop-policy`: conduct a workflow to its end, and take the policy out of it meanwhile."""
 
 from __future__ import annotations
 
 import argparse
+import signal
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from conductor.bundle import Bundle, load_bundle
+from conductor import guard
+from conductor.advice import Advice
+from conductor.bundle import load_bundle
 from conductor.commands import add_run
 from conductor.commands.bundles import add_trust, trust_of
 from conductor.decision_maker import STRATEGIES
@@ -28,6 +31,7 @@ _STYLES = {
     "loaded": "cyan",
     "cancel": "yellow",
     "resume": "yellow",
+    "guard": "yellow",
 }
 
 
@@ -59,7 +63,7 @@ class Display:
 
 
 def register(commands: Commands) -> None:
-    """Adds `run` and `resume`."""
+    """Adds `run`, `resume` and `stop-policy`."""
     run = commands.add_parser("run", help="run a workflow to its end in a new folder")
     run.add_argument("file", metavar="FILE", help="the workflow, YAML")
     run.add_argument("--bundle", metavar="BUNDLE", help="the exported policy, folder or zip; needed by the strategy adaptive")
@@ -71,6 +75,11 @@ def register(commands: Commands) -> None:
     )
     run.add_argument(
         "--runs", metavar="DIR", default="runs", help="where the folder of the run is made (default: %(default)s)"
+    )
+    run.add_argument(
+        "--shadow",
+        metavar="BUNDLE",
+        help="a second policy, asked at every decision without effect; `show` tells how often it agreed",
     )
     run.add_argument(
         "--compare", action="store_true", help="really run it under every strategy, one after the other, and compare"
@@ -86,18 +95,30 @@ def register(commands: Commands) -> None:
     add_trust(run)
     run.set_defaults(handle=_run)
     go_on.set_defaults(handle=_resume)
+    stop = commands.add_parser("stop-policy", help="let the rule decide from now on in a run that is under way (or SIGUSR1)")
+    add_run(stop)
+    stop.add_argument("--undo", action="store_true", help="let the policy decide again")
+    stop.set_defaults(handle=_stop_policy)
 
 
-def _run_one(
-    workflow: Workflow, strategy: str, bundle: Bundle | None, arguments: argparse.Namespace, console: Console
-) -> RunResult:
-    with Display(console, strategy, len(workflow.spec.tasks)) as display:
-        return begin(workflow, arguments.runs, bundle=bundle, strategy=strategy, observer=display, heads=arguments.heads)
+def _run_one(workflow: Workflow, advice: Advice, arguments: argparse.Namespace, console: Console) -> RunResult:
+    with Display(console, advice.strategy, len(workflow.spec.tasks)) as display:
+        return begin(
+            workflow, arguments.runs, bundle=advice.bundle, strategy=advice.strategy, shadow=advice.shadow, observer=display,
+            heads=arguments.heads,
+        )  # fmt: skip
+
+
+def _stop_at_signal() -> None:
+    signal.signal(signal.SIGUSR1, lambda *_: guard.STOP.set())
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
+    _stop_at_signal()
     workflow = load_workflow(arguments.file)
-    bundle = load_bundle(arguments.bundle, trust_of(arguments)) if arguments.bundle else None
+    bundle, shadow = (
+        load_bundle(place, trust_of(arguments)) if place else None for place in (arguments.bundle, arguments.shadow)
+    )
     strategy = arguments.strategy or ("adaptive" if bundle else "critical_path")
     chosen = [strategy]
     if arguments.compare:
@@ -106,7 +127,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     for name in chosen:
         if len(chosen) > 1:
             console.rule(name)
-        result = _run_one(workflow, name, bundle, arguments, console)
+        result = _run_one(workflow, Advice(name, bundle, shadow), arguments, console)
         reports.append(report_run(result.folder))
         print_run(reports[-1], console)
     if len(reports) > 1:
@@ -115,7 +136,15 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _resume(arguments: argparse.Namespace, console: Console) -> int:
+    _stop_at_signal()
     with Display(console, "resume", None) as display:
         result = resume(arguments.run, display, arguments.heads)
     print_run(report_run(result.folder), console)
     return 0 if result.status == "solved" else 1
+
+
+def _stop_policy(arguments: argparse.Namespace, console: Console) -> int:
+    file = guard.throw(arguments.run, undo=arguments.undo)
+    text = "the policy decides again" if arguments.undo else f"the policy is asked no more; without {file} it decides again"
+    console.print(f"{text}, from the next decision on", soft_wrap=True, markup=False)
+    return 0

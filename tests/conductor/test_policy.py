@@ -123,8 +123,10 @@ def test_policy_decides_and_is_counted(pit: Pit) -> None:
 def test_the_rule_decides_when_the_policy_cannot(pit: Pit, policy: Policy | None, seconds: float, note: str) -> None:
     maker = DecisionMaker("adaptive", policy, RuleSpec(name="critical_path_warm_wait", params={"theta": 0.5}), seconds)
     decision = maker.choose(pit, pit.observe(), pit.mask())
-    assert decision == (pit.rule("critical_path_warm_wait", theta=0.5), "rule", note)
-    assert maker.counts == {"rule": 1, note: 1}
+    assert decision[:3] == (pit.rule("critical_path_warm_wait", theta=0.5), "rule", note)
+    assert decision.said.endswith("; critical_path_warm_wait decides instead") and decision.latency >= 0
+    assert maker.choose(pit, pit.observe(), pit.mask()).said == "", "once is enough"
+    assert maker.counts == {"rule": 2, note: 2}
 
 
 def test_sequential_waits_while_anything_is_under_way(pit: Pit) -> None:

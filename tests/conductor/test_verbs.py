@@ -223,7 +223,8 @@ def test_killed_around_a_cancel(write_workflow: Write, at: str) -> None:
     path = write_workflow(whole_workflow())
     folder = killed_run(path, at, "--bundle", policy(path.parent, "skip", "hedge", "standard", "queue", "wait").path)
     before = finished(folder)
-    assert before["s"] == 1  # its first call was cancelled because its hedge had ended
+    again = {row.data["task"] for row in read_journal(folder) if row.kind == "intent" and row.data["attempt"] == 2}
+    assert any(before[task] for task in again)  # one of two calls is cancelled because the other has ended: most often of `s`
     result = resume(folder)
     report = report_run(folder)
     assert result.status == "solved" and verify_run(folder).ended

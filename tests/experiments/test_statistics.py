@@ -210,3 +210,16 @@ def test_golden_vectors_are_clear_decisions() -> None:
     assert margins(logits, masks) == pytest.approx([1e-4, 0.5, 2.0, np.inf])
     assert choose_golden(logits, masks, 64).tolist() == [1, 2]
     assert choose_golden(logits[3:], masks[3:], 64).tolist() == [0]
+
+
+def test_holm_corrects_for_their_number_and_keeps_the_order() -> None:
+    """The example of three hypotheses by hand: 3 x 0.01, 2 x 0.02, then no less than the one before."""
+    assert statistics.holm({"a": 0.03, "b": 0.01, "c": 0.02}) == pytest.approx({"a": 0.04, "b": 0.03, "c": 0.04})
+    assert statistics.holm({1: 0.9, 2: 0.6}) == {1: 1.0, 2: 1.0}
+
+
+def test_an_interval_that_ends_at_zero_has_p_five_percent() -> None:
+    for low, high in ((0.0, 0.4), (-0.4, 0.0)):
+        row = {"difference": (low + high) / 2, "difference_low": low, "difference_high": high}
+        assert statistics.p_value(row) == pytest.approx(0.05)
+    assert statistics.p_value({"difference": 0.0, "difference_low": -1.0, "difference_high": 1.0}) == pytest.approx(1.0)

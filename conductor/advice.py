@@ -1,0 +1,101 @@
+"""Whom a run asks: the bundle whose policy decides, and one that is asked without effect; kept beside the journal, so that the
+run goes on with the very same ones.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from conductor.bundle import Bundle, load_bundle
+from conductor.decision_maker import STRATEGIES, DecisionMaker, Shadow
+from conductor.errors import ConductorError
+from conductor.guard import RangeGuard, thrown
+from conductor.manifest import RuleSpec
+from conductor.trust import ANYONE
+
+FOLDERS = ("bundle", "shadow")  # beside the journal, and the keys of the journal's row `run` that hold their digests
+
+
+class Advice(NamedTuple):
+    """A strategy, the bundle that it obeys, and the one that it only compares with. `missing`: why one of them is not there
+    although the run began with it."""
+
+    strategy: str
+    bundle: Bundle | None = None
+    shadow: Bundle | None = None
+    missing: tuple[str, ...] = ()
+
+    def check(self) -> Advice:
+        """Itself. Raises ConductorError for an unknown strategy, or one that has no bundle and needs it."""
+        if self.strategy not in STRATEGIES:
+            raise ConductorError(f"strategy {self.strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
+        if self.strategy == "adaptive" and self.bundle is None:
+            raise ConductorError(
+                "strategy adaptive needs a bundle (`--bundle DIR`); without one choose critical_path or sequential"
+            )
+        return self
+
+    def record(self) -> dict[str, Any]:
+        """The keys of the journal's row `run` that are about it."""
+        policy = self.bundle if self.strategy == "adaptive" else None
+        rule = policy.manifest.rule if policy is not None else RuleSpec()
+        return {
+            "strategy": self.strategy,
+            "exposure": policy.manifest.exposure if policy is not None else "full",
+            "bundle": self.bundle.digest if self.bundle is not None else "",
+            "signature": self.bundle.signature.words() if self.bundle is not None else "",
+            "rule": rule.model_dump(),
+            "shadow": self.shadow.digest if self.shadow is not None else "",
+        }
+
+    def save(self, folder: Path) -> None:
+        """Keep the bundles in the folder of a journal. Raises ConductorError."""
+        for name, bundle in zip(FOLDERS, (self.bundle, self.shadow)):
+            if bundle is not None and not (folder / name).exists():
+                bundle.save(folder / name)
+
+
+def recalled(folder: Path, record: dict[str, Any]) -> Advice:
+    """What a run began with, from its journal's folder and the payload of its row `run`.
+
+    Whose bundle it is was asked when the run began; now it must be the same one. One that is gone or was changed is missing,
+    and the run goes on without it.
+    """
+    found: dict[str, Bundle] = {}
+    missing = []
+    for name in FOLDERS:
+        try:
+            if record[name]:
+                bundle = load_bundle(folder / name, ANYONE)
+                if bundle.digest != record[name]:
+                    raise ConductorError(f"{folder / name}: is not the bundle that the run began with")
+                found[name] = bundle
+        except ConductorError as error:
+            missing.append(f"{error}; the run goes on without it")
+    return Advice(record["strategy"], found.get("bundle"), found.get("shadow"), tuple(missing))
+
+
+def decider(advice: Advice, record: dict[str, Any], folder: Path, recent: Sequence[dict[str, Any]] = ()) -> DecisionMaker:
+    """Who decides in a run. `record`: the payload of its row `run`; `folder`: its own, where its switch may be; `recent`:
+    payloads of its latest rows `action`, the oldest first, if it goes on. Raises ConductorError for a rule that is none."""
+    try:
+        rule = RuleSpec.model_validate(record["rule"])
+    except ValidationError as error:
+        raise ConductorError(f"row `run`: rule: {error.errors()[0]['msg']}") from error
+    policy = advice.bundle if advice.strategy == "adaptive" else None
+    ranges = policy.manifest.ranges if policy is not None else None
+    maker = DecisionMaker(
+        advice.strategy,
+        policy.policy if policy is not None else None,
+        rule,
+        guard=RangeGuard(ranges) if ranges is not None else None,
+        shadow=Shadow(advice.shadow, record["exposure"]) if advice.shadow is not None else None,
+        stopped=functools.partial(thrown, folder),
+    )
+    maker.recall(recent)
+    return maker
