@@ -115,6 +115,7 @@ def load_yaml(path: str | Path, what: str = "file") -> dict[str, Any]:
     builder = _Builder()
     documents = 0
     try:
+        event: Any
         for event in yaml.parse(text, Loader=_PARSER):
             documents += isinstance(event, yaml.DocumentStartEvent)
             if documents > 1:
