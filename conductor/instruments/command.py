@@ -37,7 +37,7 @@ class CommandInstrument(Instrument):
     """`{kind: command, argv: [ruff, check, "{inputs.draft}"]}`.
 
     Placeholders: `{task}`, `{function}`, `{variant}`, `{attempt}`, `{key}`, `{folder}`, `{base}`, `{args.NAME}`,
-    `{inputs.TASK}`, `{input}` (of the task's only input), `{python}` (this interpreter).
+    `{inputs.TASK}`, `{input}` (of the task's only input), `{input.NAME}` (what stands in it), `{python}` (this interpreter).
     The program gets `{"args": ..., "inputs": ...}` as JSON on its standard input, or the text `stdin`, which may hold
     placeholders, and runs in the run's `files/`; an input whose task was given up or skipped is `null`. An exit status outside
     `codes` is an error, unless `codes` is empty. The output is `{"code": ..., "stdout": ..., "stderr": ...}` (and `cut`: bytes
@@ -181,10 +181,13 @@ def _value(job: Job, name: str) -> str:
                 f"placeholder {{{name}}}: there is no {rest!r} among {', '.join(map(str, table)) or 'none'}", "precondition"
             )
         value = table[rest]
-    elif name == "input":
+    elif head == "input":
         if len(job.inputs) != 1:
-            raise CallError(f"placeholder {{input}}: the task has {len(job.inputs)} inputs, not one", "precondition")
+            raise CallError(f"placeholder {{{name}}}: the task has {len(job.inputs)} inputs, not one", "precondition")
         (value,) = job.inputs.values()
+        if rest and (not isinstance(value, dict) or rest not in value):
+            raise CallError(f"placeholder {{{name}}}: the input has no {rest!r}", "precondition")
+        value = value[rest] if rest else value
     elif name == "python":
         value = sys.executable
     elif name in ("task", "function", "variant", "attempt", "key", "folder", "base"):
