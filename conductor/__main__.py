@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from conductor.commands import Handler, bundles, journals, looking, running
+from conductor.commands import Handler, audits, bundles, journals, looking, running
 from conductor.errors import ConductorError, Stopped, printable
 
-GROUPS = (running, looking, journals, bundles)
+GROUPS = (running, looking, journals, audits, bundles)
 
 
 def _parser() -> argparse.ArgumentParser:

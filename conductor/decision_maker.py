@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conductor.bundle import Bundle
-from conductor.guard import RangeGuard
+from conductor.guard import RangeGuard, recall
 from conductor.manifest import RuleSpec
 from conductor.pit_interface import Rule
 from conductor.policy import Policy
@@ -127,8 +127,7 @@ class DecisionMaker:
         if notes and notes[-1] == "put aside":
             self._late = LATE_IN_A_ROW
         if self._guard is not None and rows:
-            known = [row["distance"] for row in rows if row["distance"] is not None]
-            self._guard.recall(known, rows[-1]["tripped"])
+            recall(self._guard, rows)
 
     def _choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> Decision:
         if self._strategy == "sequential":  # waiting is legal as long as anything runs or loads

@@ -7,8 +7,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,11 @@ class RangeGuard:
         """Be as after decisions with these distances, `WINDOW` of them or all, at the end of which it was tripped or not."""
         self._far = deque((distance > SHARE for distance in distances), maxlen=WINDOW)
         self.tripped = tripped
+
+
+def recall(guard: RangeGuard, rows: Sequence[Mapping[str, Any]]) -> None:
+    """`RangeGuard.recall` for payloads of a run's last `WINDOW` rows `action`, or all, the oldest first; at least one."""
+    guard.recall([row["distance"] for row in rows if row["distance"] is not None], rows[-1]["tripped"])
 
 
 def thrown(folder: Path) -> bool:

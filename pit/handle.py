@@ -215,6 +215,12 @@ class Pit:
         self._encode()
         return self._mask.astype(bool)
 
+    def slots(self) -> list[tuple[int, int]]:
+        """Of each slot in use, in order: the task at its head (an index), and how many tasks it stands for."""
+        self._encode()
+        rows = self._hot["slots"][0][: int(self._hot["n_slots"][0])]
+        return [(int(row["head"]), int(row["count"])) for row in rows]
+
     def rule(self, name: str, **params: Any) -> int:
         """The action that a rule player would take now (see `pit.rules.RULES`)."""
         code, theta, variant, weights = rules.parameters(name, params)
