@@ -133,6 +133,21 @@ def load_yaml(path: str | Path, what: str = "file") -> dict[str, Any]:
     return data
 
 
+def load_part(data: dict[str, Any], key: str, path: str | Path, what: str) -> Path | None:
+    """If `data[key]` names a YAML file, what that holds stands there afterwards; the file. Raises `PitError`.
+
+    A file that another one names lies in its folder or beneath, so that a file from elsewhere cannot have others read.
+    """
+    name = data.get(key)
+    if not isinstance(name, str):
+        return None
+    if Path(name).is_absolute() or ".." in Path(name).parts or not name:
+        raise PitError(f"{what} {path}: {key} = {shown(name)}: a file in the same folder, or beneath it, is needed")
+    file = Path(path).parent / name
+    data[key] = load_yaml(file, f"{key} file")
+    return file
+
+
 M = TypeVar("M", bound=BaseModel)
 
 

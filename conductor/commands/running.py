@@ -14,7 +14,7 @@ from conductor.advice import Advice
 from conductor.bundle import load_bundle
 from conductor.commands import add_run
 from conductor.commands.bundles import add_trust, trust_of
-from conductor.decision_maker import STRATEGIES
+from conductor.decision_maker import NEED_BUNDLE, STRATEGIES
 from conductor.orchestrator import begin, resume
 from conductor.report import print_comparison, print_run, report_run
 from conductor.run import RunResult
@@ -122,7 +122,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     strategy = arguments.strategy or ("adaptive" if bundle else "critical_path")
     chosen = [strategy]
     if arguments.compare:
-        chosen += [name for name in STRATEGIES if name != strategy and (name != "adaptive" or bundle)]
+        chosen += [name for name in STRATEGIES if name != strategy and (name not in NEED_BUNDLE or bundle)]
     reports = []
     for name in chosen:
         if len(chosen) > 1:
