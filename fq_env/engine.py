@@ -6,31 +6,27 @@ Every surface (Gymnasium scalar and vector, SB3, players, evaluation) is a thin 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fq_env.block import Block, aligned
 from fq_env.errors import FQError
-from fq_env.level import BlindLevel, ExplicitLevel, Level, Order, load_level
+from fq_env.level import BlindLevel, ExplicitLevel, Level, load_level
+from fq_env.level_record import level_record
 from fq_env.state import (
     AUTORESETS,
     ENGINE,
     EPISODE,
-    LEVEL,
     REWARDS,
     SPLITS,
     WORLD,
-    due_rows,
-    world_tables,
 )
 from fq_env.tables import write_workflow
 from pit import compiled, state
-from pit.build import copy_rows, fill_system
 from pit.layout import EXPOSURES, N_ACTIONS, N_OBSERVATION, N_WEIGHTS
-from pit.spec import VARIANTS
 
 RESET, STEP, PLAY, ADVISE, FORK = range(5)
 
@@ -39,12 +35,6 @@ def _choice(name: str, value: str, options: tuple[str, ...]) -> int:
     if value not in options:
         raise FQError(f"{name} {value!r} is unknown; choose one of {', '.join(options)}")
     return options.index(value)
-
-
-def aligned(size: int) -> np.ndarray:
-    """`size` zero bytes that begin at a cache line, uint8."""
-    raw = np.zeros(size + 64, np.uint8)
-    return raw[-raw.ctypes.data % 64 :][:size]
 
 
 def data_address(array: np.ndarray) -> int:
@@ -68,141 +58,6 @@ class Player(NamedTuple):
     rollouts: int = 0
 
 
-class Block:
-    """Capacities of one environment's memory for a set of levels, and where its tables lie."""
-
-    def __init__(self, levels: Sequence[Level]) -> None:
-        systems = [level.system for level in levels]
-        tasks = max(level.max_tasks for level in levels)
-        self.edges = max(level.max_edges for level in levels)
-        self.functions = max(len(s.functions) for s in systems)
-        self.models = max(len(s.models) for s in systems)
-        self.places = max(
-            sum(self._most(level, "places", p.places, i) for i, p in enumerate(level.system.pools.values()))
-            for level in levels
-        )
-        self.copies = max(self._copies(level) for level in levels)
-        self.tasks = tasks
-        follows = any(s.prewarm for s in systems)
-        twins = any(level.has_twins for level in levels)
-        flows = max(level.max_workflows for level in levels)
-        store = any(s.store is not None for s in systems)
-        sizes = (tasks, self.edges, self.functions, self.models, self.copies, self.places, flows, follows, twins, store)
-        self.pit, self.pit_size = state.tables(*sizes)
-        self.world, self.world_size = world_tables(*sizes)
-        self.stride = self.pit_size + self.world_size
-        self.due = due_rows(self.functions, self.copies, self.places)
-
-    @staticmethod
-    def _most(level: Level, name: str, value: int, index: int) -> int:
-        drawn = getattr(level.draw, name)
-        return max(value, drawn[1]) if drawn is not None and index == 0 else value
-
-    def _copies(self, level: Level) -> int:
-        """Rows of the copy table for the largest memory that an instance can draw."""
-        system = level.system
-        memory = {k: self._most(level, "memory", v, i) for i, (k, v) in enumerate(system.memory.items())}
-        return copy_rows(system.model_copy(update={"memory": memory}))
-
-    def rows(self, memory: np.ndarray, name: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
-        """A table of one environment's memory, as a view."""
-        tables, base = (self.pit, 0) if name in self.pit else (self.world, self.pit_size)
-        start = base + tables[name]
-        return memory[start : start + count * dtype.itemsize].view(dtype)
-
-    def hot(self, memory: np.ndarray) -> np.ndarray:
-        """The Pit's hot record, (1,) `pit.state.PIT`."""
-        return memory[: state.PIT.itemsize].view(state.PIT)
-
-    def hidden(self, memory: np.ndarray) -> np.ndarray:
-        """The world's record, (1,) `fq_env.state.WORLD`."""
-        return memory[self.pit_size : self.pit_size + WORLD.itemsize].view(WORLD)
-
-    def template(self, level: Level) -> tuple[np.ndarray, int]:
-        """A Pit with the level's system before any draw, and how many of its bytes are copied at each reset."""
-        memory = aligned(self.pit_size)
-        hot = self.hot(memory)
-        for name, offset in self.pit.items():
-            hot[name] = offset
-        copies = self.rows(memory, "copy_at", state.COPY, self._copies(level))
-        variants = self.rows(memory, "variant_at", state.VARIANT, 3 * len(level.system.functions))
-        models = self.rows(memory, "model_at", state.MODEL, len(level.system.models))
-        store = self.rows(memory, "store_at", state.STORE, int(level.system.store is not None))
-        fill_system(hot, variants, models, copies, store, level.system)
-        hot["lineage"] = level.system.store is not None or any(f.fresh_seconds for f in level.system.functions.values())
-        hot["size"], hot["n_tasks"], hot["flow_rows"] = self.pit_size, level.max_tasks, 1
-        self.rows(memory, "flow_at", state.FLOW, 1)["weight"] = 1.0
-        self.rows(memory, "call_at", state.CALL, self.places)["id"] = -1
-        return memory, self.pit["ready_at"]
-
-
-def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
-    """A level's parameters as the generator reads them, (1,) `fq_env.state.LEVEL`."""
-    row = np.zeros(1, LEVEL)
-    draw, functions = level.draw, list(level.system.functions)
-    for name in _RANGES:
-        row[name][0] = getattr(draw, name) or (0.0, 0.0)
-    for name in ("functions", "models", "places", "memory", "size"):
-        row[name][0] = getattr(draw, name) or (0, 0)
-    for name in ("slow", "outage", "crowd"):
-        row[f"{name}_window"] = int(getattr(draw, f"{name}_seconds") * 1e6)
-    row["config_time"] = int(draw.config_seconds * 1e6)
-    for name in (
-        "exclusive", "task_cv", "belief_cv", "load_cv", "failure_rate", "lost_rate", "slow_share", "slow_factor",
-        "outage_failure", "outage_after", "drift_failure", "change_after",
-    ):  # fmt: skip
-        row[name] = getattr(draw, name)
-    for p, pool in enumerate(level.system.pools):
-        row["outages"][0, p], row["crowded"][0, p] = draw.outages.get(pool, 0.0), draw.crowded.get(pool, 0.0)
-        row["drift"][0, p], row["api_change"][0, p] = draw.drift.get(pool, 0.0), draw.api_change.get(pool, 0.0)
-        row["domains"][0, p] = draw.fault_domains.get(pool, p)
-    for name, table in (("outage", "outages"), ("crowd", "crowded"), ("drift", "drift"), ("change", "api_change")):
-        row[f"any_{name}"] = row[table].any()
-    for k, gate in enumerate(level.gates):
-        at, room = (-1 if name is None else list(level.system.pools).index(name) for name in (gate.at, gate.pool))
-        asked = -1 if gate.model is None else list(level.system.models).index(gate.model)
-        row["gates"][0, k] = VARIANTS.index(gate.verb), at, room, gate.free, asked
-        row["gate_after"][0, k] = gate.after
-    row["n_gates"] = len(level.gates)
-    row["earlier"][0, : len(draw.earlier)] = draw.earlier
-    row["n_earlier"], row["horizon"], row["max_steps"] = len(draw.earlier), level.horizon, level.max_steps
-    row["depth"] = level.lookahead_depth
-    for name in ("efficiency", "stability", "optimization"):
-        row[f"w_{name}"] = getattr(level.score, name)
-    row["late"] = level.score.late
-    if level.order is not None:
-        _write_order(row, level.order, functions)
-    row["number"] = level.number
-    row["key"] = int.from_bytes(hashlib.sha256(f"function-quest level {level.number} {level.name}".encode()).digest()[:8])
-    row["template"], row["template_size"] = template.ctypes.data, size
-    return row
-
-
-def _write_order(row: np.ndarray, order: Order, functions: list[str]) -> None:
-    """The part of a level's record that levels of hidden order have."""
-
-    def bits(names: Iterable[str]) -> int:
-        return sum(1 << functions.index(name) for name in set(names))
-
-    row["order_hidden"], row["held"], row["distractors"][0], row["poor"] = 1, order.held, order.distractors, order.poor
-    for f, name in enumerate(functions):
-        needs = order.alternatives(name)
-        row["needs"][0, f, : len(needs)] = [bits(x) for x in needs]
-        row["n_needs"][0, f] = len(needs)
-        for table in ("soft", "prefers", "spoils"):
-            row[table][0, f] = bits(getattr(order, table).get(name, []))
-    for k, goal in enumerate(order.goals):
-        plans = order.plans(goal)
-        row["plans"][0, k, : len(plans)] = [bits(plan) for plan in plans]
-        row["n_plans"][0, k], row["useful"][0, k] = len(plans), bits(order.useful(goal))
-    row["n_goals"] = len(order.goals)
-
-
-_RANGES = (
-    "seconds", "variant_seconds", "quality_gap", "load_seconds", "model_load", "hint_cv", "noise_cv", "money", "rate",
-    "straggler_rate", "straggler_factor", "crowd", "fresh", "deadline", "onset", "drift_factor",
-    "change_onset",
-)  # fmt: skip
 _kernels: list[Any] = []
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fq_env.engine import RESET, STEP, Block, data_address
+from fq_env.block import Block
+from fq_env.engine import RESET, STEP, data_address
 from fq_env.errors import FQError
 from fq_env.explicit_kernel import LAYER, SHOW, TAKE, layer, ledger_size
 from fq_env.level import Level

@@ -26,7 +26,7 @@ BLUE, DARK_BLUE, RED = "#a5d8ff", "#1864ab", "#e03131"
 STATES = {  # state: (what the legend says, colour, mark)
     "done": ("done", "#b2f2bb", "check"),
     "running": ("running (share done)", BLUE, "L"),
-    "loading": ("waits for its model", "#ffd8a8", "hourglass"),
+    "loading": ("waiting for a model", "#ffd8a8", "hourglass"),
     "ready": ("ready (can be started)", "#ffe066", "play"),
     "held": ("held back", "#ffe066", "pause"),
     "queued": ("queued (for a place)", "#ffe066", "queue"),

@@ -60,6 +60,7 @@ def rows_of(view: dict[str, Any], pool: dict[str, Any], wide: float, short: bool
     if pool["closed_for"] > 0:
         rows.append(("alert", f"closed for {seconds(pool['closed_for'])} (backs off)"))
     calls = [call for call in view["calls"] if call["pool"] == pool["name"]]
+    calls += [{**call, "units": call["also_units"]} for call in view["calls"] if call["also"] == pool["name"]]
     if pool["places"] > LISTED_PLACES or short:
         across = int((wide - 12) // SQUARE)
         rows += [("squares", (first, across)) for first in range(0, pool["places"], across)]

@@ -214,6 +214,8 @@ def call_row(m: Memory, c: np.void) -> dict[str, Any]:
         "variant": VERBS[c["variant"]],
         "pool": list(m.level.system.pools)[c["pool"]],
         "units": int(c["units"]),
+        "also": None if c["also"] < 0 else list(m.level.system.pools)[c["also"]],  # the second pool of a gang
+        "also_units": int(c["also_units"]),
         "model": None if c["model"] < 0 else m.models[c["model"]],
         "start": seconds_of(c["start"]) if begun else None,
         "expected_end": seconds_of(c["expected_end"]),

@@ -16,7 +16,8 @@ import numpy as np
 from experiments.benchmark.environments import SEED
 from experiments.benchmark.pit_loop import ACT, ADVANCE, APPLY, CLONE, DUE, OBSERVE, TIMER, repeat
 from experiments.benchmark.race import Contestant, length_for, race, spread
-from fq_env.engine import Engine, aligned
+from fq_env.block import aligned
+from fq_env.engine import Engine
 from fq_env.state import DUE as DUE_ROW
 from pit.layout import (
     ERRORS,

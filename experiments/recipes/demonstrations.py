@@ -22,6 +22,8 @@ from fq_env.players import lookahead
 if TYPE_CHECKING:
     from experiments.fast_ppo import FastPPO
 
+LONGEST = 4
+
 
 def demonstrate(referee: Referee, options: RecipeConfig, instances: np.ndarray, exposure: str) -> Trajectories:
     """The teacher's trajectories on train `instances` (k,), k > 0; an instance occurs once for each base player tried there.
@@ -56,7 +58,9 @@ def visit(
     model: FastPPO, referee: Referee, options: RecipeConfig, instances: np.ndarray, exposure: str, rng: np.random.Generator
 ) -> Trajectories:
     """The learner's own trajectories on train `instances` (k,), k > 0; at each of its decisions the teacher says what it
-    expects of every legal action. In some episodes the learner takes its first choice, in the others it draws.
+    expects of every legal action. In some episodes the learner takes its first choice, in the others it draws. One that takes
+    `LONGEST` times as many decisions as the base player on average is ended by that: a learner that has not learned to go on
+    would keep the teacher busy until the step limit.
 
     A teacher's own trajectories do not show what to do where only the learner goes (Ross and Bagnell 2014, "Reinforcement and
     Imitation Learning via Interactive No-Regret Learning", whose AggreVaTe this is).
@@ -69,7 +73,9 @@ def visit(
         actions: np.ndarray = np.where(live < options.visits.greedy * engine.n, first, drawn)
         return actions
 
-    return teacher.play(referee.level, player, 0, instances, exposure, teacher.Progress("visits", len(instances)), mover)
+    rule = player._replace(rollouts=0)
+    most = LONGEST * round(teacher.play(referee.level, rule, 0, instances, exposure).lengths.mean())
+    return teacher.play(referee.level, player, 0, instances, exposure, teacher.Progress("visits", len(instances)), mover, most)
 
 
 def _retrieved(

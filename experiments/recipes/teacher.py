@@ -71,29 +71,33 @@ def expected_of(means: np.ndarray, masks: np.ndarray) -> list[np.ndarray]:
 
 def play(
     level: Level, player: Player, base: int, instances: np.ndarray, exposure: str, report: Report | None = None,
-    mover: Mover | None = None,
+    mover: Mover | None = None, most: int | None = None,
 ) -> Trajectories:  # fmt: skip
     """Train `instances` (k,), k > 0, played by a player; with `rollouts` it looks ahead, and says what it expects of actions.
 
-    With a `mover` that one's actions are taken, and the player only says what it expects.
+    With a `mover` that one's actions are taken, and the player only says what it expects. After `most` decisions of an episode
+    the player goes on alone, without looking ahead.
     """
     engine = Engine(level, min(SIDE_BY_SIDE, len(instances)), exposure=exposure, autoreset="disabled")
     parts = []
     for first in range(0, len(instances), engine.n):
         chunk = instances[first : first + engine.n]
-        live, recorder = np.arange(len(chunk)), Recorder(len(chunk))
+        live, recorder, decisions = np.arange(len(chunk)), Recorder(len(chunk)), 0
         engine.reset(live, split="train", instances=chunk.tolist())
         while live.size:
             obs, masks = engine.obs[live], engine.masks[live]
-            actions = engine.advise(player, live)
-            means = engine.means[live] if player.rollouts else None
-            if mover is not None:
+            alone = most is not None and decisions >= most
+            asked = player._replace(rollouts=0) if alone else player
+            actions = engine.advise(asked, live)
+            means = engine.means[live] if asked.rollouts else None
+            if mover is not None and not alone:
                 actions[live] = mover(engine, live, obs, masks)
             if means is not None:
                 recorder.note(live, actions[live], advantages_of(means, masks, actions[live]), expected_of(means, masks))
             else:
                 recorder.note(live, actions[live], np.full(len(live), np.nan))
             engine.step(actions)
+            decisions += 1
             live = live[~(engine.terminated | engine.truncated)[live]]
         parts.append(recorder.done(chunk, engine.episodes["total"][: len(chunk)], base))
         if report is not None:

@@ -256,6 +256,25 @@ def test_a_visit_is_the_learners_own() -> None:
 
 
 # --------------------------------------------------------------------------- learning
+def test_a_visit_that_takes_too_long_is_ended_by_the_rule() -> None:
+    """A learner that waits whenever it may is the rule from some decision on; what it was told before stays."""
+    level = load_level(11)
+    rule = teacher.base_players(Referee(level, 4), [CALIBRATED])[CALIBRATED]
+
+    def waits(engine: Engine, live: np.ndarray, obs: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        return np.where(masks[:, WAIT], WAIT, masks.argmax(axis=1))
+
+    free, held = (teacher.play(level, lookahead(rule, 1), 0, INSTANCES, "full", None, waits, most) for most in (None, 9))
+    assert (held.lengths > 9).all() and held.totals.mean() > free.totals.mean()
+    for seen, told in ((free, free.lengths), (held, np.full(len(held), 9))):
+        for first, length, known in zip(seen.starts, seen.lengths, told, strict=True):
+            assert np.isnan(seen.advantages[first + known : first + length]).all()
+            assert (seen.counts[first + known : first + length] == 0).all()
+    some = held.starts[:, None] + np.arange(9)
+    np.testing.assert_array_equal(held.actions[some], free.actions[free.starts[:, None] + np.arange(9)])
+    assert not np.isnan(held.advantages[some]).all()
+
+
 def test_weights_follow_advantages_and_are_one_elsewhere() -> None:
     advantages = np.array([0.1, 0.3, np.nan, 0.0, 9.0], np.float32)
     mean = np.nanmean(advantages)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import pit.layout as L
-from fq_env.engine import Engine, aligned
+from fq_env.block import aligned
+from fq_env.engine import Engine
 from fq_env.level import Level, load_level
 from fq_env.level_files import LEVELS
 from fq_env.state import REWARDS, SPLITS
