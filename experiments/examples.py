@@ -4,8 +4,8 @@ The example workflows of the conductor really run, repeat after repeat, under ev
 is compared is declared beforehand (`score`), differences are paired within a repeat, and every run is verified: its journal is
 folded again, and each observation, mask and call must come out bit for bit. The policies come from
 
-    python -m experiments.calibrate levels=examples/NAME/level.yaml
-    python -m experiments.train level=examples/NAME/level.yaml
+    python -m experiments.calibrate levels=examples/NAME/NAME_level.yaml
+    python -m experiments.train level=examples/NAME/NAME_level.yaml
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_a_policy_stands_in_one_place(tmp_path: Path) -> None:
 def test_a_level_is_about_the_system_that_really_runs(root: Path, name: str) -> None:
     """And about its tasks, without what only real calls need."""
     folder = root / "examples" / name
-    level, workflow = load_level(folder / "level.yaml"), load_workflow(folder / "workflow.yaml").spec
+    level, workflow = load_level(folder / f"{name}_level.yaml"), load_workflow(folder / "workflow.yaml").spec
     assert level.system == workflow.system and level.workflow is not None and level.workflow.given is not None
     bare = [task.model_copy(update={"args": {}}) for task in workflow.tasks]
     assert sorted(level.workflow.given.tasks, key=lambda task: task.id) == sorted(bare, key=lambda task: task.id)
