@@ -6,7 +6,6 @@ repeats one.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from conductor.instruments.process import Worker
 from conductor.workflow import load_workflow
 from pit.errors import PitError
 from pit.files import load_yaml
+from tests import mutations
 from tests.conductor.helpers import small_workflow
 from tests.conductor.test_instruments import job, reply, send
-from tests.fq_env.test_level_fuzz import run_all
 
-MUTATIONS = int(os.environ.get("FQ_MUTATIONS", "100"))
+MUTATIONS = mutations.asked(100)
 SYSTEM = """
 system: {pools: {a: {places: 1}}, functions: {f: {standard: {pool: a, seconds: 1}}}, max_attempts: 2}
 instruments: {functions: {f: {kind: command, argv: ["true"]}}}
@@ -89,7 +88,7 @@ def test_values_are_those_of_yaml(tmp_path: Path) -> None:
 
 
 def test_mutated_files_are_refused_or_could_begin(root: Path) -> None:
-    outcomes = run_all(root, MUTATIONS, "tests.conductor.workflow_fuzz")
+    outcomes = mutations.outcomes(root, "tests.conductor.workflow_fuzz", MUTATIONS)
     faults = {seed: outcome for seed, outcome in outcomes.items() if outcome.startswith("fault")}
     assert not faults, faults
     played = sum(outcome == "played" for outcome in outcomes.values())
