@@ -66,12 +66,16 @@ def register(commands: Commands) -> None:
     """Adds `run`, `resume` and `stop-policy`."""
     run = commands.add_parser("run", help="run a workflow to its end in a new folder")
     run.add_argument("file", metavar="FILE", help="the workflow, YAML")
-    run.add_argument("--bundle", metavar="BUNDLE", help="the exported policy, folder or zip; needed by the strategy adaptive")
+    run.add_argument(
+        "--bundle",
+        metavar="BUNDLE",
+        help="the exported policy, folder or zip; needed by the strategies adaptive and calibrated",
+    )
     run.add_argument(
         "--strategy",
         choices=STRATEGIES,
-        help="who decides: the bundle's policy (the default where a bundle is given), the critical-path rule (the default "
-        "otherwise), or one call at a time",
+        help="who decides: the bundle's policy (the default where a bundle is given), its fitted rule, the critical-path rule "
+        "(the default otherwise), or one call at a time",
     )
     run.add_argument(
         "--runs", metavar="DIR", default="runs", help="where the folder of the run is made (default: %(default)s)"

@@ -39,7 +39,14 @@ def sources() -> list[tuple[str, Any]]:
     command = {"kind": "command", "argv": ["echo", "{input}"], "limits": {"cpu": 3}, "environment": ["X"], "secrets": []}
     instruments["functions"]["gather"] = {**command, "variants": {"lite": {"argv": ["true"]}}, "configure": "work:configure"}
     examples = [yaml.safe_load(path.read_text()) for path in sorted(EXAMPLES.glob("*/workflow.yaml"))]
-    return [(".yaml", data) for data in (small_workflow(), whole, whole, *examples)]
+    joined = [{**data, "system": parts()} for data in examples if data["name"] == "code_forge"]
+    return [(".yaml", data) for data in (small_workflow(), whole, whole, *examples, *joined)]
+
+
+@functools.cache
+def parts() -> Any:
+    """The system of the code forge, which stands in a file beside the mutations, too."""
+    return yaml.safe_load((EXAMPLES / "code_forge" / "system.yaml").read_text())
 
 
 def attempt(seed: int, folder: Path) -> str:
@@ -63,6 +70,7 @@ def main(first: int, last: int) -> None:
     warnings.simplefilter("error")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        (folder / "system.yaml").write_text(yaml.safe_dump(parts()))
         PitInterface(load_workflow(EXAMPLES / "code_forge" / "workflow.yaml").spec, "full")  # compiled or loaded by now
         print("ready", flush=True)
         before, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, (0.0, 0)
