@@ -25,8 +25,18 @@ from safetensors.numpy import save
 
 from conductor import archive
 from conductor.errors import ConductorError
-from conductor.files import canonical, parse_canonical, replace, sync_directory
-from conductor.manifest import FORMAT, MAX_BYTES, MAX_MANIFEST, FileSpec, Manifest, Scalar, read_claims, read_manifest
+from conductor.files import canonical, replace, sync_directory
+from conductor.manifest import (
+    FORMAT,
+    MAX_BYTES,
+    MAX_MANIFEST,
+    FileSpec,
+    Manifest,
+    Scalar,
+    parse_manifest,
+    read_claims,
+    read_manifest,
+)
 from conductor.policy import Policy, make_policy, tensor_shapes
 from conductor.trust import ANYONE, MAX_SIGNATURE, SIGNATURE, Signature, Trust, read_trust, sign
 from pit import layout
@@ -236,7 +246,7 @@ def _check(path: Path, contents: dict[str, bytes], trust: Trust, margin: float) 
     raw = contents[MANIFEST]
     signature = trust.judge(raw, contents.get(SIGNATURE), str(path))
     where = f"{path}/{MANIFEST}"
-    data = parse_canonical(raw, where)
+    data = parse_manifest(raw, where)
     _check_files(path, contents, read_claims(data, where))
     manifest = read_manifest(data, where)
     system_yaml, card = (_text(path / name, contents[name]) for name in ("system.yaml", "card.md"))
@@ -244,7 +254,7 @@ def _check(path: Path, contents: dict[str, bytes], trust: Trust, margin: float) 
     shapes = tensor_shapes(manifest.network)
     for name in sorted(set(tensors) ^ set(shapes)):
         what = "is missing" if name in shapes else "does not belong there"
-        raise ConductorError(f"{path}/policy.safetensors: tensor {name} {what}; the network needs {', '.join(shapes)}")
+        raise ConductorError(f"{path}/policy.safetensors: tensor {name[:80]} {what}; the network needs {', '.join(shapes)}")
     for name, shape in shapes.items():
         _check_tensor(path / "policy.safetensors", name, tensors[name], "float32", shape)
     for name, array in tensors.items():
@@ -293,6 +303,8 @@ def _read_folder(path: Path) -> dict[str, bytes]:
     left = MAX_BYTES
     with os.scandir(path) as entries:
         names = sorted(entry.name for entry in itertools.islice(entries, len(_NAMES) + 1))
+    if len(names) > len(_NAMES):
+        raise ConductorError(f"{path}: holds more than {len(_NAMES)} files; a bundle must not")
     for name in names:
         contents[name] = _read_file(path / name, left, str(path), os.O_NOFOLLOW)
         left -= len(contents[name])
@@ -353,12 +365,15 @@ def _read_tensors(where: Path, content: bytes) -> dict[str, np.ndarray]:
         raise ConductorError(f"{where}: holds {len(table)} tensors; at most {MAX_TENSORS} are read")
     tensors = {}
     for name, entry in table:
+        label = name[:80]  # a stranger's
         if entry["dtype"] not in _DTYPES:
-            raise ConductorError(f"{where}: tensor {name} has dtype {entry['dtype']}; {', '.join(_DTYPES.values())} are read")
+            raise ConductorError(f"{where}: tensor {label} has dtype {entry['dtype']}; {', '.join(_DTYPES.values())} are read")
         try:
             tensors[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
         except ValueError as error:  # of no or too many elements
-            raise ConductorError(f"{where}: tensor {name} has the shape {entry['shape']}, which no network has") from error
+            raise ConductorError(
+                f"{where}: tensor {label} has the shape {entry['shape'][:8]}, which no network has"
+            ) from error
     return tensors
 
 
@@ -370,7 +385,8 @@ def _check_tensor(where: Path, name: str, array: np.ndarray, dtype: str, shape: 
 def _check_golden(where: Path, content: bytes, policy: Policy, margin: float) -> None:
     golden = _read_tensors(where, content)
     if set(golden) != {"obs", "mask", "action"} or not golden["action"].size:
-        raise ConductorError(f"{where}: holds {sorted(golden)}; obs, mask and action with at least one row are needed")
+        found = ", ".join(sorted(golden))[:200]
+        raise ConductorError(f"{where}: holds {found}; obs, mask and action with at least one row are needed")
     k = golden["action"].shape[0] if golden["action"].ndim else 0
     if not 1 <= k <= MAX_GOLDEN:
         raise ConductorError(f"{where}: holds {k} vectors; 1 to {MAX_GOLDEN} are needed")

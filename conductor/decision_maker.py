@@ -24,7 +24,8 @@ from conductor.policy import Policy
 from pit.handle import Pit
 from pit.layout import BACK_OFF, WAIT
 
-STRATEGIES = ("adaptive", "parallel", "sequential")
+STRATEGIES = ("adaptive", "calibrated", "parallel", "sequential")
+NEED_BUNDLE = STRATEGIES[:2]  # its policy, or its rule alone
 SECONDS = 0.25  # within which a policy must answer; it takes 50 us
 LATE_IN_A_ROW = 3  # late answers after which it is not asked any more in this run
 NOTES = {  # why not the policy, for people
@@ -132,12 +133,14 @@ class DecisionMaker:
             recall(self._guard, rows)
 
     def _choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> Decision:
-        if self._strategy != "adaptive" and self._failed_again(pit) and mask[BACK_OFF]:
+        if self._strategy in ("parallel", "sequential") and self._failed_again(pit) and mask[BACK_OFF]:
             return Decision(BACK_OFF, "sequential" if self._strategy == "sequential" else "rule", "")
         if self._strategy == "sequential":  # waiting is legal as long as anything runs or loads
             return Decision(WAIT if mask[WAIT] else pit.rule("critical_path"), "sequential", "")
         if self._strategy == "parallel":
             return Decision(pit.rule("critical_path"), "rule", "")
+        if self._strategy == "calibrated":
+            return Decision(self._rule.choose(pit), "rule", "")
         action, note = -1, self._hindrance()
         distance, tripped = None, False
         if self._guard is not None:

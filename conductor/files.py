@@ -25,7 +25,7 @@ def digest(value: Any) -> str:
 def parse_canonical(content: bytes, where: str) -> Any:
     """Read canonical JSON. Raises ConductorError, naming `where`, for anything else (double keys, NaN, spaces)."""
     try:
-        value = json.loads(content)
+        value = json.loads(content.decode("ascii"))  # bytes would be searched for other encodings
         same = canonical(value) == content
     except (ValueError, RecursionError) as error:
         raise ConductorError(f"{where}: is not canonical JSON: {error}") from error

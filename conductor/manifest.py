@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, field_validator
 
 from conductor.errors import ConductorError
+from conductor.files import parse_canonical
 from conductor.policy import NetworkSpec
 from pit import layout, rules
 from pit.errors import PitError
@@ -19,6 +20,7 @@ from pit.errors import PitError
 FORMAT = "fq.policy/1"
 MAX_BYTES = 16 * 2**20  # all files of a bundle together; the largest policy of a level takes 2 MiB
 MAX_MANIFEST = 2**20  # bytes
+MAX_ITEMS = 50_000  # values in it: a mistake in each becomes an object, many times its size
 COLUMNS = {name: i for i, (name, _) in enumerate(layout.columns())}
 LOW, HIGH = 0.001, 0.999  # the quantiles that `ranges` holds
 Scalar = str | int | float | bool | None
@@ -119,9 +121,18 @@ class Manifest(_Strict):
     training: str  # hash of the training configuration
     git_commit: str
     versions: dict[str, str]
-    evaluation: list[dict[str, Scalar]]
+    evaluation: list[dict[str, Any]]  # of `Scalar`
     ranges: RangesSpec | None = None  # None: not measured, so that nothing can be said of another system's distance
     files: dict[str, FileSpec]
+
+    @field_validator("evaluation")
+    @classmethod
+    def _flat(cls, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for number, row in enumerate(rows):
+            for key, value in row.items():
+                if not isinstance(value, Scalar):  # one sentence; a union of types would hold four for each mistake
+                    raise ValueError(f"{key[:80]} of row {number} must be a string, a number, true, false or null")
+        return rows
 
 
 _CLAIMS = TypeAdapter(dict[str, FileSpec])
@@ -131,6 +142,13 @@ def _sentence(where: str, key: str, error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     path = ".".join(str(part) for part in (key, *first["loc"]) if part != "")
     return f"{where}: {path or 'document'}: {first['msg']}"
+
+
+def parse_manifest(content: bytes, where: str) -> Any:
+    """The JSON of `manifest.json`, not yet checked against the schema. Raises ConductorError."""
+    if content.count(b",") > MAX_ITEMS:
+        raise ConductorError(f"{where}: holds more than {MAX_ITEMS} values; a manifest must not")
+    return parse_canonical(content, where)
 
 
 def read_claims(data: Any, where: str) -> dict[str, FileSpec]:

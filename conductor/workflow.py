@@ -13,6 +13,7 @@ from conductor.errors import ConductorError
 from conductor.files import canonical
 from conductor.instruments.sandbox import Limits
 from pit.errors import PitError
+from pit.files import shown
 from pit.spec import WorkflowSpec, order_tasks, read_workflow
 
 
@@ -102,7 +103,7 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in ("instruments", *first["loc"]))
-        raise ConductorError(f"{where}: {key}: {first['msg']}, not {first['input']!r}") from error
+        raise ConductorError(f"{where}: {key}: {first['msg']}, not {shown(first['input'])}") from error
     try:
         limits = Limits.read(plan.limits, Limits())
         if limits.cpu is not None:

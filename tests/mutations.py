@@ -1,0 +1,65 @@
+"""Runs mutations in processes of their own, whose death or silence is told from outside.
+
+A module of mutations prints `ready`, then a line `SEED OUTCOME` for each; `python -m MODULE SEED SEED+1` repeats one.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+COMPILING, SILENCE = 180.0, 10.0  # s without a line: until it is ready, and from one mutation to the next
+
+
+def asked(default: int) -> int:
+    """How many mutations to try: `FQ_MUTATIONS`, or so many."""
+    return int(os.environ.get("FQ_MUTATIONS", default))
+
+
+def run(root: Path, module: str, first: int, last: int) -> tuple[dict[int, str], str]:
+    """Seed -> outcome of the mutations first..last - 1, as far as the process came, and why it came no further."""
+    command = [sys.executable, "-m", module, str(first), str(last)]
+    errors = subprocess.STDOUT
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace") as process:
+        lines: queue.Queue[str | None] = queue.Queue()
+
+        def read() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.put(line)
+            lines.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        outcomes: dict[int, str] = {}
+        patience = COMPILING
+        while True:
+            try:
+                line = lines.get(timeout=patience)
+            except queue.Empty:
+                process.kill()
+                return outcomes, f"nothing for {patience} s"
+            if line is None:
+                break
+            word, _, rest = line.partition(" ")
+            if word == "ready\n":
+                patience = SILENCE
+            elif word.isdigit():
+                outcomes[int(word)] = rest.strip()
+            elif word == "measured":
+                print(line, end="")
+    return outcomes, "" if process.returncode == 0 else f"the process ended with {process.returncode}"
+
+
+def outcomes(root: Path, module: str, count: int) -> dict[int, str]:
+    """The outcomes of the mutations 0..count - 1; a death or a silence is the outcome of the one at which it came."""
+    found: dict[int, str] = {}
+    while len(found) < count:
+        more, why = run(root, module, len(found), count)
+        found |= more
+        if why:
+            found[len(found)] = f"fault {why}"
+    return found
