@@ -308,7 +308,7 @@ def _replay(row: Row, view: PitInterface, where: str, run: str, begun: list[Call
     elif row.kind == "action":
         if not pit.decision_due() or pit.status != layout.ON:
             raise ConductorError(f"{where}: no decision is due in the replay")
-        for name, array in (("observation", pit.observe()), ("mask", pit.mask())):
+        for name, array in zip(("observation", "mask"), pit.look()):
             if array_digest(array) != data[name]:
                 raise ConductorError(f"{where}: the {name} in the replay is not the recorded one")
         view.act(row.time, data["action"])

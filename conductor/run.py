@@ -269,7 +269,7 @@ class Run:
             if self._pit.status != layout.ON or not self._pit.decision_due():
                 self.undecided = False
                 return
-            observation, mask = self._pit.observe(), self._pit.mask()
+            observation, mask = self._pit.look()
             decision = self._decider.choose(self._pit, observation, mask)
             seen = {"observation": array_digest(observation), "mask": array_digest(mask)}
             bundle = self.record["bundle"] if decision.by == "policy" else ""
