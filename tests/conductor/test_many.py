@@ -25,6 +25,7 @@ from conductor.session import begin_all
 from conductor.workflow import Workflow, load_workflow
 from tests.conductor.helpers import conductor, output_of, small_workflow
 from tests.conductor.test_crash import finished
+from tests.conductor.test_health import chain
 
 Write = Callable[[dict[str, Any]], Path]
 
@@ -158,3 +159,13 @@ def test_a_back_off_is_waited_for(write_workflow: Write, strategy: str) -> None:
     failed = [row.time for row in rows if row.kind == "event" and row.data["error"] == "throttled"]
     assert result.status == "solved" and len(starts) == 3
     assert starts[1] - failed[0] >= 100_000 and starts[2] - failed[1] >= 200_000
+
+
+def test_shared_workers_begin_anew_when_configured(write_workflow: Write) -> None:
+    """The worker that served before does not serve afterwards, idle as it was."""
+    path = write_workflow(chain("changed", tasks=4, configure="work:configure"))
+    (result,) = begin_all([load_workflow(path)], path.parent / "runs", Advice("parallel"), workers=1)
+    told = [row.data["kind"] for row in read_journal(result.folder.parent) if row.kind == "event" and row.data["applied"]]
+    assert result.status == "solved" and told.count("config_changed") == 1
+    processes = [line.split()[4] for line in (result.folder / "files" / "effects.log").read_text().splitlines()]
+    assert processes[0] == processes[2] != processes[-1]
