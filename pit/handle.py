@@ -221,11 +221,6 @@ class Pit:
         rows = self._hot["slots"][0][: int(self._hot["n_slots"][0])]
         return [(int(row["head"]), int(row["count"])) for row in rows]
 
-    def look(self) -> tuple[np.ndarray, np.ndarray]:
-        """`observe()` and `mask()` in one go."""
-        self._encode()
-        return self._observation.copy(), self._mask.astype(bool)
-
     def rule(self, name: str, **params: Any) -> int:
         """The action that a rule player would take now (see `pit.rules.RULES`)."""
         code, theta, variant, weights = rules.parameters(name, params)

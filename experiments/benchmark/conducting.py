@@ -24,6 +24,7 @@ import numpy as np
 from conductor.advice import Advice
 from conductor.decision_maker import DecisionMaker
 from conductor.journal import KINDS, Journal, read_journal
+from conductor.pit_interface import look
 from conductor.session import begin_all
 from conductor.workflow import Workflow, load_workflow
 from pit import state
@@ -91,7 +92,7 @@ def decision_table(level: int, rounds: int) -> dict[str, Any]:
         for k, pit in enumerate(pits):
             pit._hot["slots_valid"] = 0  # as after the events that made a decision due
             began = time.perf_counter_ns()
-            observation, mask = pit.look()
+            observation, mask = look(pit)
             seen = time.perf_counter_ns()
             maker.choose(pit, observation, mask)
             decided = time.perf_counter_ns()
