@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from conductor.bundle import Bundle, load_bundle
 from conductor.decision_maker import NEED_BUNDLE, STRATEGIES, DecisionMaker, Shadow
 from conductor.errors import ConductorError
-from conductor.guard import RangeGuard, thrown
+from conductor.guard import STOP_FILE, RangeGuard, thrown
 from conductor.manifest import RuleSpec
 from conductor.trust import ANYONE
 
@@ -95,7 +95,7 @@ def decider(advice: Advice, record: dict[str, Any], folder: Path, recent: Sequen
         rule,
         guard=RangeGuard(ranges) if ranges is not None else None,
         shadow=Shadow(advice.shadow, record["exposure"]) if advice.shadow is not None else None,
-        stopped=functools.partial(thrown, folder),
+        stopped=functools.partial(thrown, str(folder / STOP_FILE)),
     )
     maker.recall(recent)
     return maker

@@ -33,6 +33,7 @@ class RangeGuard:
         self._weights = np.where(live, 1.0 / live.sum(), 1.0)
         self._below, self._above = np.empty(live.shape, bool), np.empty(live.shape, bool)
         self._far: deque[bool] = deque(maxlen=WINDOW)
+        self._count = 0  # of far ones
         self.tripped = False
 
     def distance(self, observation: np.ndarray) -> float:
@@ -40,7 +41,8 @@ class RangeGuard:
         np.less(observation, self._low, out=self._below)
         np.greater(observation, self._high, out=self._above)
         np.logical_or(self._below, self._above, out=self._below)
-        return min(1.0, round(float(self._weights[self._below].sum()), 4))
+        outside = self._below.nonzero()[0]
+        return min(1.0, round(float(self._weights[outside].sum()), 4)) if outside.size else 0.0
 
     def look(self, observation: np.ndarray) -> float:
         """Take note of a decision's observation; its `distance`."""
@@ -49,16 +51,19 @@ class RangeGuard:
         return distance
 
     def _note(self, distance: float) -> None:
+        if len(self._far) == WINDOW:
+            self._count -= self._far[0]
         self._far.append(distance > SHARE)
-        count = sum(self._far)
+        self._count += self._far[-1]
         if self.tripped:
-            self.tripped = count > BACK or len(self._far) < WINDOW
+            self.tripped = self._count > BACK or len(self._far) < WINDOW
         else:
-            self.tripped = count >= TRIP
+            self.tripped = self._count >= TRIP
 
     def recall(self, distances: Iterable[float], tripped: bool) -> None:
         """Be as after decisions with these distances, `WINDOW` of them or all, at the end of which it was tripped or not."""
         self._far = deque((distance > SHARE for distance in distances), maxlen=WINDOW)
+        self._count = sum(self._far)
         self.tripped = tripped
 
 
@@ -67,9 +72,9 @@ def recall(guard: RangeGuard, rows: Sequence[Mapping[str, Any]]) -> None:
     guard.recall([row["distance"] for row in rows if row["distance"] is not None], rows[-1]["tripped"])
 
 
-def thrown(folder: Path) -> bool:
-    """Whether policies must not decide in this run any more: its switch is thrown, or this process's."""
-    return STOP.is_set() or os.path.exists(folder / STOP_FILE)
+def thrown(file: str) -> bool:
+    """Whether policies must not decide now: a run's switch is thrown (its `STOP_FILE` is there), or this process's."""
+    return STOP.is_set() or os.path.exists(file)
 
 
 def throw(place: str | os.PathLike[str], *, undo: bool = False) -> Path:

@@ -131,6 +131,8 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
                 raise ConductorError(
                     f'{where}: instruments.models.{variant.model} is missing; say what loads it: {{load: "module:function"}}'
                 )
+    if system.order_hidden:
+        raise ConductorError(f"{where}: system.order_hidden is for the game alone; say in `after` what must come first")
     if not system.max_attempts and not system.horizon_seconds:
         raise ConductorError(
             f"{where}: system.max_attempts is 0 and there is no horizon_seconds, so a function that always fails would be "

@@ -46,6 +46,7 @@ def edit(workflow: dict[str, Any], path: str, value: Any) -> None:
         ("tasks.0.after", ["z"], "names the task 'z', which is not defined"),
         ("tasks.0.function", "fz", "names the function 'fz', which is not defined"),
         ("tasks.0.args", {"x": float("nan")}, "holds a value that JSON cannot"),
+        ("system.order_hidden", True, "system.order_hidden is for the game alone"),
         ("system.max_attempts", 0, "would be called for ever; set max_attempts"),
         ("system.pools.cpu.places", 0, "greater than or equal to 1"),
         ("name", "../up", "name"),
