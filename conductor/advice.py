@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from conductor.bundle import Bundle, load_bundle
-from conductor.decision_maker import STRATEGIES, DecisionMaker, Shadow
+from conductor.decision_maker import NEED_BUNDLE, STRATEGIES, DecisionMaker, Shadow
 from conductor.errors import ConductorError
 from conductor.guard import STOP_FILE, RangeGuard, thrown
 from conductor.manifest import RuleSpec
@@ -34,16 +34,16 @@ class Advice(NamedTuple):
         """Itself. Raises ConductorError for an unknown strategy, or one that has no bundle and needs it."""
         if self.strategy not in STRATEGIES:
             raise ConductorError(f"strategy {self.strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
-        if self.strategy == "adaptive" and self.bundle is None:
+        if self.strategy in NEED_BUNDLE and self.bundle is None:
             raise ConductorError(
-                "strategy adaptive needs a bundle (`--bundle DIR`); without one choose critical_path or sequential"
+                f"strategy {self.strategy} needs a bundle (`--bundle DIR`); without one choose critical_path or sequential"
             )
         return self
 
     def record(self) -> dict[str, Any]:
         """The keys of the journal's row `run` that are about it."""
         policy = self.bundle if self.strategy == "adaptive" else None
-        rule = policy.manifest.rule if policy is not None else RuleSpec()
+        rule = self.bundle.manifest.rule if self.bundle is not None and self.strategy in NEED_BUNDLE else RuleSpec()
         return {
             "strategy": self.strategy,
             "exposure": policy.manifest.exposure if policy is not None else "full",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import time
 from typing import Protocol
@@ -44,10 +45,18 @@ class Clock:
         timeout = None if microseconds is None else max(0, microseconds) / 1e6
         found = [key.data for key, _ in self._selector.select(timeout)]
         if None in found:
-            with contextlib.suppress(BlockingIOError):
-                while os.read(self._woken, 4096):
-                    pass
+            self._hear()
         return [thing for thing in found if thing is not None]
+
+    def pause(self, microseconds: int) -> None:
+        """Nothing for so long, whatever happens to what is watched; `wake` ends it, too."""
+        if select.select([self._woken], [], [], microseconds / 1e6)[0]:
+            self._hear()
+
+    def _hear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._woken, 4096):
+                pass
 
     def wake(self) -> None:
         """End a `wait`, now or the next one; from any thread or signal handler."""

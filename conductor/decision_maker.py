@@ -23,7 +23,8 @@ from conductor.policy import Policy
 from pit.handle import Pit
 from pit.layout import WAIT
 
-STRATEGIES = ("adaptive", "critical_path", "sequential")
+STRATEGIES = ("adaptive", "calibrated", "critical_path", "sequential")
+NEED_BUNDLE = STRATEGIES[:2]  # its policy, or its rule alone
 SECONDS = 0.25  # within which a policy must answer; it takes 50 us
 LATE_IN_A_ROW = 3  # late answers after which it is not asked any more in this run
 NOTES = {  # why not the policy, for people
@@ -134,6 +135,8 @@ class DecisionMaker:
             return Decision(WAIT if mask[WAIT] else pit.rule("critical_path"), "sequential", "")
         if self._strategy == "critical_path":
             return Decision(pit.rule("critical_path"), "rule", "")
+        if self._strategy == "calibrated":
+            return Decision(self._rule.choose(pit), "rule", "")
         action, note = -1, self._hindrance()
         distance, tripped = None, False
         if self._guard is not None:

@@ -27,9 +27,9 @@ from conductor.clock import Clock
 from conductor.errors import ConductorError, DiskFull, Stopped
 from conductor.files import digest
 from conductor.guard import WINDOW
-from conductor.journal import Journal, Row, journal_path, read_journal, run_folder
+from conductor.journal import Journal, Row, journal_path, peek, read_journal, run_folder
 from conductor.model_manager import ModelManager, Report
-from conductor.pit_interface import Fold, Folded, PitInterface
+from conductor.pit_interface import Fold, Folded, PitInterface, tables
 from conductor.points import Points
 from conductor.run import Observer, Run, RunResult
 from conductor.snapshot import read_snapshot
@@ -119,7 +119,7 @@ def first_row(workflow: Workflow, name: str, folder: str, advice: Advice) -> dic
         "workflow": spec,
         "workflow_digest": digest(spec),
         "base": str(workflow.base),
-        "tables": layout.table_hashes(),
+        "tables": tables(),
         **advice.record(),
     }
 
@@ -157,25 +157,25 @@ def fold_runs(path: Path, whole: bool = False) -> list[Folded]:
     Raises:
         ConductorError: the journal is not whole, or replays differently.
     """
-    firsts: list[Row] = []
-    snapshots: dict[int, list[Row]] = defaultdict(list)
+    snapshots = [] if whole else peek(path, "snapshot")[::-1]
+    folds: list[Fold] = []
+    relied: dict[int, Row] = {}  # on which snapshot, by run
     recent: dict[int, deque[dict[str, Any]]] = defaultdict(lambda: deque(maxlen=WINDOW))
     for row in read_journal(path):
         if row.kind == "run":
-            firsts.append(row)
-        elif row.kind == "snapshot" and not whole:
-            snapshots[row.run].append(row)
-        elif row.kind == "action":
-            recent[row.run].append(row.data)
-    folds = [Fold(first) for first in firsts]
-    for run, folding in enumerate(folds):
-        folder = run_folder(path, folding.run)
-        for row in reversed(snapshots[run]):
-            if folding.restored(row, partial(read_snapshot, folder, row.data["file"])):
-                break
-    for row in read_journal(path):
-        if row.run < len(folds) and row.seq > folds[row.run].row.seq:
+            folding = Fold(row)
+            folds.append(folding)
+            folder = run_folder(path, row.data)
+            for snapshot in (found for found in snapshots if found.run == row.run):
+                if folding.restored(snapshot, partial(read_snapshot, folder, str(snapshot.data.get("file")))):
+                    relied[row.run] = snapshot
+                    break
+        elif row.seq > folds[row.run].row.seq:
             folds[row.run].take(row)
+        elif row.run in relied and row.seq == relied[row.run].seq and row != relied[row.run]:
+            raise ConductorError(f"{path}: row {row.seq}: was changed while it was read")
+        if row.kind == "action":
+            recent[row.run].append(row.data)
     return [folding.result()._replace(recent=tuple(recent[run])) for run, folding in enumerate(folds)]
 
 
@@ -225,7 +225,7 @@ class Orchestrator:
         self._enter(run, since)
 
     def _enter(self, run: Run, since: int) -> None:
-        run.origin = self.clock.now() - since
+        run.now, run.origin = self.clock.now, self.clock.now() - since
         self.clock.watch(run.manager)
         self.live[run.manager] = run
         self._due[run] = None
@@ -294,7 +294,7 @@ class Orchestrator:
         self._wake_at.pop(run, None)
 
     def _set_timer(self, run: Run) -> None:
-        if run.manager.pending():
+        if run.undecided or run.manager.pending():
             self._due[run] = None
         timer, deadline = run.next_timer(), run.manager.deadline()
         times = [] if timer is None else [run.origin + timer]
@@ -335,9 +335,7 @@ class Orchestrator:
                 for run in self.live.values() if not since else ():
                     since[run] = now - run.origin
                     run.observe("parked", since[run], f"{reason}; waiting for room")
-                until = now + pause
-                while not self._reason and (left := until - self.clock.now()) > 0:
-                    self.clock.wait(left)
+                self.clock.pause(pause)
                 pause = min(2 * pause, longest)
         for run, at in since.items():
             run.parked = run.parked or (reason, at)

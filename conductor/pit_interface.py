@@ -5,6 +5,7 @@ Live and on resume the same methods are called in the same order: a fold gives e
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ STUCK = (  # why a run ends as failed although the Pit has not ended it
     "the run cannot go on: nothing is under way, and no task that is left can start; give it more (system.money, memory, "
     "places) or allow it more (system.verbs, deny)"
 )
+
+
+tables = functools.cache(layout.table_hashes)  # of this runtime
 
 
 class Call(NamedTuple):
@@ -224,7 +228,7 @@ class Fold:
         self.row, self.ended, self._watch = first, False, watch
         self._begun: list[Call] = []
         where = f"row {first.seq}"
-        if run["tables"] != layout.table_hashes():
+        if run["tables"] != tables():
             raise ConductorError(
                 f"{where}: the run was recorded over a Pit with other tables; use the version of the conductor that wrote it"
             )

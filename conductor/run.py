@@ -7,7 +7,6 @@ result is durable, with its output's digest, before anything that follows from i
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -28,6 +27,7 @@ from pit import layout
 from pit.handle import Command, Event, Pit
 
 T = TypeVar("T")
+DECISIONS = 1000  # of one tick at most: who decides without end must not keep others, or the order to stop, waiting
 Observer = Callable[[str, int, str], None]  # what happened (`start`, `finished`, `failed`, `load`, ...), when (us), in words
 _EVENT_KINDS = {
     "loaded": layout.LOADED,
@@ -100,7 +100,8 @@ class Run:
         """`number`: of the run in its journal; `record`: the payload of its first row."""
         self.number, self.view, self.manager, self.record = number, view, manager, record
         self.folder = journal.folder / str(record["folder"])
-        self.origin = 0  # us of the driver's clock at which the run began
+        self.now: Callable[[], int] = lambda: 0  # the driver's clock, us, and when by it the run began; the driver sets both
+        self.origin = 0
         self.observe = observer or (lambda kind, time, text: None)
         self.sandbox: dict[str, str] = {}  # what each variant runs in, once that was looked at
         self.parked: tuple[str, int] | None = None  # why nothing could be recorded, and since when
@@ -113,6 +114,7 @@ class Run:
         self._rows = 0  # since the last snapshot
         self._every = int(os.environ.get("FQ_SNAPSHOT_EVERY", EVERY))  # tests want more of them
         self._fresh = False  # a snapshot is among the rows of this tick
+        self.undecided = False  # whether the next tick is due at once
         self.finished = self.began = self.cancelled = False  # whether this tick did so, for crash tests
 
     def check(self) -> None:
@@ -261,7 +263,12 @@ class Run:
         return 0
 
     def _decide(self, now: int) -> None:
-        while self._pit.status == layout.ON and self._pit.decision_due():
+        self.undecided = True
+        for _ in range(DECISIONS):
+            self.view.advance(now)  # an action may make a timer due at once: a fold lets it fire before the next row, too
+            if self._pit.status != layout.ON or not self._pit.decision_due():
+                self.undecided = False
+                return
             observation, mask = self._pit.observe(), self._pit.mask()
             decision = self._decider.choose(self._pit, observation, mask)
             seen = {"observation": array_digest(observation), "mask": array_digest(mask)}
@@ -270,6 +277,7 @@ class Run:
             if decision.said:
                 self.observe("guard", now, decision.said)
             self.view.act(now, decision.action)
+        self.view.advance(now)
 
     def _execute(self, command: Command, now: int) -> None:
         if command.kind == layout.CMD_START:
@@ -281,10 +289,10 @@ class Run:
             self.observe(
                 "start", now, f"{intent['task']} ({intent['function']}, {intent['variant']}, attempt {call.attempt}{place})"
             )
-            before = time.monotonic_ns()
+            before = self.now()
             job = self._job(intent, call.task)
             if self._workflow.spec.system.store is not None:
-                self._fetched[command.call] = (time.monotonic_ns() - before) // 1000
+                self._fetched[command.call] = self.now() - before
             self.manager.start(command.call, command.copy, job)
         elif command.kind == layout.CMD_CANCEL:
             self.observe("cancel", now, f"{self._pit.task_ids[command.task]}, call {command.call}")

@@ -13,6 +13,7 @@ from conductor.errors import ConductorError
 from conductor.files import canonical
 from conductor.instruments.sandbox import Limits
 from pit.errors import PitError
+from pit.files import shown
 from pit.spec import WorkflowSpec, order_tasks, read_workflow
 
 
@@ -102,7 +103,7 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in ("instruments", *first["loc"]))
-        raise ConductorError(f"{where}: {key}: {first['msg']}, not {first['input']!r}") from error
+        raise ConductorError(f"{where}: {key}: {first['msg']}, not {shown(first['input'])}") from error
     try:
         limits = Limits.read(plan.limits, Limits())
         if limits.cpu is not None:
@@ -130,6 +131,8 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
                 raise ConductorError(
                     f'{where}: instruments.models.{variant.model} is missing; say what loads it: {{load: "module:function"}}'
                 )
+    if system.order_hidden:
+        raise ConductorError(f"{where}: system.order_hidden is for the game alone; say in `after` what must come first")
     if not system.max_attempts and not system.horizon_seconds:
         raise ConductorError(
             f"{where}: system.max_attempts is 0 and there is no horizon_seconds, so a function that always fails would be "

@@ -20,9 +20,9 @@ from fq_env.level_files import LEVELS
 from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GATES, MAX_GOALS, MAX_PLANS, N_STAGES
 from fq_env.workflows import Bytes, Cv, Cvs, Factors, Finite, Observed, Part, Range, Share, Whole, Workflow
 from pit.errors import PitError
-from pit.files import load_yaml, parse
+from pit.files import load_part, load_yaml, parse
 from pit.layout import EXPOSURES, MAX_PLACES, MAX_POOLS
-from pit.spec import Strict, SystemSpec
+from pit.spec import Strict, SystemSpec, join_system
 
 
 class Order(Strict):
@@ -312,11 +312,25 @@ def _read(path: Path) -> Level:
         if path.suffix == ".json":
             return recorded_level(path)
         data = load_yaml(path, "level file")
+        join_system(data, path, "level file")
+        if isinstance(data.get("workflow"), dict) and isinstance(data["workflow"].get("given"), str):
+            data["workflow"] = _conducted(data["workflow"], path)
         if isinstance(data.get("workflow"), dict) and "file" in data["workflow"]:
             data = wfformat.around(data, path)
         return parse(Level, data, f"level file {path}")
     except PitError as error:
         raise FQError(str(error)) from None
+
+
+def _conducted(workflow: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A level's section `workflow` whose `given` names a workflow file of the conductor: its tasks, without what only real
+    calls need. Raises `PitError`."""
+    workflow = dict(workflow)
+    load_part(workflow, "given", path, "level file")
+    tasks = workflow["given"].get("tasks")
+    if isinstance(tasks, list):
+        tasks = [{k: v for k, v in task.items() if k != "args"} if isinstance(task, dict) else task for task in tasks]
+    return {**workflow, "given": {"tasks": tasks}}
 
 
 def recorded_level(path: str | Path, durations: str = "known", workers: int = wfformat.WORKERS) -> Level:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pit.errors import PitError
-from pit.files import load_yaml, parse
+from pit.files import load_part, load_yaml, parse, shown
 from pit.layout import (
     DEFAULT_VERBS,
     ENABLED,
@@ -29,8 +29,9 @@ from pit.layout import (
 )
 
 VARIANTS = VERBS[:3]
+PARTS = ("memory", "pools", "models", "functions", "store")  # of a system; its other keys are its policies
 
-Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\- ]*$")]
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.\- ]*[A-Za-z0-9_.\-])?$")]
 Seconds = Annotated[float, Field(ge=0, le=1e8, allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=1e-5, le=1e8, allow_inf_nan=False)]
 Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
@@ -267,14 +268,37 @@ class History:
 
 def _known(name: str, names: Collection[str], where: str, what: str) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
+        near = difflib.get_close_matches(name[:100], names, 1) if len(names) < 1000 else []
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(names)[:12]) or 'none'}"
-        raise ValueError(f"{where} names the {what} {name!r}, which is not defined; {hint}")
+        raise ValueError(f"{where} names the {what} {shown(name)}, which is not defined; {hint}")
+
+
+def join_system(data: dict[str, Any], path: str | Path, what: str) -> None:
+    """Puts together, in `data`, what a file says of its system: `system` and `policies` may each be the name of another file,
+    and `policies` is what stands in a system besides its parts. Raises `PitError` that names the file with the mistake."""
+    file = load_part(data, "system", path, what)
+    policies = load_part(data, "policies", path, what) or path
+    more, system = data.pop("policies", None), data.get("system")
+    if more is not None:
+        if not isinstance(more, dict) or not isinstance(system, dict):
+            raise PitError(f"{what} {path}: policies and system must each hold keys with values, or name a file that does")
+        for key in more:
+            if key in PARTS:
+                raise PitError(f"{what} {policies}: policies.{key} belongs to `system`; policies are all its other keys")
+            if key in system:
+                raise PitError(f"{what} {policies}: policies.{key} stands in `system`, too ({file or path}); keep one")
+        data["system"] = {**system, **more}
+    if file is not None:
+        parse(SystemSpec, data["system"], f"system file {file}" + (f" with {policies}" if more is not None else ""))
 
 
 def read_workflow(path: str | Path) -> WorkflowSpec:
-    """A workflow file, checked and in topological order. Raises `PitError`."""
-    workflow = parse(WorkflowSpec, load_yaml(path, "workflow file"), f"workflow file {path}")
+    """A workflow file with the files that it names (`system`, `policies`, `instruments`), checked and in topological order.
+    Raises `PitError`."""
+    data = load_yaml(path, "workflow file")
+    join_system(data, path, "workflow file")
+    load_part(data, "instruments", path, "workflow file")
+    workflow = parse(WorkflowSpec, data, f"workflow file {path}")
     try:
         return order_tasks(workflow)
     except PitError as error:
@@ -299,8 +323,9 @@ def order_tasks(workflow: WorkflowSpec) -> WorkflowSpec:
                     f"tasks.{i}.content is {t.content}, which stands for a result of {contents[t.content]!r}; "
                     f"give {t.function!r} a number of its own"
                 )
-            for name in t.inputs:
-                _known(name, index, f"tasks.{i}.{'after' if name in t.after else 'soft'}", "task")
+            for where, names in (("after", t.after), ("soft", t.soft)):
+                for name in names:
+                    _known(name, index, f"tasks.{i}.{where}", "task")
     except ValueError as error:
         raise PitError(str(error)) from None
     open_inputs = [len(t.inputs) for t in workflow.tasks]

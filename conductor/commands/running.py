@@ -14,7 +14,7 @@ from conductor.advice import Advice
 from conductor.bundle import load_bundle
 from conductor.commands import add_run
 from conductor.commands.bundles import add_trust, trust_of
-from conductor.decision_maker import STRATEGIES
+from conductor.decision_maker import NEED_BUNDLE, STRATEGIES
 from conductor.orchestrator import begin, resume
 from conductor.report import print_comparison, print_run, report_run
 from conductor.run import RunResult
@@ -66,12 +66,16 @@ def register(commands: Commands) -> None:
     """Adds `run`, `resume` and `stop-policy`."""
     run = commands.add_parser("run", help="run a workflow to its end in a new folder")
     run.add_argument("file", metavar="FILE", help="the workflow, YAML")
-    run.add_argument("--bundle", metavar="BUNDLE", help="the exported policy, folder or zip; needed by the strategy adaptive")
+    run.add_argument(
+        "--bundle",
+        metavar="BUNDLE",
+        help="the exported policy, folder or zip; needed by the strategies adaptive and calibrated",
+    )
     run.add_argument(
         "--strategy",
         choices=STRATEGIES,
-        help="who decides: the bundle's policy (the default where a bundle is given), the critical-path rule (the default "
-        "otherwise), or one call at a time",
+        help="who decides: the bundle's policy (the default where a bundle is given), its fitted rule, the critical-path rule "
+        "(the default otherwise), or one call at a time",
     )
     run.add_argument(
         "--runs", metavar="DIR", default="runs", help="where the folder of the run is made (default: %(default)s)"
@@ -122,7 +126,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     strategy = arguments.strategy or ("adaptive" if bundle else "critical_path")
     chosen = [strategy]
     if arguments.compare:
-        chosen += [name for name in STRATEGIES if name != strategy and (name != "adaptive" or bundle)]
+        chosen += [name for name in STRATEGIES if name != strategy and (name not in NEED_BUNDLE or bundle)]
     reports = []
     for name in chosen:
         if len(chosen) > 1:

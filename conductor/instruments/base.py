@@ -19,6 +19,7 @@ MAX_REPLY = 64 << 20  # bytes of one output as JSON
 BUILT_IN = {
     "python": "conductor.instruments.python:PythonInstrument",
     "command": "conductor.instruments.command:CommandInstrument",
+    "proxy": "conductor.instruments.proxy:ProxyInstrument",
 }
 
 

@@ -37,7 +37,7 @@ class CommandInstrument(Instrument):
     """`{kind: command, argv: [ruff, check, "{inputs.draft}"]}`.
 
     Placeholders: `{task}`, `{function}`, `{variant}`, `{attempt}`, `{key}`, `{folder}`, `{base}`, `{args.NAME}`,
-    `{inputs.TASK}`, `{input}` (of the task's only input), `{python}` (this interpreter).
+    `{inputs.TASK}`, `{input}` (of the task's only input), `{input.NAME}` (what stands in it), `{python}` (this interpreter).
     The program gets `{"args": ..., "inputs": ...}` as JSON on its standard input, or the text `stdin`, which may hold
     placeholders, and runs in the run's `files/`; an input whose task was given up or skipped is `null`. An exit status outside
     `codes` is an error, unless `codes` is empty. The output is `{"code": ..., "stdout": ..., "stderr": ...}` (and `cut`: bytes
@@ -160,8 +160,16 @@ def _collect(program: Supervised, readers: dict[str, Any]) -> tuple[dict[str, st
 
 
 def fill(text: str, job: Job) -> str:
-    """A text with its placeholders filled. Raises CallError `precondition` for one that there is not."""
-    return _PLACEHOLDER.sub(lambda match: _value(job, match.group(1)), text)
+    """A text with its placeholders filled. Raises CallError `precondition` for one that there is not, or that no program can
+    be given."""
+    filled = _PLACEHOLDER.sub(lambda match: _value(job, match.group(1)), text)
+    try:
+        filled.encode()
+    except UnicodeEncodeError as error:
+        raise CallError(f"{text!r} would hold half a character: {error.reason}", "precondition") from error
+    if "\0" in filled:
+        raise CallError(f"{text!r} would hold the character 0, which no program can be given", "precondition")
+    return filled
 
 
 def _value(job: Job, name: str) -> str:
@@ -173,10 +181,13 @@ def _value(job: Job, name: str) -> str:
                 f"placeholder {{{name}}}: there is no {rest!r} among {', '.join(map(str, table)) or 'none'}", "precondition"
             )
         value = table[rest]
-    elif name == "input":
+    elif head == "input":
         if len(job.inputs) != 1:
-            raise CallError(f"placeholder {{input}}: the task has {len(job.inputs)} inputs, not one", "precondition")
+            raise CallError(f"placeholder {{{name}}}: the task has {len(job.inputs)} inputs, not one", "precondition")
         (value,) = job.inputs.values()
+        if rest and (not isinstance(value, dict) or rest not in value):
+            raise CallError(f"placeholder {{{name}}}: the input has no {rest!r}", "precondition")
+        value = value[rest] if rest else value
     elif name == "python":
         value = sys.executable
     elif name in ("task", "function", "variant", "attempt", "key", "folder", "base"):

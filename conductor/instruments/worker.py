@@ -145,7 +145,9 @@ def _quality(value: Any) -> float | None:
 
 
 def _failure(reply: dict[str, Any], kind: str, text: str) -> str:
-    return json.dumps({**reply, "error": kind, "text": text[:MAX_TEXT], "value": None, "quality": None})
+    """The reply for an error; its text may come to stand on a terminal, which it must not command."""
+    plain = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text[:MAX_TEXT])
+    return json.dumps({**reply, "error": kind, "text": plain, "value": None, "quality": None})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from conductor.bundle import Bundle, write_bundle
 from pit.handle import Pit
 from pit.spec import WorkflowSpec
+from tests.conductor import restarts
 from tests.conductor.helpers import MODULE, bundle_parts, small_workflow
 
 
@@ -19,6 +21,13 @@ from tests.conductor.helpers import MODULE, bundle_parts, small_workflow
 def compiled() -> None:
     """The kernels are there before a test reads what a command says; the first compilation announces itself."""
     Pit(WorkflowSpec.model_validate(small_workflow())).decision_due()
+
+
+@pytest.fixture(autouse=True)
+def restarts_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`FQ_RESTART=1`: every conductor in this process forgets all it knows after every tick (`restarts`)."""
+    if os.environ.get("FQ_RESTART"):
+        restarts.install(monkeypatch)
 
 
 @pytest.fixture

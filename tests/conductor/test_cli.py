@@ -46,6 +46,7 @@ def edit(workflow: dict[str, Any], path: str, value: Any) -> None:
         ("tasks.0.after", ["z"], "names the task 'z', which is not defined"),
         ("tasks.0.function", "fz", "names the function 'fz', which is not defined"),
         ("tasks.0.args", {"x": float("nan")}, "holds a value that JSON cannot"),
+        ("system.order_hidden", True, "system.order_hidden is for the game alone"),
         ("system.max_attempts", 0, "would be called for ever; set max_attempts"),
         ("system.pools.cpu.places", 0, "greater than or equal to 1"),
         ("name", "../up", "name"),
@@ -87,9 +88,9 @@ def test_run_compare_show_verify(write_workflow: Write, bundle: Bundle, capsys: 
     runs = file.parent / "runs"
     assert main(["run", str(file), "--bundle", str(bundle.path), "--runs", str(runs), "--compare"]) == 0
     out = capsys.readouterr().out
-    assert "strategies, each really run" in out and out.count("solved: 4 of 4 tasks") == 3
+    assert "strategies, each really run" in out and out.count("solved: 4 of 4 tasks") == 4
     folders = sorted(runs.iterdir())
-    assert [f.name.split("-")[1] for f in folders] == ["adaptive", "critical_path", "sequential"]
+    assert [f.name.split("-")[1] for f in folders] == ["adaptive", "calibrated", "critical_path", "sequential"]
     assert main(["show", str(folders[0])]) == 0
     shown = capsys.readouterr().out
     assert "decisions: " in shown and " by policy" in shown and "output of c: outputs/" in shown

@@ -79,6 +79,10 @@ def test_a_program_gets_its_job_on_stdin_and_may_answer_in_json(tmp_path: Path) 
 def test_a_program_may_get_a_text_on_stdin(tmp_path: Path) -> None:
     read = CommandInstrument(argv=["cat"], stdin="{task}: {input}")
     assert read.call(job(tmp_path, inputs={"up": "hi"}))["stdout"] == "t: hi"
+    part = CommandInstrument(argv=["cat"], stdin="{input.stdout}")
+    assert part.call(job(tmp_path, inputs={"up": {"code": 0, "stdout": "ho"}}))["stdout"] == "ho"
+    with pytest.raises(CallError, match=r"placeholder \{input\.stdout\}: the input has no 'stdout'"):
+        part.call(job(tmp_path, inputs={"up": ["x"]}))
     with pytest.raises(CallError, match="the task has 2 inputs, not one"):
         read.call(job(tmp_path))
 
@@ -112,7 +116,7 @@ def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_pa
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        ("spell", {}, "kind 'spell' is unknown; known are command, python"),
+        ("spell", {}, "kind 'spell' is unknown; known are command, proxy, python"),
         ("python", {"call": "nothing"}, "is not of the form module:function"),
         ("python", {"call": "no_such_module_here:f"}, "cannot be imported: ModuleNotFoundError"),
         ("python", {"call": "os:no_such"}, "module os has no no_such"),
@@ -123,6 +127,10 @@ def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_pa
         ("command", {"argv": ["true"], "limits": {"memry": 1}}, "numbers by these names are needed: memory, cpu"),
         ("command", {"argv": ["true"], "limits": {"memory": 0.5}}, "limits.memory is 0.5; a whole number from 1"),
         ("command", {"argv": ["true"], "sandbox": "vault"}, "choose one of none, limits, landlock, bwrap"),
+        ("proxy", {"of": {"call": "os:getcwd"}, "faults": {}}, "another instrument is needed, with its kind"),
+        ("proxy", {"of": {"kind": "spell"}, "faults": {}}, "kind 'spell' is unknown"),
+        ("proxy", {"of": {"kind": "python", "call": "os:getcwd"}, "faults": {"slow": 1}}, "chances by these names are needed"),
+        ("proxy", {"of": {"kind": "python", "call": "os:getcwd"}, "faults": {"drop": 2}}, "a chance from 0 to 1 is needed"),
     ],
 )
 def test_wrong_options_are_a_sentence(kind: str, options: dict[str, Any], words: str) -> None:

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from conductor.bundle import Bundle
+from conductor.audit import verify as verify_audit
+from conductor.bundle import Bundle, write_bundle
 from conductor.errors import ConductorError
 from conductor.journal import Row, read_journal
 from conductor.orchestrator import begin
 from conductor.pit_interface import fold
 from conductor.report import RunReport, report_run
 from conductor.workflow import load_workflow
-from tests.conductor.helpers import output_of, small_workflow
+from tests.conductor.helpers import bundle_parts, output_of, small_workflow
 
 Write = Callable[[dict[str, Any]], Path]
 
@@ -177,3 +178,15 @@ sys.exit(main(["run", {str(path)!r}, "--bundle", {str(bundle.path)!r}, "--runs",
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=root)
     assert done.returncode == 0, done.stderr
     assert "solved: 4 of 4 tasks" in done.stdout
+
+
+def test_the_rule_of_a_bundle_may_decide_alone(write_workflow: Write, tmp_path: Path) -> None:
+    """The strategy `calibrated`: the fitted rule, with everything in sight; the audit makes each decision again."""
+    bundle = write_bundle(tmp_path / "ruled", **bundle_parts(), rule={"name": "smallest_remaining", "params": {}})
+    path = write_workflow(small_workflow())
+    report = run(path, "calibrated", bundle)
+    assert report.status == "solved" and set(report.decisions) == {"rule"}
+    assert report.run["rule"]["name"] == "smallest_remaining" and report.run["exposure"] == "full"
+    assert verify_audit(report.folder).made_again["rule"] == sum(report.decisions.values())
+    with pytest.raises(ConductorError, match="strategy calibrated needs a bundle"):
+        run(path, "calibrated")

@@ -117,10 +117,10 @@ def value_at(data: Any, path: tuple[Any, ...]) -> Any:
     return data
 
 
-def mutated(seed: int) -> tuple[str, bytes]:
-    """(suffix, file) of the mutation of this seed."""
+def mutated(seed: int, sound: list[tuple[str, Any]]) -> tuple[str, bytes]:
+    """(suffix, file) of the mutation of this seed of one of some sound files, each (suffix, data)."""
     rng = random.Random(seed)
-    suffix, data = copy.deepcopy(rng.choice(sources()))
+    suffix, data = copy.deepcopy(rng.choice(sound))
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
         if places(data):
             mutate(rng, data)
@@ -141,7 +141,7 @@ def mutated(seed: int) -> tuple[str, bytes]:
 
 def attempt(seed: int, folder: Path) -> str:
     """What becomes of the mutation of this seed; raises what should never be raised."""
-    suffix, raw = mutated(seed)
+    suffix, raw = mutated(seed, sources())
     path = folder / f"m{seed}{suffix}"
     path.write_bytes(raw)
     try:

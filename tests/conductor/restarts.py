@@ -1,0 +1,55 @@
+"""A conductor that forgets everything after every tick, and knows it again from its journal.
+
+Workers go on, as they would for another process that takes over; the Pit, what is known of calls and outputs, and the writer
+of the journal are thrown away and made anew, from the last snapshot. What comes out must be what was thrown away, bit for bit,
+and also what comes out of the whole journal without a snapshot.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from conductor.journal import Journal
+from conductor.orchestrator import Orchestrator, fold_runs
+from conductor.pit_interface import Folded, PitInterface
+from conductor.run import Run
+from conductor.tiers import Outputs
+
+TICK = Orchestrator.tick
+
+
+def known(view: PitInterface) -> tuple[object, ...]:
+    """All that a view knows, without what the Pit can compute anew."""
+    return view.pit.state_hash(), list(view.calls.values()), view.starts, view.outputs, view.deleted
+
+
+def take_over(run: Run, folded: Folded, journal: Journal) -> None:
+    """The run goes on over what was folded, which is compared with what it had."""
+    folded.view.advance(run.view.pit.now)  # since its last row timers may have fired that asked for no call
+    folded.view.commands()
+    assert not folded.view.begun() and known(folded.view) == known(run.view)
+    run.view, run._pit, run._journal = folded.view, folded.view.pit, journal
+    run._outputs = Outputs(run.folder, folded.view.workflow.system.store)
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Every orchestrator restarts after every tick from now on; counts restarts and those from a snapshot."""
+    counts: Counter[str] = Counter()
+
+    def tick(orchestrator: Orchestrator) -> None:
+        TICK(orchestrator)
+        path = orchestrator.journal.path
+        orchestrator.journal.close()
+        orchestrator.journal = Journal(path.parent, new=False)
+        folds, wholes = fold_runs(path), fold_runs(path, whole=True)
+        for run in orchestrator.live.values():
+            take_over(run, wholes[run.number], orchestrator.journal)
+            take_over(run, folds[run.number], orchestrator.journal)
+            counts["restarts"] += 1
+            counts["from a snapshot"] += (run.folder / "snapshots").exists()
+
+    monkeypatch.setattr(Orchestrator, "tick", tick)
+    monkeypatch.setenv("FQ_SNAPSHOT_EVERY", "7")
+    return counts

@@ -1,0 +1,149 @@
+"""The lifecycle of real copies: load, warm, active, cooldown, unload, and what becomes of one that dies or does not load."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conductor.instruments.sandbox import Limits
+from conductor.model_manager import ModelManager, Report
+from conductor.workflow import Plan
+
+MODELS = """
+import os, time
+from pathlib import Path
+def load(seconds=0.0, needs=None):
+    time.sleep(seconds)
+    if needs is not None and not Path(needs).exists():
+        raise RuntimeError("no weights")
+    return os.getpid()
+def ask(job):
+    Path(f"begun-{job.task}-{job.attempt}").touch()
+    while job.args.get("until") and not Path(job.args["until"]).exists():
+        time.sleep(0.01)
+    return [job.model, os.getpid()]
+"""
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[ModelManager]:
+    """A model `m` that serves two calls at once, one that loads slowly, one that loads only if `files/weights` is there."""
+    (tmp_path / "models.py").write_text(MODELS)
+    plan = Plan.model_validate({
+        "functions": {"ask": {"kind": "python", "call": "models:ask", "seconds": 60}},
+        "models": {
+            "m": {"load": "models:load"},
+            "slow": {"load": "models:load", "args": {"seconds": 60.0}, "seconds": 0.5},
+            "picky": {"load": "models:load", "args": {"needs": "weights"}},
+        },
+    })  # fmt: skip
+    manager = ModelManager(plan, {"m": 2, "slow": 1, "picky": 1}, tmp_path, tmp_path, Limits())
+    yield manager
+    manager.close()
+
+
+def job(task: str, attempt: int = 1, **args: Any) -> dict[str, Any]:
+    fields = {"key": task, "task": task, "function": "ask", "variant": "standard", "attempt": attempt}
+    return {**fields, "args": args, "inputs": {}, "seconds": 60}
+
+
+def until(manager: ModelManager, *kinds: str) -> list[Report]:
+    """Reports until those of these kinds have come, in this order among all."""
+    found: list[Report] = []
+    while [report.kind for report in found] != list(kinds):
+        reports = manager.poll(60.0)
+        assert reports, f"only {found} within a minute"
+        found += reports
+        assert [report.kind for report in found] == list(kinds)[: len(found)], found
+    return found
+
+
+def alive(process: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def wait_for(path: Path, manager: ModelManager) -> None:
+    for _ in range(6000):
+        if path.exists():
+            return
+        manager.poll(0.01)
+    raise AssertionError(f"{path.name} did not come within a minute")
+
+
+def test_a_copy_lives_from_its_load_to_its_unload(manager: ModelManager, tmp_path: Path) -> None:
+    """One process: it loads, waits warm, serves, waits again, and is gone before its memory is said to be free."""
+    manager.load(0, "m")
+    (loaded,) = until(manager, "loaded")
+    assert (loaded.subject, loaded.error) == (0, "ok") and loaded.elapsed > 0
+    assert manager.poll(0.05) == []  # warm
+    manager.start(1, 0, job("a"))
+    (first,) = until(manager, "finished")
+    manager.start(2, 0, job("b"))
+    (second,) = until(manager, "finished")
+    assert first.value == second.value and first.value[0] == first.value[1]  # the model was loaded where it serves, once
+    assert alive(first.value[0])
+    manager.unload(0)
+    assert not alive(first.value[0])
+    assert until(manager, "unloaded")[0].subject == 0
+
+
+def test_a_load_that_takes_too_long_has_failed(manager: ModelManager) -> None:
+    manager.load(3, "slow")
+    (failed,) = until(manager, "load_failed")
+    assert (failed.subject, failed.error) == (3, "timeout") and "model slow did not load within its time limit" in failed.text
+    manager.unload(3)
+    assert until(manager, "unloaded")[0].subject == 3
+
+
+def test_a_copy_that_dies_while_it_is_warm_is_loaded_again(manager: ModelManager) -> None:
+    manager.load(0, "m")
+    until(manager, "loaded")
+    manager.start(1, 0, job("a"))
+    before = until(manager, "finished")[0].value[0]
+    os.kill(before, signal.SIGKILL)
+    (reload,) = until(manager, "reload")
+    assert (reload.subject, reload.value) == (0, "m") and "ended by itself (status -9)" in reload.text
+    manager.start(2, 0, job("b"))
+    _, after = until(manager, "started", "finished")
+    assert after.value[0] == after.value[1] != before
+
+
+def test_a_reload_that_fails_is_tried_again_with_the_next_call(manager: ModelManager, tmp_path: Path) -> None:
+    weights = tmp_path / "files" / "weights"
+    weights.touch()
+    manager.load(0, "picky")
+    until(manager, "loaded")
+    manager.start(1, 0, job("a"))
+    before = until(manager, "finished")[0].value[0]
+    weights.unlink()
+    os.kill(before, signal.SIGKILL)
+    until(manager, "reload")
+    manager.start(2, 0, job("b"))
+    (failed,) = until(manager, "finished")
+    assert (failed.subject, failed.error) == (2, "load") and "no weights" in failed.text
+    weights.touch()
+    manager.start(3, 0, job("c"))
+    found = until(manager, "reload", "started", "finished")
+    assert "the last reload failed" in found[0].text and found[2].error == "ok"
+
+
+def test_a_call_that_is_cancelled_takes_its_copy_and_no_other_call(manager: ModelManager, tmp_path: Path) -> None:
+    """What else ran on the copy begins again on the next one, and nothing is said of the cancelled call."""
+    manager.load(0, "m")
+    until(manager, "loaded")
+    manager.start(1, 0, job("a", until="go"))
+    manager.start(2, 0, job("b", until="go"))
+    for name in ("a", "b"):
+        wait_for(tmp_path / "files" / f"begun-{name}-1", manager)
+    manager.cancel(1)
+    (tmp_path / "files" / "go").touch()
+    reports = until(manager, "reload", "started", "finished")
+    assert [report.subject for report in reports] == [0, 2, 2] and reports[2].error == "ok"
