@@ -108,6 +108,9 @@ def test_forged_records(run: Path, tmp_path: Path, change: Callable[[dict[str, A
 def test_a_decision_that_nobody_would_make(place: Path, tmp_path: Path) -> None:
     """A replay of the journal cannot tell: any legal action replays. Only who decides again can."""
     workflow = load_workflow(written(place, "two", many(2)))
+    fitted = write_bundle(tmp_path / "fitted", **bundle_parts(), rule=calibrated())
+    folder = begin(workflow, tmp_path / "runs", strategy="calibrated", bundle=fitted).folder
+    assert audit.verify(folder).made_again.keys() == {"rule"}
     for strategy, who in (("parallel", "rule"), ("sequential", "sequential"), ("adaptive", "policy")):
         policy = write_bundle(tmp_path / strategy, **preferring("standard", "wait"))
         folder = begin(workflow, tmp_path / "runs", strategy=strategy, bundle=policy).folder
