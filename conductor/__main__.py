@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="conductor",
         description="Conduct a workflow of real functions with a trained policy.",
-        epilog="Example: conductor run examples/code_forge/workflow.yaml --strategy critical_path",
+        epilog="Example: conductor run examples/code_forge/workflow.yaml --strategy parallel",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for group in GROUPS:

@@ -36,7 +36,7 @@ class Advice(NamedTuple):
             raise ConductorError(f"strategy {self.strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
         if self.strategy in NEED_BUNDLE and self.bundle is None:
             raise ConductorError(
-                f"strategy {self.strategy} needs a bundle (`--bundle DIR`); without one choose critical_path or sequential"
+                f"strategy {self.strategy} needs a bundle (`--bundle DIR`); without one choose parallel or sequential"
             )
         return self
 

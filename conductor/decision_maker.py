@@ -1,4 +1,5 @@
-"""Who decides: the policy of a bundle with a rule player behind it, a rule player alone, or one call at a time.
+"""Who decides: the policy of a bundle with a rule player behind it, a rule player alone, or one call at a time. The last two
+back off from a pool after each failure where the system has that verb; how long, and ever longer, is the Pit's.
 
 A policy decides unless it is absent, was stopped, was late too often, sees what it was never trained on, or answers with what
 is not finite or too late; then the rule does, and the decision says why not the policy. An answer cannot be cut short: it is a
@@ -18,12 +19,12 @@ import numpy as np
 from conductor.bundle import Bundle
 from conductor.guard import RangeGuard, recall
 from conductor.manifest import RuleSpec
-from conductor.pit_interface import Rule
+from conductor.pit_interface import Rule, failures_in_row
 from conductor.policy import Policy
 from pit.handle import Pit
-from pit.layout import WAIT
+from pit.layout import BACK_OFF, WAIT
 
-STRATEGIES = ("adaptive", "calibrated", "critical_path", "sequential")
+STRATEGIES = ("adaptive", "calibrated", "parallel", "sequential")
 NEED_BUNDLE = STRATEGIES[:2]  # its policy, or its rule alone
 SECONDS = 0.25  # within which a policy must answer; it takes 50 us
 LATE_IN_A_ROW = 3  # late answers after which it is not asked any more in this run
@@ -98,6 +99,7 @@ class DecisionMaker:
         self._rule, self._name = Rule(rule.name, rule.params), rule.name
         self._late = 0  # in a row
         self._told: set[str] = set()
+        self._failures = np.zeros((), np.int32)  # calls of each pool that failed in a row
         self.counts: Counter[str] = Counter()
 
     def choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> Decision:
@@ -131,9 +133,11 @@ class DecisionMaker:
             recall(self._guard, rows)
 
     def _choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> Decision:
+        if self._strategy in ("parallel", "sequential") and self._failed_again(pit) and mask[BACK_OFF]:
+            return Decision(BACK_OFF, "sequential" if self._strategy == "sequential" else "rule", "")
         if self._strategy == "sequential":  # waiting is legal as long as anything runs or loads
             return Decision(WAIT if mask[WAIT] else pit.rule("critical_path"), "sequential", "")
-        if self._strategy == "critical_path":
+        if self._strategy == "parallel":
             return Decision(pit.rule("critical_path"), "rule", "")
         if self._strategy == "calibrated":
             return Decision(self._rule.choose(pit), "rule", "")
@@ -152,6 +156,11 @@ class DecisionMaker:
         if note:
             return Decision(self._rule.choose(pit), "rule", note, distance=distance, tripped=tripped)
         return Decision(action, "policy", "", distance=distance, tripped=tripped)
+
+    def _failed_again(self, pit: Pit) -> bool:
+        """Whether a pool's calls have failed once more since this was last asked: the time to back off from it, once."""
+        before, self._failures = self._failures, failures_in_row(pit)
+        return bool((self._failures > before).any())
 
     def _hindrance(self) -> str:
         """Why the policy is not even asked, whatever there is to see."""

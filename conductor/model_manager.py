@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conductor.errors import ConductorError
+from conductor.files import digest
 from conductor.instruments.process import Worker
 from conductor.instruments.sandbox import Limits
 from conductor.workflow import ModelPlan, Plan
+from conductor.workshop import Workshop
 
 CHECK_SECONDS = 300.0  # importing a user's modules may take its time
 GRACE = 1.0  # s between a call's time limit and the end of its worker
@@ -64,6 +66,7 @@ class _Place:
     model: str = ""
     copy: int = -1
     row: int = -1  # variant that is configured here
+    age: int = -1  # of a worker that is leased from a workshop
     # "loading" (the Pit waits), "reloading" (the Pit does not know), "configuring", "ready", "broken" (the reload failed),
     # "old" (a plain worker from before a configuration: it ends when its call has)
     state: str = "ready"
@@ -77,9 +80,20 @@ class _Place:
 class ModelManager:
     """Workers of one run. `serves` says how many calls at once a copy of each model takes."""
 
-    def __init__(self, plan: Plan, serves: dict[str, int], base: Path, folder: Path, limits: Limits) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        serves: dict[str, int],
+        base: Path,
+        folder: Path,
+        limits: Limits,
+        workshop: Workshop | None = None,
+    ) -> None:
         """`base`: where modules are found; `folder`: of the run, gets `files/` (where all calls work) and `logs/`; `limits` of
-        each worker."""
+        each worker; `workshop`: where plain workers come from that other runs of this plan use, too."""
+        self._workshop = workshop
+        self._key = "" if workshop is None else digest([plan.model_dump(mode="json"), str(base), repr(limits)])
+        self._queue: deque[_Call] = deque()  # calls that wait for a worker
         self._plan, self._serves, self._base, self._may_take = plan, serves, base, limits
         self._files, self._logs = folder / "files", folder / "logs"
         self._files.mkdir(exist_ok=True)
@@ -94,6 +108,8 @@ class ModelManager:
         """Make every instrument once in a worker, which then serves; the level of the sandbox that each function gets.
 
         `functions`: the variants of each. Raises ConductorError with the first fault's sentence."""
+        if self._workshop is not None and self._key in self._workshop.checked:
+            return self._workshop.checked[self._key]
         place = self._spawn(1)
         self._plain.append(place)
         self._request(place, {
@@ -118,6 +134,9 @@ class ModelManager:
         found = replies[0]["value"]
         if found["faults"]:
             raise ConductorError(f"{where}: {found['faults'][0]}")
+        if self._workshop is not None:
+            self._retire(place)
+            self._workshop.checked[self._key] = dict(found["levels"])
         return dict(found["levels"])
 
     def load(self, copy: int, model: str) -> None:
@@ -150,6 +169,9 @@ class ModelManager:
             if place.state == "broken":
                 self.reload(copy, place.model, "the last reload failed")
                 place = self._copies[copy]
+        elif self._workshop is not None:
+            self._lease(self._workshop, begun)
+            return
         else:
             for old in [p for p in self._plain if p.state == "old" and not p.calls]:
                 self._retire(old)
@@ -160,6 +182,35 @@ class ModelManager:
             self._send(place, begun)
         else:
             place.waiting.append(begun)
+
+    def _lease(self, workshop: Workshop, call: _Call) -> bool:
+        """Send a call to a shared worker; whether there was one. Else it waits for its turn."""
+        found = workshop.take(self._key, self._make)
+        if found is None:
+            self._queue.append(call)
+            workshop.wait(self._key, self)
+            return False
+        place = _Place(found[0], age=found[1])
+        self._selector.register(place.worker, selectors.EVENT_READ, place)
+        self._plain.append(place)
+        self._send(place, call._replace(request={**call.request, "folder": str(self._files)}))
+        return True
+
+    def take_turn(self) -> None:
+        """A shared worker can be had: the call that has waited longest begins."""
+        if self._queue and self._workshop is not None:
+            call = self._queue.popleft()
+            if self._lease(self._workshop, call):
+                self._reports.append(Report("started", call.number))
+
+    def _give_back(self, workshop: Workshop, place: _Place) -> None:
+        self._selector.unregister(place.worker)
+        self._plain.remove(place)
+        place.alive = False
+        workshop.give(self._key, place.worker, place.age)
+
+    def _make(self, log: Path) -> Worker:
+        return Worker(self._base, self._files, log, 1, self._may_take, self._plan.environment)
 
     def configure(self, row: int, function: str, variant: str, model: str | None) -> None:
         """Bring the calls of a variant up to date; `config_changed` follows. Its workers begin anew, as code and settings may
@@ -178,6 +229,7 @@ class ModelManager:
 
     def cancel(self, call: int) -> None:
         """End a call and its worker, as at its time limit, and report nothing of it. A copy is loaded again."""
+        self._queue = deque(waiting for waiting in self._queue if waiting.number != call)
         for place in self._places():
             place.waiting = [waiting for waiting in place.waiting if waiting.number != call]
             if any(running.number == call for running, _ in place.calls.values()):
@@ -215,6 +267,7 @@ class ModelManager:
 
     def close(self) -> None:
         """End every worker."""
+        self._queue.clear()
         for place in self._places():
             self._end(place)
         self._copies.clear()
@@ -252,7 +305,10 @@ class ModelManager:
         self._selector.unregister(place.worker)
         if place.writing:
             self._selector.unregister(place.worker.request_file())
-        return place.worker.end()
+        status = place.worker.end()
+        if self._workshop is not None and place.age >= 0:
+            self._workshop.gone(self._key)
+        return status
 
     def _retire(self, place: _Place) -> None:
         """A plain worker is not needed any more."""
@@ -264,6 +320,9 @@ class ModelManager:
         if model:
             for place in [p for p in self._copies.values() if p.model == model and p.state == "ready"]:
                 self._gone(place, "its function was configured anew", "", [-1])
+            return
+        if self._workshop is not None:
+            self._workshop.renew(self._key)
             return
         for place in list(self._plain):
             if place.state == "ready" and place.calls:
@@ -310,6 +369,8 @@ class ModelManager:
                 )
         if replies is None:
             self._gone(place, "", "error")
+        elif self._workshop is not None and place.age >= 0 and not place.calls and not place.writing:
+            self._give_back(self._workshop, place)
 
     def _load_ended(self, place: _Place, error: str, text: str) -> None:
         place.load = -1

@@ -34,11 +34,13 @@ from conductor.points import Points
 from conductor.run import Observer, Run, RunResult
 from conductor.snapshot import read_snapshot
 from conductor.workflow import Workflow, check_workflow
+from conductor.workshop import Workshop
 from pit import layout
 from pit.handle import Event
 from pit.spec import WorkflowSpec
 
 T = TypeVar("T")
+WORKERS = 4 * (os.cpu_count() or 1)  # plain workers of one plan that runs share, unless asked otherwise
 FULL_PAUSE = (100_000, 5_000_000)  # us: the first and the longest wait for room on the disk
 
 
@@ -78,19 +80,26 @@ def begin(
         raise
     orchestrator.begin(run)
     run.observe("begin", 0, str(folder))
-    return _serve(orchestrator)[0]
+    return serve_until_stopped(orchestrator)[0]
 
 
 def resume(
     place: str | os.PathLike[str], observer: Observer | None = None, heads: str | os.PathLike[str] | None = None
 ) -> RunResult:
-    """Go on with a run after its conductor ended: the journal is verified and folded, lost calls are called again.
+    """As `resume_all`, for the journal of a single run."""
+    return resume_all(place, observer, heads)[0]
+
+
+def resume_all(
+    place: str | os.PathLike[str], observer: Observer | None = None, heads: str | os.PathLike[str] | None = None
+) -> list[RunResult]:
+    """Go on with the runs of a journal after their conductor ended: it is verified and folded, lost calls are called again.
 
     The clock goes on from the last recorded moment. Copies that were loaded are loaded again before they serve. A lost call
     ends with the error `cancelled`, which counts towards its task's `max_attempts`.
 
     Raises:
-        ConductorError: no journal, a journal that is not whole, one that another conductor writes, or a run that has ended.
+        ConductorError: no journal, a journal that is not whole, one that another conductor writes, or whose runs have ended.
         Stopped: this process got SIGTERM; `resume` goes on.
     """
     path = journal_path(place)
@@ -100,13 +109,15 @@ def resume(
         found = fold_runs(path)
         if all(folded.ended for folded in found):
             raise ConductorError(f"{path}: this run has ended already ({found[0].view.status()}); `show` prints it")
+        if len(found) > 1:
+            orchestrator.workshop = Workshop(path.parent, WORKERS)
         for number, folded in enumerate(found):
             if not folded.ended:
-                orchestrator.go_on(_revive(path, number, folded, journal, observer), folded.time)
+                orchestrator.go_on(_revive(path, number, folded, journal, observer, orchestrator.workshop), folded.time)
     except BaseException:
         orchestrator.close()
         raise
-    return _serve(orchestrator)[0]
+    return serve_until_stopped(orchestrator)
 
 
 def first_row(workflow: Workflow, name: str, folder: str, advice: Advice) -> dict[str, Any]:
@@ -133,15 +144,17 @@ def make_run(
     advice: Advice,
     observer: Observer | None,
     recent: Sequence[dict[str, Any]] = (),
+    workshop: Workshop | None = None,
 ) -> Run:
-    """A run with real workers, whose instruments were all made once; `recent` as `conductor.advice.decider` has it.
+    """A run with real workers, whose instruments were all made once; `recent` as `conductor.advice.decider` has it; with a
+    `workshop` its plain workers are those of others, too.
 
     Raises ConductorError for the first instrument that cannot be made.
     """
     folder = journal.folder / str(record["folder"])
     decides = decider(advice, record, folder, recent)
     serves = {name: model.serves for name, model in workflow.spec.system.models.items()}
-    manager = ModelManager(workflow.plan, serves, workflow.base, folder, workflow.limits)
+    manager = ModelManager(workflow.plan, serves, workflow.base, folder, workflow.limits, workshop)
     try:
         run = Run(number, workflow, view, journal, record, decides, manager, observer)
         run.check()
@@ -179,17 +192,19 @@ def fold_runs(path: Path, whole: bool = False) -> list[Folded]:
     return [folding.result()._replace(recent=tuple(recent[run])) for run, folding in enumerate(folds)]
 
 
-def _revive(path: Path, number: int, folded: Folded, journal: Journal, observer: Observer | None) -> Run:
+def _revive(
+    path: Path, number: int, folded: Folded, journal: Journal, observer: Observer | None, workshop: Workshop | None
+) -> Run:
     record = folded.run
     advice = recalled(path.parent, record)
     if observer is not None:
         for text in advice.missing:
             observer("guard", folded.time, text)
     workflow = check_workflow(WorkflowSpec.model_validate(record["workflow"]), Path(record["base"]), str(path))
-    return make_run(number, workflow, folded.view, journal, record, advice, observer, folded.recent)
+    return make_run(number, workflow, folded.view, journal, record, advice, observer, folded.recent, workshop)
 
 
-def _serve(orchestrator: Orchestrator) -> list[RunResult]:
+def serve_until_stopped(orchestrator: Orchestrator) -> list[RunResult]:
     """Serve until every run has ended; SIGTERM stops it between two ticks, where this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return orchestrator.serve()
@@ -203,7 +218,11 @@ def _serve(orchestrator: Orchestrator) -> list[RunResult]:
 class Orchestrator:
     """The loop over the runs of a journal. Owns the clock, the order of everything, and the only writer of the journal."""
 
-    def __init__(self, journal: Journal, clock: Clock | None = None) -> None:
+    def __init__(self, journal: Journal, clock: Clock | None = None, workshop: Workshop | None = None) -> None:
+        self.workshop = workshop
+        self.inbox: deque[Callable[[], None]] = deque()  # what others want done between two ticks, with `clock.wake`
+        self.open = False  # whether to wait for more when nothing is under way
+        self.ended: Callable[[Run, RunResult], None] = lambda run, result: None
         self.journal, self.clock = journal, clock if clock is not None else Clock()
         self.live: dict[Any, Run] = {}  # by their managers
         self._results: list[RunResult] = []
@@ -242,11 +261,13 @@ class Orchestrator:
             ConductorError: the journal cannot be written any more. Stopped: as `stop` asked. Workers are ended then, too.
         """
         try:
-            while self.live:
+            while self.live or self.inbox or self.open:
+                while self.inbox:
+                    self.inbox.popleft()()
                 self.tick()
                 if self._reason:
                     self._stop()
-                if self.live:
+                if self.live or self.open:
                     self._wait()
             return self._results
         finally:
@@ -257,6 +278,8 @@ class Orchestrator:
         for manager in self.live:
             manager.close()
         self.live = {}
+        if self.workshop is not None:
+            self.workshop.close()
         self.journal.close()
         self.clock.close()
 
@@ -288,6 +311,7 @@ class Orchestrator:
 
     def _leave(self, run: Run) -> None:
         self._results.append(run.result())
+        self.ended(run, self._results[-1])
         self.clock.forget(run.manager)
         run.manager.close()
         del self.live[run.manager]
@@ -307,10 +331,14 @@ class Orchestrator:
 
     def _wait(self) -> None:
         """Until there is something to tick about."""
-        while not self._due and not self._reason:
+        while not (self._due or self._reason or self.inbox) and (self.live or self.open):
             while self._timers and self._wake_at.get(self._timers[0][2]) != self._timers[0][0]:
                 heappop(self._timers)
             pause = self._timers[0][0] - self.clock.now() if self._timers else None
+            if self.workshop is not None and self.workshop.turns:
+                self._due.update((self.live[who], None) for who in self.workshop.turns if who in self.live)
+                self.workshop.turns.clear()
+                break
             managers = self.clock.wait(pause) if pause is None or pause > 0 else []
             self._due.update((self.live[manager], None) for manager in managers)
             now = self.clock.now()

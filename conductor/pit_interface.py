@@ -48,6 +48,17 @@ def array_digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
+def look(pit: Pit) -> tuple[np.ndarray, np.ndarray]:
+    """The observation, float32 (512,), and the mask, bool (128,), encoded once: `observe` and `mask` would do it twice."""
+    pit._encode()
+    return pit._observation.copy(), pit._mask.astype(bool)
+
+
+def failures_in_row(pit: Pit) -> np.ndarray:
+    """How many calls of each pool have failed in a row, int32 (pools,)."""
+    return pit._hot["pools"]["in_row"][0].copy()
+
+
 class Rule:
     """A rule player with its parameters, which are read once: a decision by `calibrated` would cost a table otherwise."""
 
@@ -303,7 +314,7 @@ def _replay(row: Row, view: PitInterface, where: str, run: str, begun: list[Call
     elif row.kind == "action":
         if not pit.decision_due() or pit.status != layout.ON:
             raise ConductorError(f"{where}: no decision is due in the replay")
-        for name, array in (("observation", pit.observe()), ("mask", pit.mask())):
+        for name, array in zip(("observation", "mask"), look(pit)):
             if array_digest(array) != data[name]:
                 raise ConductorError(f"{where}: the {name} in the replay is not the recorded one")
         view.act(row.time, data["action"])

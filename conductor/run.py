@@ -16,7 +16,7 @@ from conductor.errors import ConductorError
 from conductor.files import clear_scratch
 from conductor.journal import Journal
 from conductor.model_manager import Report
-from conductor.pit_interface import STUCK, PitInterface, array_digest, event_payload
+from conductor.pit_interface import STUCK, PitInterface, array_digest, event_payload, look
 from conductor.points import Points
 from conductor.shapes import Shapes
 from conductor.snapshot import EVERY, prune_snapshots, write_snapshot
@@ -269,7 +269,7 @@ class Run:
             if self._pit.status != layout.ON or not self._pit.decision_due():
                 self.undecided = False
                 return
-            observation, mask = self._pit.observe(), self._pit.mask()
+            observation, mask = look(self._pit)
             decision = self._decider.choose(self._pit, observation, mask)
             seen = {"observation": array_digest(observation), "mask": array_digest(mask)}
             bundle = self.record["bundle"] if decision.by == "policy" else ""

@@ -15,9 +15,11 @@ from conductor.bundle import load_bundle
 from conductor.commands import add_run
 from conductor.commands.bundles import add_trust, trust_of
 from conductor.decision_maker import NEED_BUNDLE, STRATEGIES
-from conductor.orchestrator import begin, resume
+from conductor.errors import ConductorError
+from conductor.orchestrator import begin, resume_all
 from conductor.report import print_comparison, print_run, report_run
-from conductor.run import RunResult
+from conductor.run import Observer, RunResult
+from conductor.session import begin_all
 from conductor.workflow import Workflow, load_workflow
 
 if TYPE_CHECKING:
@@ -64,8 +66,8 @@ class Display:
 
 def register(commands: Commands) -> None:
     """Adds `run`, `resume` and `stop-policy`."""
-    run = commands.add_parser("run", help="run a workflow to its end in a new folder")
-    run.add_argument("file", metavar="FILE", help="the workflow, YAML")
+    run = commands.add_parser("run", help="run a workflow to its end in a new folder, or several at once")
+    run.add_argument("files", metavar="FILE", nargs="+", help="the workflow, YAML; several share a journal and their workers")
     run.add_argument(
         "--bundle",
         metavar="BUNDLE",
@@ -119,11 +121,13 @@ def _stop_at_signal() -> None:
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     _stop_at_signal()
-    workflow = load_workflow(arguments.file)
+    workflows = [load_workflow(file) for file in arguments.files]
     bundle, shadow = (
         load_bundle(place, trust_of(arguments)) if place else None for place in (arguments.bundle, arguments.shadow)
     )
-    strategy = arguments.strategy or ("adaptive" if bundle else "critical_path")
+    strategy = arguments.strategy or ("adaptive" if bundle else "parallel")
+    if len(workflows) > 1:
+        return _run_many(workflows, Advice(strategy, bundle, shadow), arguments, console)
     chosen = [strategy]
     if arguments.compare:
         chosen += [name for name in STRATEGIES if name != strategy and (name not in NEED_BUNDLE or bundle)]
@@ -131,7 +135,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     for name in chosen:
         if len(chosen) > 1:
             console.rule(name)
-        result = _run_one(workflow, Advice(name, bundle, shadow), arguments, console)
+        result = _run_one(workflows[0], Advice(name, bundle, shadow), arguments, console)
         reports.append(report_run(result.folder))
         print_run(reports[-1], console)
     if len(reports) > 1:
@@ -139,12 +143,28 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     return 0 if all(report.status == "solved" for report in reports) else 1
 
 
+def _run_many(workflows: list[Workflow], advice: Advice, arguments: argparse.Namespace, console: Console) -> int:
+    if arguments.compare:
+        raise ConductorError("--compare runs one workflow under every strategy; name one FILE")
+    with Display(console, advice.strategy, sum(len(workflow.spec.tasks) for workflow in workflows)) as display:
+
+        def named(number: int) -> Observer:
+            return lambda kind, time, text: display(kind, time, f"{number:03} {text}")
+
+        observers = [named(number) for number in range(len(workflows))]
+        results = begin_all(workflows, arguments.runs, advice, observers=observers, heads=arguments.heads)
+    for result in results:
+        print_run(report_run(result.folder), console)
+    return 0 if all(result.status == "solved" for result in results) else 1
+
+
 def _resume(arguments: argparse.Namespace, console: Console) -> int:
     _stop_at_signal()
     with Display(console, "resume", None) as display:
-        result = resume(arguments.run, display, arguments.heads)
-    print_run(report_run(result.folder), console)
-    return 0 if result.status == "solved" else 1
+        results = resume_all(arguments.run, display, arguments.heads)
+    for result in results:
+        print_run(report_run(result.folder), console)
+    return 0 if all(result.status == "solved" for result in results) else 1
 
 
 def _stop_policy(arguments: argparse.Namespace, console: Console) -> int:

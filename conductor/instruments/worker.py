@@ -126,7 +126,11 @@ class Server:
         self._secrets.update(request["secrets"])
         self._quoted.update({name: json.dumps(value)[1:-1] for name, value in request["secrets"].items()})
         environment = {**request["environment"], **request["secrets"]}
-        job = Job(**request["job"], folder=self._folder, base=self._base, model=self._model, environment=environment)
+        folder = self._folder
+        if "folder" in request:  # of the run that leases this worker, which does one call at a time, for this call
+            folder = Path(request["folder"])
+            os.chdir(folder)
+        job = Job(**request["job"], folder=folder, base=self._base, model=self._model, environment=environment)
         return self._instrument(request["name"], request["instrument"]).call(job)
 
     def _instrument(self, name: str, spec: dict[str, Any]) -> Instrument:

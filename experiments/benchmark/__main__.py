@@ -1,4 +1,5 @@
-"""How fast things are, beside others in the same run: `python -m experiments.benchmark env` (or `compile`, `train`, `decide`).
+"""How fast things are, beside others in the same run: `python -m experiments.benchmark env` (or `compile`, `train`, `decide`,
+`conductor`).
 
 All contestants of a table run in every round, one after the other, so that neighbours on the machine and its clock hit them
 alike; what is printed is the median over rounds with [min..max].
@@ -23,7 +24,7 @@ from experiments.files import check_out, write_json
 from fq_env.level_files import LEVELS
 from pit.layout import MAX_TASKS
 
-COMMANDS = ("env", "compile", "train", "decide", "all")
+COMMANDS = ("env", "compile", "train", "decide", "conductor", "all")
 LEARNED = [1, 11]  # levels of the tables about learners and decisions, unless others are asked for
 
 
@@ -39,6 +40,7 @@ class BenchmarkConfig:
     seconds: float = MISSING
     threads: list[int] = MISSING
     networks: list[str] = MISSING
+    workflows: int = MISSING
     out: str | None = MISSING
 
 
@@ -48,8 +50,9 @@ def benchmark(cfg: BenchmarkConfig) -> dict[str, Any]:
         raise ExperimentError(f"what={cfg.what}: must be one of {', '.join(COMMANDS)}")
     if cfg.part not in ("all", *PARTS):
         raise ExperimentError(f"part={cfg.part}: must be one of {', '.join(PARTS)}, all")
-    if cfg.rounds < 1 or cfg.seconds <= 0 or cfg.levels == []:
-        raise ExperimentError(f"rounds={cfg.rounds} seconds={cfg.seconds} levels={cfg.levels}: must be positive and not empty")
+    if cfg.rounds < 1 or cfg.seconds <= 0 or cfg.levels == [] or cfg.workflows < 1:
+        words = f"rounds={cfg.rounds} seconds={cfg.seconds} levels={cfg.levels} workflows={cfg.workflows}"
+        raise ExperimentError(f"{words}: must be positive and not empty")
     if not cfg.tasks or min(cfg.tasks) < 2 or max(cfg.tasks) > MAX_TASKS:
         raise ExperimentError(f"tasks={cfg.tasks}: must be numbers of tasks from 2 to {MAX_TASKS}")
     check_out(cfg.out)
@@ -68,6 +71,10 @@ def benchmark(cfg: BenchmarkConfig) -> dict[str, Any]:
         from experiments.benchmark.deciding import decide_table
 
         figures["decide"] = decide_table(learned)
+    if cfg.what in ("conductor", "all"):
+        from experiments.benchmark.conducting import conductor_tables
+
+        figures["conductor"] = conductor_tables(cfg)
     if cfg.out is not None:
         write_json(Path(cfg.out), figures)
         print(f"\nwritten: {cfg.out}")

@@ -43,6 +43,11 @@ def fail_once(job):
         raise CallError("not yet", "throttled")
     return add(job)
 
+def fail_twice(job):
+    if job.attempt < 3:
+        raise CallError("not yet", "throttled")
+    return add(job)
+
 def fail(job):
     raise ValueError("never")
 

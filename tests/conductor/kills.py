@@ -107,7 +107,7 @@ def disturbed(file: Path, runs: Path, rng: random.Random, kills: int, tally: Tal
     for seconds in limit:
         if folder is None or not known:
             place = runs / str(rng.getrandbits(40))
-            process = child(lambda place=place: begin(workflow, place, strategy="critical_path"))
+            process = child(lambda place=place: begin(workflow, place, strategy="parallel"))
         else:
             process = child(lambda folder=folder: resume(folder))
         was_killed = killed(process, seconds)
@@ -150,7 +150,7 @@ def check(folder: Path, rows: list[Row], tally: Tally, expected: dict[str, Any])
 
 def undisturbed(file: Path, runs: Path) -> dict[str, Any]:
     """The outputs that two runs which nobody disturbed agree on: others hold times, or what is natural noise."""
-    first, second = (outputs_of(begin(load_workflow(file), runs / name, strategy="critical_path").folder) for name in "ab")
+    first, second = (outputs_of(begin(load_workflow(file), runs / name, strategy="parallel").folder) for name in "ab")
     return {task: value for task, value in first.items() if task in second and second[task] == value}
 
 

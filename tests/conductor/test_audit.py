@@ -17,13 +17,11 @@ from conductor.bundle import write_bundle
 from conductor.errors import ConductorError
 from conductor.guard import TRIP
 from conductor.journal import Journal, read_journal
-from conductor.manifest import ranges_of
-from conductor.orchestrator import begin, resume
+from conductor.orchestrator import begin
 from conductor.report import verify_run
 from conductor.workflow import load_workflow
 from pit import rules
-from tests.conductor.helpers import MODULE, bundle_parts, preferring, random_observations, small_workflow
-from tests.conductor.test_crash import killed_run
+from tests.conductor.helpers import MODULE, bundle_parts, preferring, small_workflow
 from tests.conductor.test_guard import ANYWHERE, many
 
 
@@ -110,11 +108,11 @@ def test_forged_records(run: Path, tmp_path: Path, change: Callable[[dict[str, A
 def test_a_decision_that_nobody_would_make(place: Path, tmp_path: Path) -> None:
     """A replay of the journal cannot tell: any legal action replays. Only who decides again can."""
     workflow = load_workflow(written(place, "two", many(2)))
-    for strategy, who in (("critical_path", "rule"), ("sequential", "sequential"), ("adaptive", "policy")):
+    for strategy, who in (("parallel", "rule"), ("sequential", "sequential"), ("adaptive", "policy")):
         policy = write_bundle(tmp_path / strategy, **preferring("standard", "wait"))
         folder = begin(workflow, tmp_path / "runs", strategy=strategy, bundle=policy).folder
         assert audit.verify(folder).made_again.keys() == {who}
-        other = {"critical_path": "sequential", "sequential": "critical_path", "adaptive": "adaptive"}[strategy]
+        other = {"parallel": "sequential", "sequential": "parallel", "adaptive": "adaptive"}[strategy]
         lying = forged(folder, tmp_path / f"{strategy}-forged", lambda d, _, other=other: d.update(strategy=other), kind="run")
         if strategy == "adaptive":
             worse = write_bundle(tmp_path / "worse", **preferring("wait", "standard"))
@@ -126,7 +124,7 @@ def test_a_decision_that_nobody_would_make(place: Path, tmp_path: Path) -> None:
 
             lying = forged(forged(lying, tmp_path / "a", claims, "run"), tmp_path / "b", claims)
         else:
-            by = {"critical_path": "sequential", "sequential": "rule"}[strategy]
+            by = {"parallel": "sequential", "sequential": "rule"}[strategy]
             lying = forged(lying, tmp_path / f"{strategy}-lying", lambda d, _, by=by: d.update(by=by))
         assert verify_run(lying).ended
         with pytest.raises(ConductorError, match=r"is said to have chosen .*, and would choose"):
@@ -142,19 +140,6 @@ def test_a_policy_that_is_gone_is_not_vouched_for(run: Path, tmp_path: Path, cap
     assert "19 by policy could not be made again: its bundle is not there" in capsys.readouterr().out
     told = audit.explain(tmp_path / "run", 3)
     assert told.alternatives[0].logit is None and told.outside == []
-
-
-def test_an_audit_spans_a_restart(place: Path, tmp_path: Path) -> None:
-    seen = random_observations(500)
-    bundle = write_bundle(tmp_path / "bundle", **preferring("standard"), ranges=ranges_of(seen))
-    (tmp_path / "work.py").write_text(MODULE)
-    file = written(tmp_path, "small", small_workflow())
-    folder = killed_run(file, "after_done:2", "--bundle", bundle.path)
-    resume(folder)
-    found = audit.verify(folder)
-    kinds = [row.kind for row in read_journal(folder)]
-    assert "action" in kinds[: kinds.index("resume")] and "action" in kinds[kinds.index("resume") :]
-    assert found.made_again["policy"] == found.decisions == kinds.count("action")
 
 
 def test_a_decision_in_words(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +181,7 @@ def test_a_decision_in_words(run: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_rule_is_explained_too(place: Path, tmp_path: Path) -> None:
-    folder = begin(load_workflow(written(place, "small", small_workflow())), tmp_path, strategy="critical_path").folder
+    folder = begin(load_workflow(written(place, "small", small_workflow())), tmp_path, strategy="parallel").folder
     told = audit.explain(folder, 1)
     assert told.words == "start a1: fa.standard on cpu with model A" and told.maker.startswith("the rule critical_path; in ")
     takers = [a.takers for a in told.alternatives if "decided" in a.takers]

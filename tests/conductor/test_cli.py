@@ -90,7 +90,7 @@ def test_run_compare_show_verify(write_workflow: Write, bundle: Bundle, capsys: 
     out = capsys.readouterr().out
     assert "strategies, each really run" in out and out.count("solved: 4 of 4 tasks") == 4
     folders = sorted(runs.iterdir())
-    assert [f.name.split("-")[1] for f in folders] == ["adaptive", "calibrated", "critical_path", "sequential"]
+    assert [f.name.split("-")[1] for f in folders] == ["adaptive", "calibrated", "parallel", "sequential"]
     assert main(["show", str(folders[0])]) == 0
     shown = capsys.readouterr().out
     assert "decisions: " in shown and " by policy" in shown and "output of c: outputs/" in shown

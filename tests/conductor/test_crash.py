@@ -14,7 +14,7 @@ import pytest
 
 from conductor.bundle import Bundle
 from conductor.errors import ConductorError
-from conductor.journal import Journal, read_journal
+from conductor.journal import Journal, read_journal, read_run
 from conductor.orchestrator import resume
 from conductor.pit_interface import fold
 from conductor.report import report_run
@@ -31,8 +31,8 @@ def effects(folder: Path) -> list[tuple[str, str, str, int]]:
 
 def finished(folder: Path) -> Counter[str]:
     """How often each task's success is recorded."""
-    calls = {row.data["call"]: row.data["task"] for row in read_journal(folder) if row.kind == "intent"}
-    events = [row.data for row in read_journal(folder) if row.kind == "event" and row.data["kind"] == "finished"]
+    calls = {row.data["call"]: row.data["task"] for row in read_run(folder) if row.kind == "intent"}
+    events = [row.data for row in read_run(folder) if row.kind == "event" and row.data["kind"] == "finished"]
     return Counter(calls[e["subject"]] for e in events if e["error"] == "ok" and e["applied"])
 
 

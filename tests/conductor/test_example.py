@@ -30,7 +30,7 @@ PROGRAMS = {
 def test_code_forge_finds_the_programs(root: Path, tmp_path: Path) -> None:
     """With standard variants throughout: right programs, a natural failure on the way, an eviction, a checkable report."""
     workflow = load_workflow(root / "examples" / "code_forge" / "workflow.yaml")
-    report = report_run(begin(workflow, tmp_path, strategy="critical_path").folder)
+    report = report_run(begin(workflow, tmp_path, strategy="parallel").folder)
     assert report.status == "solved" and report.done == report.tasks == 25 and report.score["base"] == 1.0
     assert output_of(Path(report.folder), report.outputs["report"])["programs"] == PROGRAMS
     assert report.events["unloaded"] >= 1
@@ -58,7 +58,7 @@ MISSING += ["pocketsphinx"] if importlib.util.find_spec("pocketsphinx") is None 
 def test_documents_are_understood(root: Path, tmp_path: Path) -> None:
     """Standard throughout: a page that is hard to read fails and is cleaned, and most words arrive."""
     workflow = load_workflow(root / "examples" / "documents" / "workflow.yaml")
-    report = report_run(begin(workflow, tmp_path, strategy="critical_path").folder)
+    report = report_run(begin(workflow, tmp_path, strategy="parallel").folder)
     assert report.status == "solved" and report.done == report.tasks == 19
     failed = [call for call in report.calls if call.result != "ok"]
     assert [call.task for call in failed] == ["read_list"] and "hard to read" in failed[0].text
@@ -87,7 +87,7 @@ def test_data_is_learned(root: Path, tmp_path: Path, bundle: Bundle) -> None:
 def test_code_forge_killed_at_every_boundary(root: Path, tmp_path: Path, point: str, count: int) -> None:
     """kill -9, then resume: no recorded result is lost or recorded twice, and the programs found are the right ones."""
     workflow = root / "examples" / "code_forge" / "workflow.yaml"
-    done = conductor("run", workflow, "--strategy", "critical_path", "--runs", tmp_path, FQ_KILL_AT=f"{point}:{count}")
+    done = conductor("run", workflow, "--strategy", "parallel", "--runs", tmp_path, FQ_KILL_AT=f"{point}:{count}")
     assert done.returncode == -signal.SIGKILL, done.stderr
     (folder,) = tmp_path.iterdir()
     recorded = finished(folder)

@@ -40,7 +40,7 @@ def chain(call: str, tasks: int = 8, model: bool = False, **plan: Any) -> dict[s
 
 
 def run(path: Path) -> RunReport:
-    return report_run(begin(load_workflow(path), path.parent / "runs", strategy="critical_path").folder)
+    return report_run(begin(load_workflow(path), path.parent / "runs", strategy="parallel").folder)
 
 
 def told(report: RunReport) -> list[str]:

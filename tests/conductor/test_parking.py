@@ -60,7 +60,7 @@ def observe(kind, time, text):
 
 refused = ""
 try:
-    folder = begin(load_workflow(file), disk / "runs", strategy="critical_path", observer=observe).folder
+    folder = begin(load_workflow(file), disk / "runs", strategy="parallel", observer=observe).folder
 except Stopped as error:
     refused = str(error)
     filler.unlink()
@@ -133,7 +133,7 @@ def test_steps_of_the_clock_are_not_noticed(write_workflow: Write, monkeypatch: 
     monkeypatch.setattr(orchestrator, "datetime", Jumping)
     monkeypatch.setattr(time, "time", lambda: real() + jumped().total_seconds())
     path = write_workflow(small_workflow())
-    result = begin(load_workflow(path), path.parent / "runs", strategy="critical_path")
+    result = begin(load_workflow(path), path.parent / "runs", strategy="parallel")
     rows = list(read_journal(result.folder))
     assert result.status == "solved" and looks[0] >= 2
     assert [row.time for row in rows] == sorted(row.time for row in rows) and rows[-1].time < 3600e6
@@ -178,7 +178,7 @@ def test_a_disk_that_fails_ends_the_conductor(write_workflow: Write, monkeypatch
 
     monkeypatch.setattr(orchestrator.Journal, "commit", second)
     with pytest.raises(ConductorError, match="disk I/O error"):
-        begin(load_workflow(path), path.parent / "runs", strategy="critical_path")
+        begin(load_workflow(path), path.parent / "runs", strategy="parallel")
     monkeypatch.undo()
     (folder,) = (path.parent / "runs").iterdir()
     assert resume(folder).status == "solved" and verify_run(folder).ended

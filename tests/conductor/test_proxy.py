@@ -77,7 +77,7 @@ def test_a_run_with_faults_ends_with_the_right_output(
         for name in names
     }  # fmt: skip
     workflow = small_workflow(**plan)
-    folder = begin(load_workflow(write_workflow(workflow)), tmp_path / "runs", strategy="critical_path").folder
+    folder = begin(load_workflow(write_workflow(workflow)), tmp_path / "runs", strategy="parallel").folder
     report = report_run(folder)
     assert report.status == "solved" and output_of(folder, report.outputs["c"]) == 123
     results = [call.result for call in report.calls]

@@ -27,7 +27,7 @@ from tests.conductor.helpers import conductor, small_workflow
 Write = Callable[[dict[str, Any]], Path]
 
 
-def run(file: Path, strategy: str = "critical_path", bundle: Bundle | None = None) -> Path:
+def run(file: Path, strategy: str = "parallel", bundle: Bundle | None = None) -> Path:
     return begin(load_workflow(file), file.parent / "runs", strategy=strategy, bundle=bundle).folder
 
 
@@ -49,7 +49,7 @@ def check_against_journal(folder: Path, rows: list[record.Row]) -> None:
     assert sum(row["events"] for row in rows) == applied - 1  # all but the arrival, which no decision precedes
 
 
-@pytest.mark.parametrize("strategy", ["adaptive", "critical_path", "sequential"])
+@pytest.mark.parametrize("strategy", ["adaptive", "parallel", "sequential"])
 def test_the_rows_are_the_run(write_workflow: Write, bundle: Bundle, strategy: str) -> None:
     folder = run(write_workflow(small_workflow()), strategy, bundle)
     rows, report = decisions(folder), report_run(folder)
@@ -123,7 +123,7 @@ def test_mistakes_are_one_sentence(
 
 def test_a_run_whose_conductor_died_is_told_as_far_as_it_went(write_workflow: Write) -> None:
     file = write_workflow(small_workflow())
-    done = conductor("run", file, "--strategy", "critical_path", "--runs", file.parent / "runs", FQ_KILL_AT="after_done:1")
+    done = conductor("run", file, "--strategy", "parallel", "--runs", file.parent / "runs", FQ_KILL_AT="after_done:1")
     assert done.returncode == -signal.SIGKILL, done.stderr
     (folder,) = (file.parent / "runs").iterdir()
     rows = decisions(folder)

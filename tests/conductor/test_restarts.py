@@ -16,9 +16,7 @@ from conductor.workflow import load_workflow
 from tests.conductor import restarts
 from tests.conductor.helpers import small_workflow
 
-# The tests themselves, once more: every verb, a store that is too small, a function that is configured, three strategies.
-from tests.conductor.test_health import test_a_changed_api_is_configured as test_a_changed_api_is_configured
-from tests.conductor.test_runs import test_a_run_under_every_strategy as test_a_run_under_every_strategy
+# The tests themselves, once more: every verb, and a store that is too small.
 from tests.conductor.test_tiers import test_a_run_deletes_what_it_needs_no_more as test_a_run_deletes_what_it_needs_no_more
 from tests.conductor.test_verbs import (
     test_a_hedge_wins_and_the_straggler_is_ended as test_a_hedge_wins_and_the_straggler_is_ended,
@@ -45,4 +43,4 @@ def test_a_difference_would_be_noticed(write_workflow: Write, monkeypatch: pytes
 
     monkeypatch.setattr(run, "event_payload", wrong)
     with pytest.raises(ConductorError, match="observation in the replay is not the recorded one"):
-        begin(load_workflow(path), path.parent / "runs", strategy="critical_path")
+        begin(load_workflow(path), path.parent / "runs", strategy="parallel")

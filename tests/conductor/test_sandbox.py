@@ -265,7 +265,7 @@ def test_a_secret_is_nowhere(
     with pytest.raises(ConductorError, match=r"functions\.fb\.secrets: TOKEN is not set in the environment"):
         load_workflow(path)
     monkeypatch.setenv("TOKEN", f"{CANARY}\"'")
-    folder = begin(load_workflow(path), tmp_path / "runs", strategy="critical_path").folder
+    folder = begin(load_workflow(path), tmp_path / "runs", strategy="parallel").folder
     texts = {file: file.read_bytes().decode(errors="replace") for file in folder.rglob("*") if file.is_file()}
     assert [file for file, text in texts.items() if CANARY in text] == []
     assert "[]\n" in texts.values() and '["TOKEN"]\n' not in texts.values()  # what `unseen` has seen
@@ -285,7 +285,7 @@ def test_a_variant_has_an_implementation_of_its_own(write_workflow: Callable[[di
     loaded = load_workflow(write_workflow(workflow)).plan.functions["plain"]
     assert loaded.instrument("standard") == {"kind": "command", "options": {"argv": ["echo", "{variant}"]}}
     assert loaded.instrument("lite") == {"kind": "command", "options": {"argv": ["echo", "small"]}}
-    report = report_run(begin(load_workflow(write_workflow(workflow)), tmp_path / "runs", strategy="critical_path").folder)
+    report = report_run(begin(load_workflow(write_workflow(workflow)), tmp_path / "runs", strategy="parallel").folder)
     assert report.status == "solved"
     assert set(next(read_journal(report.folder)).data["sandbox"]) >= {"plain (standard)", "plain (lite)"}
 
@@ -297,7 +297,7 @@ def test_a_worker_is_limited(write_workflow: Callable[[dict[str, Any]], Path], t
     workflow["system"]["max_attempts"] = 2
     path = write_workflow(workflow)
     (tmp_path / "greedy.py").write_text("def f(job):\n    return len(bytearray(3000 << 20)) if job.attempt == 1 else 1\n")
-    report = report_run(begin(load_workflow(path), tmp_path / "runs", strategy="critical_path").folder)
+    report = report_run(begin(load_workflow(path), tmp_path / "runs", strategy="parallel").folder)
     assert report.status == "solved" and report.events["reload"] == 0
     assert {c.text for c in report.calls if c.result != "ok"} == {"MemoryError: "}
     workflow["instruments"]["limits"] = {"cpu": 5}

@@ -15,7 +15,7 @@ from conductor.run import Run
 from tests.conductor import simulation
 from tests.conductor.simulation import Violation, history
 
-HISTORIES = int(os.environ.get("FQ_SIMULATIONS", "40"))
+HISTORIES = int(os.environ.get("FQ_SIMULATIONS", "30"))
 # What the histories must reach, or they would say nothing about it.
 REACHED = {
     "crash", "stop", "disk full", "parked", "unparked", "resume", "snapshot", "start", "finished", "failed", "cancel", "load",

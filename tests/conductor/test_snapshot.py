@@ -38,7 +38,7 @@ def same(one: Folded, other: Folded) -> bool:
 @pytest.fixture
 def folder(write_workflow: Write) -> Path:
     path = write_workflow(small_workflow())
-    return begin(load_workflow(path), path.parent / "runs", strategy="critical_path").folder
+    return begin(load_workflow(path), path.parent / "runs", strategy="parallel").folder
 
 
 def test_a_fold_from_any_snapshot_is_the_whole_fold(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_a_snapshot_without_room_is_left_out(write_workflow: Write, monkeypatch:
 
     monkeypatch.setattr(runs, "write_snapshot", no_room)
     path = write_workflow(small_workflow())
-    result = begin(load_workflow(path), path.parent / "runs", strategy="critical_path")
+    result = begin(load_workflow(path), path.parent / "runs", strategy="parallel")
     assert result.status == "solved" and not any(row.kind == "snapshot" for row in read_journal(result.folder))
 
 

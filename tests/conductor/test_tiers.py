@@ -93,7 +93,7 @@ def test_a_run_deletes_what_it_needs_no_more(write_workflow: Write) -> None:
     result = begin(
         load_workflow(path),
         path.parent / "runs",
-        strategy="critical_path",
+        strategy="parallel",
         observer=lambda kind, _, text: seen.append((kind, text)),
     )
     report = report_run(result.folder)

@@ -35,7 +35,7 @@ def policy(folder: Path, *names: str) -> Bundle:
     return write_bundle(folder / "-".join(names), **preferring(*names))
 
 
-def run(path: Path, *names: str, strategy: str = "critical_path") -> RunReport:
+def run(path: Path, *names: str, strategy: str = "parallel") -> RunReport:
     """A run by a policy that prefers these verbs, or by a rule; its journal gives the same bits again."""
     bundle = policy(path.parent, *names) if names else None
     result = begin(load_workflow(path), path.parent / "runs", strategy="adaptive" if names else strategy, bundle=bundle)
@@ -65,7 +65,7 @@ def python(call: str, **more: Any) -> dict[str, Any]:
 EXPECTED = {"first": {"q1": 3}, "s": 4, "a": 11, "workers": False}
 
 
-@pytest.mark.parametrize("strategy", ["critical_path", "sequential"])
+@pytest.mark.parametrize("strategy", ["parallel", "sequential"])
 def test_a_time_out_ends_what_hangs(write_workflow: Write, strategy: str) -> None:
     """Nobody decides it, and nothing else happens then: the conductor wakes for the Pit's timer."""
     workflow = whole_workflow()

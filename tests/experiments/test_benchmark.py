@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import environments, growth, operations, parts, peers, race
+from experiments.benchmark import conducting, environments, growth, operations, parts, peers, race
 from fq_env.engine import Engine
 from pit.state import CALL, PIT
 
@@ -192,3 +192,15 @@ def test_a_mistake_is_one_sentence(run: Any, argument: str, capsys: pytest.Captu
     name = argument.split("=")[0].rstrip("s")
     assert stopped.value.code == 2
     assert name in (message := capsys.readouterr().err) and message.count("\n") == 1
+
+
+def test_what_the_conductor_costs(tmp_path: Path) -> None:
+    """Each table in small: what is timed was really done."""
+    many = conducting.many_table(3, 2)
+    assert many["solved"] == 3 and many["rows"] > 3 * 2 * 4 and many["peak_mib"] > 10
+    assert conducting.task_table(1, 4)["ms_per_task"] > 0
+    journal = conducting.journal_table(1, 5)
+    if (fsyncs := journal["1 live"]["fsyncs_per_event"]) is not None:  # strace is installed
+        assert fsyncs > journal["16 live"]["fsyncs_per_event"] >= 1 / 16
+    installed = conducting.install_table()
+    assert not installed["torch"] and {"numpy", "numba", "cryptography"} <= set(installed["of"]) and installed["mb"] > 50

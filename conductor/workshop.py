@@ -1,0 +1,83 @@
+"""Plain workers that many runs share: those of one plan, in one folder of modules, under one set of limits.
+
+A run alone keeps its own. Of a thousand runs each leases a worker for the duration of a call; at most so many work at once,
+and the others wait for their turn, which they are told of. Nobody gets a worker that knows another plan's secrets.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from conductor.instruments.process import Worker
+
+
+class Waiting(Protocol):
+    """Who waits for a worker."""
+
+    def take_turn(self) -> None:
+        """A worker can be had now."""
+        ...
+
+
+class Workshop:
+    """Idle workers by the key of what they may serve."""
+
+    def __init__(self, folder: Path, most: int) -> None:
+        """`folder`: of the journal, gets the workers' `logs/`; `most`: workers of one key."""
+        self.folder, self._most = folder, most
+        self.checked: dict[str, dict[str, str]] = {}  # plans whose instruments were made once, and what each runs in
+        self.turns: set[Any] = set()  # whose waiting call was sent since this was last emptied
+        self._idle: dict[str, list[Worker]] = defaultdict(list)
+        self._count: Counter[str] = Counter()
+        self._waiting: dict[str, deque[Waiting]] = defaultdict(deque)
+        self._age: Counter[str] = Counter()  # how often workers had to begin anew
+
+    def take(self, key: str, make: Callable[[Path], Worker]) -> tuple[Worker, int] | None:
+        """A worker for one call, and its age; None if so many work already. `make` is given a log."""
+        if self._idle[key]:
+            return self._idle[key].pop(), self._age[key]
+        if self._count[key] >= self._most:
+            return None
+        self._count[key] += 1
+        logs = self.folder / "logs"
+        logs.mkdir(exist_ok=True)
+        return make(logs / f"worker-{self._count.total()}.log"), self._age[key]
+
+    def wait(self, key: str, who: Waiting) -> None:
+        """`who` takes its turn when a worker can be had, once for each time that it has asked."""
+        self._waiting[key].append(who)
+
+    def give(self, key: str, worker: Worker, age: int) -> None:
+        """The call has ended well, and the worker is idle."""
+        if age == self._age[key]:
+            self._idle[key].append(worker)
+        else:
+            worker.end()
+            self._count[key] -= 1
+        self._next(key)
+
+    def gone(self, key: str) -> None:
+        """A leased worker was ended."""
+        self._count[key] -= 1
+        self._next(key)
+
+    def renew(self, key: str) -> None:
+        """Workers begin anew: idle ones end now, the others when their calls have."""
+        self._age[key] += 1
+        while self._idle[key]:
+            self._idle[key].pop().end()
+            self._count[key] -= 1
+
+    def _next(self, key: str) -> None:
+        if self._waiting[key]:
+            who = self._waiting[key].popleft()
+            who.take_turn()
+            self.turns.add(who)
+
+    def close(self) -> None:
+        """End every idle worker; the leased ones are their holders'."""
+        for key in list(self._idle):
+            self.renew(key)
