@@ -12,7 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
-COMPILING, SILENCE = 180.0, 10.0  # s without a line: until it is ready, and from one mutation to the next
+COMPILING, SILENCE = 600.0, 120.0  # s without a line, on a busy machine: until it is ready, and between two mutations
 
 
 def asked(default: int) -> int:

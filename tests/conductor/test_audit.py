@@ -17,13 +17,11 @@ from conductor.bundle import write_bundle
 from conductor.errors import ConductorError
 from conductor.guard import TRIP
 from conductor.journal import Journal, read_journal
-from conductor.manifest import ranges_of
-from conductor.orchestrator import begin, resume
+from conductor.orchestrator import begin
 from conductor.report import verify_run
 from conductor.workflow import load_workflow
 from pit import rules
-from tests.conductor.helpers import MODULE, bundle_parts, preferring, random_observations, small_workflow
-from tests.conductor.test_crash import killed_run
+from tests.conductor.helpers import MODULE, bundle_parts, preferring, small_workflow
 from tests.conductor.test_guard import ANYWHERE, many
 
 
@@ -142,19 +140,6 @@ def test_a_policy_that_is_gone_is_not_vouched_for(run: Path, tmp_path: Path, cap
     assert "19 by policy could not be made again: its bundle is not there" in capsys.readouterr().out
     told = audit.explain(tmp_path / "run", 3)
     assert told.alternatives[0].logit is None and told.outside == []
-
-
-def test_an_audit_spans_a_restart(place: Path, tmp_path: Path) -> None:
-    seen = random_observations(500)
-    bundle = write_bundle(tmp_path / "bundle", **preferring("standard"), ranges=ranges_of(seen))
-    (tmp_path / "work.py").write_text(MODULE)
-    file = written(tmp_path, "small", small_workflow())
-    folder = killed_run(file, "after_done:2", "--bundle", bundle.path)
-    resume(folder)
-    found = audit.verify(folder)
-    kinds = [row.kind for row in read_journal(folder)]
-    assert "action" in kinds[: kinds.index("resume")] and "action" in kinds[kinds.index("resume") :]
-    assert found.made_again["policy"] == found.decisions == kinds.count("action")
 
 
 def test_a_decision_in_words(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conductor import decision_maker, guard
+from conductor import audit, decision_maker, guard
 from conductor.__main__ import main
 from conductor.bundle import Bundle, write_bundle
 from conductor.decision_maker import Decision, DecisionMaker, Shadow
@@ -34,7 +35,7 @@ from conductor.workflow import load_workflow
 from pit.handle import Event, Pit
 from pit.layout import ARRIVE
 from pit.spec import WorkflowSpec
-from tests.conductor.helpers import bundle_parts, preferring, random_observations, small_workflow
+from tests.conductor.helpers import MODULE, bundle_parts, preferring, random_observations, small_workflow
 from tests.conductor.test_crash import killed_run
 
 Write = Callable[[dict[str, Any]], Path]
@@ -274,18 +275,27 @@ def test_a_policy_out_of_its_range(write_workflow: Write, tmp_path: Path) -> Non
     assert report_run(folder).far == len(rows)
 
 
-def test_an_absent_policy(write_workflow: Write, tmp_path: Path) -> None:
-    """The bundle is gone when the conductor is started again: the rule that was fitted for it is in the journal."""
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run by a policy whose conductor was killed after the first result."""
+    place = tmp_path_factory.mktemp("killed")
+    (place / "work.py").write_text(MODULE)
+    (place / "workflow.yaml").write_text(yaml.safe_dump(small_workflow()))
     rule = {"name": "critical_path_warm_wait", "params": {"theta": 0.5}}
-    bundle = write_bundle(tmp_path / "bundle", **preferring("standard"), rule=rule)
-    killed = killed_run(write_workflow(small_workflow()), "after_done:1", "--bundle", bundle.path)
+    ranges = ranges_of(random_observations(500))
+    bundle = write_bundle(place / "bundle", **preferring("standard"), rule=rule, ranges=ranges)
+    return killed_run(place / "workflow.yaml", "after_done:1", "--bundle", bundle.path)
+
+
+def test_an_absent_policy(killed: Path, tmp_path: Path) -> None:
+    """The bundle is gone when the conductor is started again: the rule that was fitted for it is in the journal."""
     before = sum(row.kind == "action" for row in read_journal(killed))
     for number, (change, words) in enumerate((
         (lambda place: shutil.rmtree(place), "there is no bundle"),
         (lambda place: (place / "card.md").write_text("x"), "card.md: has 1 bytes"),
         (lambda place: write_bundle(place, **preferring("lite"), overwrite=True), "is not the bundle that the run began with"),
     )):  # fmt: skip
-        folder = tmp_path / "copies" / str(number)
+        folder = tmp_path / str(number)
         shutil.copytree(killed, folder)
         change(folder / "bundle")
         heard = Heard()
@@ -293,6 +303,15 @@ def test_an_absent_policy(write_workflow: Write, tmp_path: Path) -> None:
         assert words in heard.said.pop(0)
         rows = [row.data for row in read_journal(folder) if row.kind == "action"]
         check(folder, heard, "the policy is absent; critical_path_warm_wait decides instead", "absent", len(rows) - before)
+
+
+def test_an_audit_spans_a_restart(killed: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    resume(tmp_path / "run")
+    found = audit.verify(tmp_path / "run")
+    kinds = [row.kind for row in read_journal(tmp_path / "run")]
+    assert "action" in kinds[: kinds.index("resume")] and "action" in kinds[kinds.index("resume") :]
+    assert found.made_again["policy"] == found.decisions == kinds.count("action")
 
 
 def test_the_switch_takes_the_decisions_and_gives_them_back(write_workflow: Write, tmp_path: Path) -> None:
@@ -350,15 +369,13 @@ def test_a_shadow_decides_nothing_and_is_reported(
     first = write_bundle(tmp_path / "first", **preferring("standard", "wait"))
     second = write_bundle(tmp_path / "second", **preferring("wait", "standard"))
     file = write_workflow(small_workflow())
-    for shadow, agreed in ((first, True), (second, False)):
-        arguments = ["run", file, "--bundle", first.path, "--shadow", shadow.path, "--runs", tmp_path / f"runs-{agreed}"]
+    for shadow, more in ((first, ["--bundle", first.path]), (second, [])):  # a rule may have a shadow, too
+        arguments = ["run", file, *more, "--shadow", shadow.path, "--runs", tmp_path / "runs" / shadow.path.name]
         assert main([str(part) for part in arguments]) == 0
-        folder = next((tmp_path / f"runs-{agreed}").iterdir())
+        folder = next((tmp_path / "runs" / shadow.path.name).iterdir())
         report = report_run(folder)
         out = capsys.readouterr().out
         assert f"shadow {shadow.digest}: agreed in {report.agreed} of {report.shadowed} decisions" in out
-        assert report.decisions["policy"] == report.shadowed > 0 and verify_run(folder).ended
-        assert (report.agreed == report.shadowed) is agreed
+        assert report.decisions["policy" if more else "rule"] == report.shadowed > 0 and verify_run(folder).ended
+        assert (report.agreed == report.shadowed) is bool(more)
         assert report.run["shadow"] == shadow.digest and (folder / "shadow" / "manifest.json").is_file()
-    assert main(["run", str(file), "--shadow", str(second.path), "--runs", str(tmp_path / "rule")]) == 0
-    assert report_run(next((tmp_path / "rule").iterdir())).shadowed > 0, "a rule may have a shadow, too"

@@ -140,9 +140,9 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(write_workflow: Write) -> No
 
 def test_the_horizon_ends_a_run_that_hangs(write_workflow: Write) -> None:
     workflow = small_workflow(plain=python("hang_once"))
-    workflow["system"]["horizon_seconds"] = 1.5
+    workflow["system"]["horizon_seconds"] = 5.0  # enough for the other three, also where much else is going on
     report = run(write_workflow(workflow))
-    assert report.status == "expired" and report.makespan >= 1.5 and report.done < 4
+    assert report.status == "expired" and report.makespan >= 5.0 and report.done < 4
     assert report.calls[-1].result == "running" or len(report.calls) < 4  # on a slow machine it ends before it hangs
 
 

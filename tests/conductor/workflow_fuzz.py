@@ -49,13 +49,18 @@ def parts() -> Any:
     return yaml.safe_load((EXAMPLES / "code_forge" / "system.yaml").read_text())
 
 
+def begin_run(path: Path) -> None:
+    """As far as `conductor run` goes before anything really runs. Raises ConductorError."""
+    PitInterface(load_workflow(path).spec, "full").pit.decision_due()
+
+
 def attempt(seed: int, folder: Path) -> str:
     """What becomes of the mutation of this seed; raises what should never be raised."""
     suffix, raw = mutated(seed, sources())
     path = folder / f"m{seed}{suffix}"
     path.write_bytes(raw)
     try:
-        PitInterface(load_workflow(path).spec, "full").pit.decision_due()
+        begin_run(path)
     except ConductorError as error:
         told = str(error).replace("\n", "\\n")
         assert str(folder) in told or "tasks" in told or "workflow" in told, f"nothing is named: {told}"
@@ -71,7 +76,7 @@ def main(first: int, last: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "system.yaml").write_text(yaml.safe_dump(parts()))
-        PitInterface(load_workflow(EXAMPLES / "code_forge" / "workflow.yaml").spec, "full")  # compiled or loaded by now
+        begin_run(EXAMPLES / "code_forge" / "workflow.yaml")  # compiled or loaded by now
         print("ready", flush=True)
         before, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, (0.0, 0)
         for seed in range(first, last):
