@@ -69,6 +69,7 @@ EXPECTED = {"first": {"q1": 3}, "s": 4, "a": 11, "workers": False}
 def test_a_time_out_ends_what_hangs(write_workflow: Write, strategy: str) -> None:
     """Nobody decides it, and nothing else happens then: the conductor wakes for the Pit's timer."""
     workflow = whole_workflow()
+    workflow["system"]["time_out"] = 3.0
     if strategy == "sequential":  # q1 is not called beside alt, and may come after it
         workflow["tasks"][6]["after"] = ["q1"]
         workflow["tasks"] = [task for task in workflow["tasks"] if task["id"] != "alt"]
@@ -134,8 +135,8 @@ def test_a_cancel_spares_the_other_calls_of_a_copy(write_workflow: Write) -> Non
     workflow["system"]["models"]["A"]["serves"] = 2
     workflow["system"]["functions"]["fc"] = {"standard": {"pool": "cpu", "model": "A", "seconds": 30}}
     workflow["instruments"]["functions"]["fc"] = python("add")
-    workflow["system"]["functions"]["fa"]["standard"]["seconds"] = 0.8  # overrun at 1.6: later than a copy is loaded again
-    workflow["tasks"][2].update(function="fc", args={"number": 2, "sleep": 3.0})
+    workflow["system"]["functions"]["fa"]["standard"]["seconds"] = 1.5  # overrun at 3: later than a copy is loaded again
+    workflow["tasks"][2].update(function="fc", args={"number": 2, "sleep": 4.5})
     report = run(write_workflow(workflow), "cancel", "standard", "wait")
     assert report.status == "solved" and output_of(Path(report.folder), report.outputs["c"]) == 123
     assert [call.result for call in of(report, "a1")] == ["cancelled", "ok"]
@@ -208,6 +209,7 @@ def test_a_run_that_cannot_go_on_fails_at_once(
 ) -> None:
     workflow = whole_workflow()
     workflow["system"].update(money=0.35, horizon_seconds=horizon)
+    workflow["system"]["functions"]["ask"]["standard"]["seconds"] = 0.2
     workflow["tasks"] = [{"id": name, "function": "ask", "args": {"sleep": 0.3}} for name in ("x", "y")]
     workflow["system"]["pools"]["api"]["places"] = 1
     report = run(path := write_workflow(workflow))
