@@ -157,7 +157,11 @@ def undisturbed(file: Path, runs: Path) -> dict[str, Any]:
 def patient(file: Path, place: Path) -> Path:
     """A workflow file whose calls may be killed often; its modules are found beside the original."""
     workflow = yaml.safe_load(file.read_text())
-    workflow["system"]["max_attempts"] = ATTEMPTS
+    for part in ("system", "policies"):  # each may stand in a file of its own
+        if isinstance(workflow.get(part), str):
+            workflow[part] = yaml.safe_load((file.parent / workflow[part]).read_text())
+    holder = "policies" if "max_attempts" in workflow.get("policies", {}) else "system"
+    workflow[holder]["max_attempts"] = ATTEMPTS
     for source in file.parent.iterdir():
         if source != file and not source.name.startswith("__"):
             (place / source.name).symlink_to(source)

@@ -294,6 +294,7 @@ def test_a_grid_by_joblib(tmp_path: Path, root: Path) -> None:
         "seed=0,1",
         "hydra/launcher=joblib",
         "hydra.launcher.n_jobs=2",
+        "recipe=plain",
         "evaluation.test=8",
         *tiny,
     ]
