@@ -59,8 +59,8 @@ def visit(
 ) -> Trajectories:
     """The learner's own trajectories on train `instances` (k,), k > 0; at each of its decisions the teacher says what it
     expects of every legal action. In some episodes the learner takes its first choice, in the others it draws. One that takes
-    `LONGEST` times as many decisions as the base player on average is ended by that: a learner that has not learned to go on
-    would keep the teacher busy until the step limit.
+    `LONGEST` times as many decisions as the base player on average is ended by that, as few long episodes would else take most
+    of the teacher's time.
 
     A teacher's own trajectories do not show what to do where only the learner goes (Ross and Bagnell 2014, "Reinforcement and
     Imitation Learning via Interactive No-Regret Learning", whose AggreVaTe this is).
