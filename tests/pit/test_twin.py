@@ -37,6 +37,7 @@ RARE = (69, 105, 128, 129, 146, 179, 294, 389, 398)  # histories in which what i
 # What the histories must reach, or the comparison would say nothing about it (`reached` of the twin).
 BRANCHES = (
     "alternative released", "alternative released: input of one", "alternative released: running", "back_off", "back_off_long",
+    "back_off: at most", "back_off: jitter",
     "begun from a queue", "begun from a queue: not the oldest", "cancel: queued", "cancel: running",
     "cancelled while it waited for its load", "denied", "fallback", "falls: all", "falls: any",
     "hard input given up while it ran", "hedge",
