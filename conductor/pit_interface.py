@@ -51,7 +51,7 @@ def array_digest(array: np.ndarray) -> str:
 def look(pit: Pit) -> tuple[np.ndarray, np.ndarray]:
     """The observation, float32 (512,), and the mask, bool (128,), encoded once: `observe` and `mask` would do it twice."""
     pit._encode()
-    return pit._observation.copy(), pit._mask.astype(bool)
+    return pit._observation.copy(), pit._mask.view(bool).copy()
 
 
 def failures_in_row(pit: Pit) -> np.ndarray:
