@@ -134,17 +134,15 @@ def unsolved(stored: list[dict[str, Any]], plain: dict[int, dict[str, Any]]) -> 
         return []
     missed = [level for level, result in plain.items() if perf_of(result) < result["pass_mark"]]
     solved = {result["level"] for result in stored if perf_of(result) >= result["pass_mark"]}
-    tried = sorted(
-        {(len(r["trainings"]), r["n"], round(np.median([t["frames"] for t in r["trainings"]]))) for r in plain.values()}
-    )
-    seeds, n, frames = tried[-1]
     rest = [level for level in missed if level not in solved]
+    one = next(iter(plain.values()))
+    frames, seeds = np.median([training["frames"] for training in one["trainings"]]), len(one["trainings"])
     fate = "nor do their own recipes on " + ", ".join(map(str, rest)) if rest else "their own recipes solve all of them"
-    names = ", ".join(map(str, missed))
+    names = f"level{'s' * (len(missed) > 1)} {', '.join(map(str, missed))}; {fate}" if missed else "no level"
     return [
         "",
-        f"PPO alone ({frames:,} frames, {seeds} training seed{'s' * (seeds > 1)}, {n:,} instances) stays below the pass mark on "
-        + (f"level{'s' * (len(missed) > 1)} {names}; {fate}." if missed else "no level."),
+        f"PPO alone ({frames:,.0f} frames, {seeds} training seed{'s' * (seeds > 1)}, {one['n']:,} instances) stays below the "
+        f"pass mark on {names}.",
     ]
 
 
