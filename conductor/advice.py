@@ -51,6 +51,7 @@ class Advice(NamedTuple):
             "signature": self.bundle.signature.words() if self.bundle is not None else "",
             "rule": rule.model_dump(),
             "shadow": self.shadow.digest if self.shadow is not None else "",
+            "shadow_signature": self.shadow.signature.words() if self.shadow is not None else "",
         }
 
     def save(self, folder: Path) -> None:

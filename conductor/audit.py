@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from conductor.advice import Advice, recalled
 from conductor.bundle import MIN_MARGIN
-from conductor.decision_maker import NOTES
+from conductor.decision_maker import NOTES, PLAIN, ROUND_NOTE
 from conductor.errors import ConductorError
 from conductor.guard import WINDOW, RangeGuard, recall
 from conductor.journal import Row, journal_path, read_run
@@ -148,6 +148,8 @@ def _check_maker(moment: Moment, replay: Replay, audit: Audit, where: str) -> No
                 return
     elif data["by"] == "sequential":
         action = WAIT if mask[WAIT] else pit.rule("critical_path")
+    elif data["note"] == ROUND_NOTE:
+        action = pit.rule(PLAIN)
     else:
         action = replay.rule.choose(pit)
     if not mask[action]:
@@ -279,7 +281,7 @@ def _maker(data: dict[str, Any], replay: Replay) -> str:
     elif data["by"] == "sequential":
         told = "one call at a time"
     else:
-        told = f"the rule {replay.rule_name}"
+        told = f"the rule {PLAIN if data['note'] == ROUND_NOTE else replay.rule_name}"
         if data["note"]:
             told += f", because {NOTES.get(data['note'], data['note'])}"
     if data["distance"] is not None:

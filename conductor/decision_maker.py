@@ -19,15 +19,19 @@ import numpy as np
 from conductor.bundle import Bundle
 from conductor.guard import RangeGuard, recall
 from conductor.manifest import RuleSpec
-from conductor.pit_interface import Rule, failures_in_row
+from conductor.pit_interface import Rule, calls_so_far, failures_in_row
 from conductor.policy import Policy
 from pit.handle import Pit
 from pit.layout import BACK_OFF, WAIT
 
 STRATEGIES = ("adaptive", "calibrated", "parallel", "sequential")
 NEED_BUNDLE = STRATEGIES[:2]  # its policy, or its rule alone
-SECONDS = 0.25  # within which a policy must answer; it takes 50 us
+SECONDS = 0.25  # within which a policy must answer; it takes 15 us
 LATE_IN_A_ROW = 3  # late answers after which it is not asked any more in this run
+ROUND = 100  # moments of decision in a row, between which no call began or ended, from which on somebody goes round
+LONG_ROUND = 1000  # decisions, or four for each task, in which no task came to its first output
+ROUND_NOTE = "goes round"
+PLAIN = "critical_path"  # the rule that then decides: it begins calls or waits, and nothing else
 NOTES = {  # why not the policy, for people
     "absent": "the policy is absent",
     "put aside": f"the policy was late {LATE_IN_A_ROW} times in a row and is not asked any more",
@@ -35,6 +39,7 @@ NOTES = {  # why not the policy, for people
     "out of range": "the policy sees what it was not trained on",
     "not finite": "the policy answered with a number that is not finite",
     "late": "the policy answered too late",
+    ROUND_NOTE: "nothing has come of many decisions",
 }
 
 
@@ -78,7 +83,8 @@ class Shadow:
 
 
 class DecisionMaker:
-    """Chooses actions by one strategy. `counts`: how often who decided, and why a policy did not (keys of `NOTES`)."""
+    """Chooses actions by one strategy; where that goes round, the plain rule does. `counts`: how often who decided, and why a
+    policy did not (keys of `NOTES`)."""
 
     def __init__(
         self,
@@ -100,26 +106,29 @@ class DecisionMaker:
         self._late = 0  # in a row
         self._told: set[str] = set()
         self._failures = np.zeros((), np.int32)  # calls of each pool that failed in a row
+        self._calls, self._at, self._moments = (0, 0), -1, 0  # begun and in flight; when that was seen; moments since then
+        self._decided, self._outputs, self._long_round = 0, -1, False  # since the last look at outputs; how many; none new
         self.counts: Counter[str] = Counter()
 
     def choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> Decision:
         """The action for an observation (512,) float32 and a mask (128,) bool; always a legal one."""
         begin = time.perf_counter_ns()
-        decision = self._choose(pit, observation, mask)
-        action = decision.action
+        action, by, note, distance, tripped = self._choose(pit, observation, mask)
         if not mask[action]:  # a rule may find nothing for its variant where another could start
             action = int(mask.argmax())
-        self.counts[decision.by] += 1
-        said = ""
-        if decision.note:
-            self.counts[decision.note] += 1
-            if decision.note not in self._told:
-                self._told.add(decision.note)
-                said = f"{NOTES[decision.note]}; {self._name} decides instead"
-        decision = decision._replace(action=action, said=said, latency=(time.perf_counter_ns() - begin) // 1000)
-        if self._shadow is not None:
-            decision = decision._replace(shadow=self._shadow.choose(pit, observation, mask))
-        return decision
+        self.counts[by] += 1
+        said = self._say(note) if note else ""
+        latency = (time.perf_counter_ns() - begin) // 1000
+        shadow = None if self._shadow is None else self._shadow.choose(pit, observation, mask)
+        return Decision(action, by, note, latency, distance, tripped, shadow, said)
+
+    def _say(self, note: str) -> str:
+        """What to tell people of why the policy does not decide: once."""
+        self.counts[note] += 1
+        if note in self._told:
+            return ""
+        self._told.add(note)
+        return f"{NOTES[note]}; {PLAIN if note == ROUND_NOTE else self._name} decides instead"
 
     def recall(self, rows: Sequence[dict[str, Any]]) -> None:
         """Be as after these decisions: payloads of the run's last `guard.WINDOW` rows `action`, or all, the oldest first."""
@@ -132,16 +141,16 @@ class DecisionMaker:
         if self._guard is not None and rows:
             recall(self._guard, rows)
 
-    def _choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> Decision:
-        if self._strategy in ("parallel", "sequential") and self._failed_again(pit) and mask[BACK_OFF]:
-            return Decision(BACK_OFF, "sequential" if self._strategy == "sequential" else "rule", "")
-        if self._strategy == "sequential":  # waiting is legal as long as anything runs or loads
-            return Decision(WAIT if mask[WAIT] else pit.rule("critical_path"), "sequential", "")
-        if self._strategy == "parallel":
-            return Decision(pit.rule("critical_path"), "rule", "")
-        if self._strategy == "calibrated":
-            return Decision(self._rule.choose(pit), "rule", "")
+    def _choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> tuple[int, str, str, float | None, bool]:
+        """As the fields of `Decision`: action, by, note, distance, tripped."""
+        if self._strategy == "calibrated" and self._goes_round(pit):
+            return pit.rule(PLAIN), "rule", ROUND_NOTE, None, False
+        if self._strategy != "adaptive":
+            by = "sequential" if self._strategy == "sequential" else "rule"
+            return self._plan(pit, mask), by, "", None, False
         action, note = -1, self._hindrance()
+        if self._goes_round(pit) and not note:
+            note = ROUND_NOTE
         distance, tripped = None, False
         if self._guard is not None:
             distance = self._guard.look(observation)
@@ -154,8 +163,32 @@ class DecisionMaker:
             self._late = self._late + 1 if late else 0
             note = "not finite" if action < 0 else "late" if late else ""
         if note:
-            return Decision(self._rule.choose(pit), "rule", note, distance=distance, tripped=tripped)
-        return Decision(action, "policy", "", distance=distance, tripped=tripped)
+            return pit.rule(PLAIN) if note == ROUND_NOTE else self._rule.choose(pit), "rule", note, distance, tripped
+        return action, "policy", "", distance, tripped
+
+    def _plan(self, pit: Pit, mask: np.ndarray) -> int:
+        """The action of a strategy without a policy."""
+        if self._strategy == "calibrated":
+            return self._rule.choose(pit)
+        if self._failed_again(pit) and mask[BACK_OFF]:
+            return BACK_OFF
+        if self._strategy == "sequential" and mask[WAIT]:  # waiting is legal as long as anything runs or loads
+            return WAIT
+        return pit.rule("critical_path")
+
+    def _goes_round(self, pit: Pit) -> bool:
+        """Whether decisions lead nowhere: verbs that cost nothing can be repeated for ever, and outputs be made again."""
+        calls = calls_so_far(pit)
+        if calls != self._calls:
+            self._calls, self._moments = calls, 0
+        elif pit.now != self._at:
+            self._moments += 1
+        self._at = pit.now
+        self._decided += 1
+        if self._decided >= LONG_ROUND and self._decided >= 4 * len(pit.tasks()):
+            outputs = int(np.count_nonzero(pit.tasks()["version"]))
+            self._long_round, self._outputs, self._decided = outputs == self._outputs, outputs, 0
+        return self._moments >= ROUND or self._long_round
 
     def _failed_again(self, pit: Pit) -> bool:
         """Whether a pool's calls have failed once more since this was last asked: the time to back off from it, once."""
@@ -174,6 +207,5 @@ class DecisionMaker:
 def _ask(policy: Policy, observation: np.ndarray, mask: np.ndarray) -> tuple[int, float]:
     """A policy's action (-1: its answer is not finite) and the seconds that it took."""
     begin = time.perf_counter()
-    with np.errstate(all="ignore"):
-        action = policy.act(observation, mask)
+    action = policy.act(observation, mask)
     return action, time.perf_counter() - begin

@@ -25,16 +25,16 @@ from conductor.files import canonical, parse_canonical, sync_directory
 from conductor.head import FILE as HEAD
 from conductor.head import Head, HeadFile, read_head
 
-SCHEMA = 2  # PRAGMA user_version; a journal of another schema is refused
+SCHEMA = 3  # PRAGMA user_version; a journal of another schema is refused
 FILE = "journal.sqlite"
 # Row kind -> the keys of its payload, all of them needed.
 KINDS = {
     # `folder`: of the run, inside the journal's ("." for a run alone); `began`: UTC, for people, the only time of day anywhere
     # `sandbox`: what each variant runs in, by its name
-    # `bundle`, `shadow`: the sha256 of a manifest, or ""; `signature`: what was known of the bundle's maker, and whether that
-    # was let pass; `rule`: name and parameters of what decides when the policy cannot
+    # `bundle`, `shadow`: the sha256 of a manifest, or ""; `signature`, `shadow_signature`: what was known of their maker, and
+    # whether that was let pass; `rule`: name and parameters of what decides when the policy cannot
     "run": {"id", "folder", "began", "workflow", "workflow_digest", "base", "strategy", "exposure", "tables", "sandbox"}
-    | {"bundle", "signature", "rule", "shadow"},
+    | {"bundle", "signature", "rule", "shadow", "shadow_signature"},
     # `by`: who decided, and with which `bundle` if the policy did; `note`: why not the policy, or ""; `latency`: us of the
     # choice; `distance`, `tripped`: of the guard; `shadow`: what another policy would have done (conductor.decision_maker)
     "action": {"action", "observation", "mask", "by", "bundle", "note", "latency", "distance", "tripped", "shadow"},

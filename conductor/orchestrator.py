@@ -64,10 +64,10 @@ def begin(
         Stopped: this process got SIGTERM; `resume` goes on.
     """
     advice = Advice(strategy, bundle, shadow).check()
-    view = PitInterface(workflow.spec, advice.record()["exposure"])
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = workflow.spec.name.replace(" ", "_")
     folder = Path(runs).absolute() / f"{name}-{strategy}-{stamp}-{secrets.token_hex(2)}"
+    view = PitInterface(workflow.spec, advice.record()["exposure"], folder.name)
     journal = Journal(folder, new=True, heads=None if heads is None else Path(heads))
     orchestrator = Orchestrator(journal)
     try:

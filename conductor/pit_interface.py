@@ -23,9 +23,15 @@ from pit.handle import Command, Event, Pit
 from pit.interface import RULE
 from pit.spec import WorkflowSpec
 
-STUCK = (  # why a run ends as failed although the Pit has not ended it
+# Why a run ends as failed although the Pit has not ended it.
+STUCK = (
     "the run cannot go on: nothing is under way, and no task that is left can start; give it more (system.money, memory, "
     "places) or allow it more (system.verbs, deny)"
+)
+IDLE = 200  # moments at which something was decided or loaded, and between which no call was under way
+ASTRAY = (
+    f"the run goes round: {IDLE} times it decided or loaded something, and no call came of it; give it more (system.money) or "
+    "a longer keep_alive_seconds"
 )
 
 
@@ -51,12 +57,17 @@ def array_digest(array: np.ndarray) -> str:
 def look(pit: Pit) -> tuple[np.ndarray, np.ndarray]:
     """The observation, float32 (512,), and the mask, bool (128,), encoded once: `observe` and `mask` would do it twice."""
     pit._encode()
-    return pit._observation.copy(), pit._mask.astype(bool)
+    return pit._observation.copy(), pit._mask.view(bool).copy()
 
 
 def failures_in_row(pit: Pit) -> np.ndarray:
     """How many calls of each pool have failed in a row, int32 (pools,)."""
     return pit._hot["pools"]["in_row"][0].copy()
+
+
+def calls_so_far(pit: Pit) -> tuple[int, int]:
+    """How many calls have begun, and how many of them are in flight."""
+    return int(pit._hot["next_call"][0]), int(pit._hot["n_calls"][0])
 
 
 class Rule:
@@ -76,10 +87,11 @@ class Rule:
 class PitInterface:
     """One run's Pit and the little that the conductor must know besides."""
 
-    def __init__(self, workflow: WorkflowSpec, exposure: str) -> None:
-        """Raises ConductorError for what the Pit refuses."""
+    def __init__(self, workflow: WorkflowSpec, exposure: str, run: str) -> None:
+        """`run`: its id, which its jitter comes from. Raises ConductorError for what the Pit refuses."""
+        salt = int.from_bytes(hashlib.sha256(run.encode()).digest()[:8], "little")
         try:
-            self.pit = Pit(workflow, exposure=exposure)
+            self.pit = Pit(workflow, exposure=exposure, salt=salt)
         except PitError as error:
             raise ConductorError(str(error)) from error
         self.workflow = workflow
@@ -87,6 +99,7 @@ class PitInterface:
         self.starts = [0] * len(workflow.tasks)  # calls of each task so far
         self.outputs: dict[str, str] = {}  # task id -> digest of its output, unless it was deleted
         self.deleted: set[str] = set()  # digests of outputs that were deleted and that no task has
+        self._idle, self._idle_at = 0, -1  # moments that led nowhere in a row, and when the last one was (us)
         self._commands: list[Command] = []
         self._begun: list[Call] = []
         horizon = workflow.system.horizon_seconds
@@ -95,7 +108,10 @@ class PitInterface:
             raise ConductorError(f"workflow {workflow.name}: the tasks are not in the Pit's order")
 
     def advance(self, time: int) -> None:
-        """The clock goes to `time`; timers up to it fire."""
+        """The clock goes to `time`; timers up to it fire, and what each of them brings about is looked at as of its time."""
+        while (timer := self.pit.next_timer()) < time:
+            self.pit.advance(timer)
+            self._take()
         self.pit.advance(time)
         self._take()
 
@@ -105,6 +121,7 @@ class PitInterface:
         applied = self.pit.apply(event)
         if applied and event.kind == layout.FINISHED:
             call = self.calls.pop(event.subject)
+            self._idle = 0
             if event.error == layout.OK:
                 self.outputs[self.pit.task_ids[call.task]] = output
                 self.deleted.discard(output)
@@ -116,6 +133,7 @@ class PitInterface:
         self.advance(time)
         self.pit.act(action)
         self._take()
+        self._count_idle()
 
     def freeze(self) -> bytes:
         """Everything that a fold of the rows so far would bring about; commands and begun calls must have been taken."""
@@ -126,6 +144,7 @@ class PitInterface:
             "starts": self.starts,
             "outputs": self.outputs,
             "deleted": sorted(self.deleted),
+            "idle": [self._idle, self._idle_at],
         }
         return canonical(known) + self.pit.snapshot()
 
@@ -139,6 +158,7 @@ class PitInterface:
             raise ConductorError(str(error)) from error
         self.calls = {call[0]: Call(*call) for call in known["calls"]}
         self.starts, self.outputs, self.deleted = known["starts"], known["outputs"], set(known["deleted"])
+        self._idle, self._idle_at = known["idle"]
 
     def commands(self) -> list[Command]:
         """The commands since the last call, in order."""
@@ -154,13 +174,31 @@ class PitInterface:
         """`running`, `solved`, `failed` or `expired`; a run that cannot go on has failed."""
         return "failed" if self.stuck() else layout.STATUSES[self.pit.status]
 
-    def stuck(self) -> bool:
-        """Whether a run that is on cannot go on: nothing is under way, no action is due, no timer but the horizon runs."""
+    def stuck(self) -> str:
+        """Why a run that is on cannot go on, or "": nothing is under way, no action is due, no timer but the horizon runs
+        (`STUCK`); or it goes round for ever (`ASTRAY`)."""
         pit = self.pit
-        if pit.status != layout.ON or self.calls or pit.next_timer() < self._horizon or pit.decision_due():
-            return False
+        if pit.status != layout.ON or self.calls:
+            return ""
+        if self._idle >= IDLE:
+            return ASTRAY
+        if pit.next_timer() < self._horizon or pit.decision_due():
+            return ""
         under_way = len(pit.calls()) > 0 or bool(np.isin(pit.copies()["state"], (layout.LOADING, layout.COOLDOWN)).any())
-        return not under_way and not pit.variants()["mending"].any()
+        return "" if under_way or pit.variants()["mending"].any() else STUCK
+
+    def _count_idle(self) -> None:
+        """One more moment at which something was decided or loaded, unless a call runs, or there is something to wait for: a
+        load that a call wants, a pool that opens again or gets tokens, a variant that is being configured."""
+        pit = self.pit
+        if self.calls or pit.now == self._idle_at or pit.status != layout.ON or len(pit.calls()):
+            return
+        pools, copies, now = pit._hot["pools"][0], pit.copies(), pit.now
+        filling = pools["credit"] + (now - pools["credited"]) < pools["full"]
+        wanted = (copies["state"] == layout.LOADING) & (copies["auto"] == 0)
+        if (pools["closed_until"] > now).any() or filling.any() or wanted.any() or pit.variants()["mending"].any():
+            return
+        self._idle, self._idle_at = self._idle + 1, now
 
     def _take(self) -> None:
         for command in self.pit.commands():
@@ -170,6 +208,7 @@ class PitInterface:
                 call = Call(command.call, command.task, command.function, command.variant, command.copy, attempt)
                 self.calls[command.call] = call
                 self._begun.append(call)
+                self._idle = 0
             elif command.kind == layout.CMD_CANCEL:
                 self.calls.pop(command.call, None)
             elif command.kind == layout.CMD_FETCH:  # the field `copy` names the task whose output it is
@@ -178,6 +217,8 @@ class PitInterface:
                 output = self.outputs.pop(self.pit.task_ids[command.task])
                 if output not in self.outputs.values():
                     self.deleted.add(output)
+            elif command.kind == layout.CMD_LOAD:
+                self._count_idle()
             self._commands.append(command)
 
     def variant_name(self, row: int) -> str:
@@ -246,7 +287,7 @@ class Fold:
         if digest(run["workflow"]) != run["workflow_digest"]:
             raise ConductorError(f"{where}: the workflow is not the one whose digest was recorded")
         try:
-            self.view = PitInterface(WorkflowSpec.model_validate(run["workflow"]), run["exposure"])
+            self.view = PitInterface(WorkflowSpec.model_validate(run["workflow"]), run["exposure"], run["id"])
         except ValidationError as error:
             raise ConductorError(f"{where}: the recorded workflow is not valid: {error.errors()[0]['msg']}") from error
         if watch is not None:

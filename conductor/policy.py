@@ -1,18 +1,19 @@
-"""The policy networks in NumPy: float32 matrix products into buffers that are made once, and little for an empty slot.
+"""The policy networks in float32: one decision at a time by a compiled kernel, many at once in NumPy.
 
-A kind of network is a spec (what a manifest says of it), its part of `tensor_shapes`, and a class. What stands here must know
-nothing of how a policy was trained.
+A kind of network is a spec (what a manifest says of it), its part of `tensor_shapes`, a class, and a kernel in
+`conductor.forward`. What stands here must know nothing of how a policy was trained.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from conductor.forward import N_CONTEXT, flat, shared
 from pit.layout import (
     N_ACTIONS,
     N_GLOBAL_ACTIONS,
@@ -24,9 +25,7 @@ from pit.layout import (
     WAIT,
 )
 
-N_CONTEXT = N_OBSERVATION - POOL_OFFSET  # 112: the features of pools and globals
 _ZERO = np.zeros((), np.float32)
-_ILLEGAL = np.full(N_ACTIONS, -np.inf, np.float32)
 Width = Annotated[int, Field(ge=1, le=4096)]
 Tensors = Mapping[str, np.ndarray]
 
@@ -93,77 +92,70 @@ def make_policy(network: NetworkSpec, tensors: Tensors) -> Policy:
 class Policy(ABC):
     """A network from an observation (512,) to logits (128,), float32. Not for several threads: its buffers are shared."""
 
-    def __init__(self) -> None:
-        self._zeros, self._masked = np.zeros(N_ACTIONS, np.float32), np.empty(N_ACTIONS, np.float32)
+    _kernel: Callable[..., int]  # of `conductor.forward`
+
+    def __init__(self, network: MlpSpec | SlotsSpec, tensors: Tensors, widths: Sequence[int]) -> None:
+        """`widths`: as the kernel wants them."""
+        self._t = {name: np.array(tensors[name], np.float32) for name in tensor_shapes(network)}
+        self._tanh, self._widths = network.activation == "tanh", np.array(widths, np.int64)
+        self._weights = np.concatenate([np.ascontiguousarray(part).ravel() for part in self._packed()])
+        self._seen, self._mask = np.zeros(N_OBSERVATION, np.float32), np.zeros(N_ACTIONS, bool)
+        self._logits = np.zeros(N_ACTIONS, np.float32)
+        most = max(N_OBSERVATION, N_SLOTS * max(widths))
+        self._one, self._other, self._values = (np.zeros(most, np.float32) for _ in range(3))
+        self._places = np.zeros(most, np.int64)
+        self._forward()  # it may have to be compiled, and no decision should wait for that
 
     @abstractmethod
+    def _packed(self) -> list[np.ndarray]:
+        """The weights in the order in which the kernel reads them; a matrix is (in, out)."""
+
+    def _forward(self) -> int:
+        buffers = self._logits, self._one, self._other, self._values, self._places
+        return self._kernel(self._seen, self._mask, self._widths, self._weights, self._tanh, *buffers)
+
     def logits(self, obs: np.ndarray) -> np.ndarray:
         """Logits (128,) float32 of one observation (512,) float32; a buffer that the next call rewrites."""
+        self._seen[:] = obs
+        self._forward()
+        return self._logits
+
+    def act(self, obs: np.ndarray, mask: np.ndarray) -> int:
+        """The legal action (mask (128,) bool) with the largest logit, the first of equals; -1 if any logit is not finite."""
+        self._seen[:] = obs
+        self._mask[:] = mask
+        return self._forward()
 
     @abstractmethod
     def logits_many(self, obs: np.ndarray) -> np.ndarray:
         """Logits (k, 128) float32 of observations (k, 512) float32, a new array; equal to `logits` but for the last bits."""
 
-    def act(self, obs: np.ndarray, mask: np.ndarray) -> int:
-        """The legal action (mask (128,) bool) with the largest logit, the first of equals; -1 if any logit is not finite."""
-        logits = self.logits(obs)
-        if self._zeros.dot(logits) != 0.0:  # 0 x inf and 0 x nan are nan
-            return -1
-        np.copyto(self._masked, _ILLEGAL)
-        np.copyto(self._masked, logits, where=mask)
-        action = int(self._masked.argmax())
-        return action if mask[action] else -1
+    def _layer(self, name: str, x: np.ndarray) -> np.ndarray:
+        """A layer without its activation, of rows (k, in)."""
+        return x @ self._t[f"{name}.weight"].T + self._t[f"{name}.bias"]
 
-
-def _activation(network: NetworkSpec) -> Callable[[np.ndarray], object]:
-    """The activation, in place."""
-    if network.activation == "relu":
-        return lambda x: np.maximum(x, _ZERO, out=x)
-    return lambda x: np.tanh(x, out=x)
-
-
-def _columns(tensors: Tensors, *names: str) -> np.ndarray:
-    """Layers side by side that read one input, (in + 1, out): the last row is their bias, for an input that ends with a 1."""
-    layers = [np.vstack([tensors[f"{n}.weight"].T, tensors[f"{n}.bias"]]) for n in names]
-    return np.ascontiguousarray(np.hstack(layers), np.float32)
+    def _activate(self, x: np.ndarray) -> np.ndarray:
+        """The activation, in place."""
+        return np.tanh(x, out=x) if self._tanh else np.maximum(x, _ZERO, out=x)
 
 
 class Mlp(Policy):
-    """A flat network. Its input ends with the slots' features, so that the zeros behind the last slot in use are left out."""
+    """A flat network."""
+
+    _kernel = staticmethod(flat)
 
     def __init__(self, network: MlpSpec, tensors: Tensors) -> None:
-        super().__init__()
-        self._activate = _activation(network)
-        names = [f"policy.{i}" for i in range(len(network.layers))] + ["action"]
-        self._weights = [_columns(tensors, n) for n in names]
-        first = np.roll(self._weights[0], N_CONTEXT + 1, axis=0)  # pools, globals, the bias, then the slots
-        self._input = np.ones(N_OBSERVATION + 1, np.float32)
-        self._context, self._slots = self._input[:N_CONTEXT], self._input[N_CONTEXT + 1 :]
-        self._counts = self._slots[::N_SLOT_FEATURES]
-        ends = [N_CONTEXT + 1 + N_SLOT_FEATURES * k for k in range(N_SLOTS + 1)]
-        self._used = [(self._input[:end], first[:end], self._input[end:]) for end in ends]
-        hidden = [np.ones(width + 1, np.float32) for width in network.layers]  # each ends with the 1 of the next bias
-        self._hidden = [(x[:-1], x, weight) for x, weight in zip(hidden, self._weights[1:], strict=True)]
-        self._logits = np.empty(N_ACTIONS, np.float32)
+        self._hidden = [f"policy.{i}" for i in range(len(network.layers))]
+        super().__init__(network, tensors, [N_OBSERVATION, *network.layers, N_ACTIONS])
 
-    def logits(self, obs: np.ndarray) -> np.ndarray:
-        self._context[:] = obs[POOL_OFFSET:]
-        self._slots[:] = obs[:POOL_OFFSET]
-        x, weight, rest = self._used[np.count_nonzero(self._counts)]
-        if rest.dot(rest) != 0.0:  # the Pit fills slots from the first on, but the network is defined for all inputs
-            x, weight, rest = self._used[-1]
-        for out, then, following in self._hidden:
-            np.dot(x, weight, out=out)
-            self._activate(out)
-            x, weight = then, following
-        return np.dot(x, weight, out=self._logits)
+    def _packed(self) -> list[np.ndarray]:
+        return [part for name in (*self._hidden, "action") for part in (self._t[f"{name}.bias"], self._t[f"{name}.weight"].T)]
 
     def logits_many(self, obs: np.ndarray) -> np.ndarray:
         x = obs
-        for weight in self._weights[:-1]:
-            x = x @ weight[:-1] + weight[-1]
-            self._activate(x)
-        return x @ self._weights[-1][:-1] + self._weights[-1][-1]
+        for name in self._hidden:
+            x = self._activate(self._layer(name, x))
+        return self._layer("action", x)
 
 
 class Slots(Policy):
@@ -174,95 +166,41 @@ class Slots(Policy):
     none; the 7 logits of a slot = verbs f(own e + shared s), 0 if it is empty; the 16 global logits = globals s.
     """
 
+    _kernel = staticmethod(shared)
+
     def __init__(self, network: SlotsSpec, tensors: Tensors) -> None:
-        super().__init__()
-        self._activate = _activation(network)
-        encoder, summary = network.widths
-        pooled, seen = np.split(tensors["summary.weight"], [2 * encoder], axis=1)
-        split = {**tensors, "seen.weight": seen, "seen.bias": tensors["summary.bias"]}
-        plain = [tensors[f"{n}.weight"] for n in ("slot", "encoder", "own", "verbs")]
-        self._slot, self._encoder, self._own, self._verbs, self._pooled = (
-            np.ascontiguousarray(weight.T, np.float32) for weight in (*plain, pooled)
-        )
-        self._encoder_bias, self._verbs_bias = (np.array(tensors[f"{n}.bias"], np.float32) for n in ("encoder", "verbs"))
-        self._from_context = _columns(split, "context", "seen")
-        self._from_summary = _columns(split, "shared", "globals")
+        super().__init__(network, tensors, network.widths)
 
-        self._input = np.ones(N_OBSERVATION + 1, np.float32)
-        self._obs, self._context = self._input[:-1], self._input[POOL_OFFSET:]
-        self._features = self._input[:POOL_OFFSET].reshape(N_SLOTS, N_SLOT_FEATURES)
-        self._counts = self._features[:, 0]
-        self._of_context = np.empty(encoder + summary, np.float32)
-        self._to_slots, self._to_summary = self._of_context[:encoder], self._of_context[encoder:]
-        self._pool = np.zeros(2 * encoder, np.float32)
-        self._mean, self._highest = self._pool[:encoder], self._pool[encoder:]
-        self._summary_1 = np.ones(summary + 1, np.float32)
-        self._summary = self._summary_1[:-1]
-        self._of_summary = np.empty(encoder + N_GLOBAL_ACTIONS, np.float32)
-        self._to_members, self._to_globals = self._of_summary[:encoder], self._of_summary[encoder:]
-        self._logits = np.empty(N_ACTIONS, np.float32)
-        self._of_slots, self._of_globals = self._logits[:WAIT].reshape(N_SLOTS, N_VERBS), self._logits[WAIT:]
-        widths = (N_SLOT_FEATURES, encoder, encoder, N_VERBS)
-        x, hidden, encoded, verbs = (np.empty((N_SLOTS, width), np.float32) for width in widths)
-        self._rows = [
-            (x[:k], hidden[:k], encoded[:k], verbs[:k], np.full(k, 1 / max(k, 1), np.float32)) for k in range(N_SLOTS + 1)
-        ]
-
-    def logits(self, obs: np.ndarray) -> np.ndarray:
-        activate = self._activate
-        self._obs[:] = obs
-        used = self._counts.nonzero()[0]
-        x, hidden, encoded, verbs, share = self._rows[used.size]
-        np.dot(self._context, self._from_context, out=self._of_context)
-        if used.size:
-            self._features.take(used, axis=0, out=x, mode="clip")
-            np.dot(x, self._slot, out=hidden)
-            np.add(hidden, self._to_slots, out=hidden)
-            activate(hidden)
-            np.dot(hidden, self._encoder, out=encoded)
-            np.add(encoded, self._encoder_bias, out=encoded)
-            activate(encoded)
-            np.dot(share, encoded, out=self._mean)
-            np.maximum.reduce(encoded, axis=0, out=self._highest)
-        else:
-            self._pool.fill(0.0)
-        np.dot(self._pool, self._pooled, out=self._summary)
-        np.add(self._summary, self._to_summary, out=self._summary)
-        activate(self._summary)
-        np.dot(self._summary_1, self._from_summary, out=self._of_summary)
-        self._logits.fill(0.0)
-        self._of_globals[:] = self._to_globals
-        if used.size:
-            np.dot(encoded, self._own, out=hidden)
-            np.add(hidden, self._to_members, out=hidden)
-            activate(hidden)
-            np.dot(hidden, self._verbs, out=verbs)
-            np.add(verbs, self._verbs_bias, out=verbs)
-            self._of_slots[used] = verbs
-        return self._logits
+    def _packed(self) -> list[np.ndarray]:
+        t = self._t
+        pooled, seen = np.split(t["summary.weight"].T, [-N_CONTEXT])
+        return [
+            t["context.bias"], t["summary.bias"], np.hstack([t["context.weight"].T, seen]),
+            t["slot.weight"].T,
+            t["encoder.bias"], t["encoder.weight"].T,
+            pooled,
+            t["shared.bias"], t["shared.weight"].T,
+            t["globals.bias"], t["globals.weight"].T,
+            t["own.weight"].T,
+            t["verbs.bias"], t["verbs.weight"].T,
+        ]  # fmt: skip
 
     def logits_many(self, obs: np.ndarray) -> np.ndarray:
-        activate, encoder = self._activate, len(self._mean)
-        slots = obs[:, :POOL_OFFSET].reshape(len(obs), N_SLOTS, N_SLOT_FEATURES)
+        t, layer, activate = self._t, self._layer, self._activate
+        context, slots = obs[:, POOL_OFFSET:], obs[:, :POOL_OFFSET].reshape(len(obs), N_SLOTS, N_SLOT_FEATURES)
         used = slots[:, :, 0] != 0
         rows, places = used.nonzero()
-        of_context = obs[:, POOL_OFFSET:] @ self._from_context[:-1] + self._from_context[-1]
-        encoded = slots[rows, places] @ self._slot + of_context[rows, :encoder]
-        activate(encoded)
-        encoded = encoded @ self._encoder + self._encoder_bias
-        activate(encoded)
+        encoded = activate(slots[rows, places] @ t["slot.weight"].T + layer("context", context)[rows])
+        encoded = activate(layer("encoder", encoded))
         counts = used.sum(1)
         some = counts.nonzero()[0]
-        pool = np.zeros((len(obs), 2 * encoder), np.float32)
+        mean, highest = np.zeros((2, len(obs), encoded.shape[1]), np.float32)
         first = (counts.cumsum() - counts)[some]
-        pool[some, :encoder] = np.add.reduceat(encoded, first) / counts[some, None].astype(np.float32)
-        pool[some, encoder:] = np.maximum.reduceat(encoded, first)
-        summary = pool @ self._pooled + of_context[:, encoder:]
-        activate(summary)
-        of_summary = summary @ self._from_summary[:-1] + self._from_summary[-1]
-        members = encoded @ self._own + of_summary[rows, :encoder]
-        activate(members)
+        mean[some] = np.add.reduceat(encoded, first) / counts[some, None].astype(np.float32)
+        highest[some] = np.maximum.reduceat(encoded, first)
+        summary = activate(layer("summary", np.hstack([mean, highest, context])))
+        members = activate(encoded @ t["own.weight"].T + layer("shared", summary)[rows])
         logits = np.zeros((len(obs), N_ACTIONS), np.float32)
-        logits[:, :WAIT].reshape(len(obs), N_SLOTS, N_VERBS)[rows, places] = members @ self._verbs + self._verbs_bias
-        logits[:, WAIT:] = of_summary[:, encoder:]
+        logits[:, :WAIT].reshape(len(obs), N_SLOTS, N_VERBS)[rows, places] = layer("verbs", members)
+        logits[:, WAIT:] = layer("globals", summary)
         return logits

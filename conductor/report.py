@@ -14,7 +14,7 @@ from rich.table import Table
 
 from conductor.guard import SHARE
 from conductor.journal import Row, journal_path, read_journal, read_run, run_folder
-from conductor.pit_interface import STUCK, Fold, Folded, PitInterface, fold
+from conductor.pit_interface import Fold, Folded, PitInterface, fold
 from conductor.tiers import read_output
 from pit.handle import Healing, Signature
 
@@ -126,7 +126,7 @@ def report_run(place: str | os.PathLike[str]) -> RunReport:
         folder=str(run_folder(place, folded.run)),
         run=folded.run,
         status=folded.view.status() if folded.ended else "not ended",
-        reason=STUCK if folded.ended and folded.view.stuck() else "",
+        reason=folded.view.stuck() if folded.ended else "",
         makespan=folded.time / 1e6,
         spent=summary["spent"],
         score={name: summary[name] for name in ("base", "efficiency", "stability", "optimization", "total")},
@@ -208,7 +208,8 @@ def print_run(report: RunReport, console: Console) -> None:
         console.print(f"far from what the policy was trained on: {report.far} of {report.measured} decisions")
     if report.shadowed:
         agreed = f"agreed in {report.agreed} of {report.shadowed} decisions"
-        console.print(f"shadow {report.run['shadow']}: {agreed}", soft_wrap=True, highlight=False)
+        shadow = f"shadow {report.run['shadow']}, {report.run['shadow_signature']}"
+        console.print(f"{shadow}: {agreed}", soft_wrap=True, highlight=False)
     if report.reason:
         console.print(report.reason, soft_wrap=True)
     console.print("score: " + ", ".join(f"{name} {value:.3f}" for name, value in report.score.items()))

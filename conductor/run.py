@@ -16,7 +16,7 @@ from conductor.errors import ConductorError
 from conductor.files import clear_scratch
 from conductor.journal import Journal
 from conductor.model_manager import Report
-from conductor.pit_interface import STUCK, PitInterface, array_digest, event_payload, look
+from conductor.pit_interface import PitInterface, array_digest, event_payload, look
 from conductor.points import Points
 from conductor.shapes import Shapes
 from conductor.snapshot import EVERY, prune_snapshots, write_snapshot
@@ -181,7 +181,8 @@ class Run:
         status = self.view.status()
         if status != "running":
             self.add("end", now, {"status": status, "state": self._pit.state_hash()})
-            self.observe("end", now, f"{status}: {STUCK}" if self.view.stuck() else status)
+            why = self.view.stuck()
+            self.observe("end", now, f"{status}: {why}" if why else status)
         elif self._rows >= self._every:
             self._snapshot(now, points)
         return status != "running"

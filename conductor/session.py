@@ -47,7 +47,7 @@ class Session:
         """One more workflow begins. Raises ConductorError if it cannot; then nothing of it is left."""
         name = f"{self._begun:03}-{workflow.spec.name.replace(' ', '_')}"
         record = first_row(workflow, f"{self.folder.name}/{name}", name, self._advice)
-        view = PitInterface(workflow.spec, record["exposure"])
+        view = PitInterface(workflow.spec, record["exposure"], record["id"])
         (self.folder / name).mkdir()
         try:
             run = make_run(

@@ -14,7 +14,9 @@ from conductor.files import canonical
 from conductor.instruments.sandbox import Limits
 from pit.errors import PitError
 from pit.files import shown
-from pit.spec import WorkflowSpec, order_tasks, read_workflow
+from pit.spec import SystemSpec, WorkflowSpec, order_tasks, read_workflow
+
+BACK_OFF_MOST, BACK_OFF_JITTER = 300.0, 0.5  # s of one back-off; share of it that a run may leave out
 
 
 class FunctionPlan(BaseModel):
@@ -138,4 +140,12 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
             f"{where}: system.max_attempts is 0 and there is no horizon_seconds, so a function that always fails would be "
             "called for ever; set max_attempts (3, for example)"
         )
-    return Workflow(spec, plan, limits, base)
+    return Workflow(spec.model_copy(update={"system": _restrained(system)}), plan, limits, base)
+
+
+def _restrained(system: SystemSpec) -> SystemSpec:
+    """The system whose back-offs end some day and do not end together with other runs', unless its file says otherwise."""
+    if system.back_off_seconds == 0.0:
+        return system
+    usual = {"back_off_most_seconds": max(BACK_OFF_MOST, system.back_off_seconds), "back_off_jitter": BACK_OFF_JITTER}
+    return system.model_copy(update={key: value for key, value in usual.items() if getattr(system, key) is None})

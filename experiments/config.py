@@ -119,7 +119,13 @@ class TrainConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
-OPTIONS_OF_A_LEVEL = tuple(f"recipe_options.{key}" for key in ("teacher.episodes", "visits.rounds", "visits.episodes"))
+OPTIONS_OF_A_LEVEL = tuple(
+    f"recipe_options.{key}"
+    for key in (
+        "teacher.episodes", "teacher.rollouts", "visits.rounds", "visits.episodes", "supervised.epochs",
+        "supervised.smoothing", "supervised.target", "ppo.ent_coef",
+    )
+)  # fmt: skip
 SCHEDULE = "schedule"  # the exposure that grows while the training goes on
 
 CHOICES = {

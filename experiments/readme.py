@@ -18,12 +18,13 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 HEADROOM = ("<!-- headroom:begin -->", "<!-- headroom:end -->")
 LOOKAHEAD = "lookahead"
 WIDE, WORSE = 0.05, 0.02  # perf: headroom that counts, and how far behind the rule counts as worse
+PLAIN = "plain"  # folder, in that of the results, of those of PPO alone
 STUDIES = ("<!-- studies:begin -->", "<!-- studies:end -->")
 INTRODUCTION = """Held-out instances, the same for everybody. IQM: mean of the middle half of the scores of all seeds. In
 brackets 95 % intervals, bootstrap over training seeds and instances; leads are paired differences of means. perf: 0 = random,
 1 = the proven optimum or, where none is known, the best player that is not trained. The way to lookahead: the lead over
-`calibrated` as a share of lookahead's (which draws futures from the true means), from the table of headroom. Levels' pages
-have all players."""
+`calibrated` as a share of lookahead's (which draws futures from the true means), from the table of headroom. PPO alone: perf
+of `recipe=plain` where the level's own recipe is another. Levels' pages have all players."""
 
 
 def check_readme(readme: str | None, marks: tuple[str, str] = (BEGIN, END)) -> None:
@@ -101,17 +102,48 @@ def text_of(folder: Path) -> str:
     stored = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("level-*.json"))]
     if not stored:
         return "No results are stored yet; `python -m experiments.results` makes them."
-    room = headroom_of(folder)
+    room, plain = headroom_of(folder), plain_of(folder)
     lines = [
         INTRODUCTION,
         "",
-        "| level | trained, IQM | perf | best rule, IQM | lead over it | of the way to lookahead | proven optimum "
+        "| level | trained, IQM | perf | PPO alone | best rule, IQM | lead over it | of the way to lookahead | proven optimum "
         "| probe: rule → trained | CPU s |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(row_of(result, room) for result in stored),
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *(row_of(result, room, plain) for result in stored),
         *conclusion(stored, room),
+        *unsolved(stored, plain),
     ]
     return "\n".join(lines)
+
+
+def plain_of(folder: Path) -> dict[int, dict[str, Any]]:
+    """Level -> the stored result of PPO alone."""
+    stored = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / PLAIN).glob("level-*.json"))]
+    return {result["level"]: result for result in stored}
+
+
+def perf_of(result: dict[str, Any]) -> float:
+    """perf of the trained policies."""
+    return float(next(row["perf"] for row in result["rows"] if row["policy"]))
+
+
+def unsolved(stored: list[dict[str, Any]], plain: dict[int, dict[str, Any]]) -> list[str]:
+    """Which levels PPO alone does not solve (reach the pass mark), and whether the levels' own recipes do; nothing if it was
+    not tried."""
+    if not plain:
+        return []
+    missed = [level for level, result in plain.items() if perf_of(result) < result["pass_mark"]]
+    solved = {result["level"] for result in stored if perf_of(result) >= result["pass_mark"]}
+    rest = [level for level in missed if level not in solved]
+    one = next(iter(plain.values()))
+    frames, seeds = np.median([training["frames"] for training in one["trainings"]]), len(one["trainings"])
+    fate = "nor do their own recipes on " + ", ".join(map(str, rest)) if rest else "their own recipes solve all of them"
+    names = f"level{'s' * (len(missed) > 1)} {', '.join(map(str, missed))}; {fate}" if missed else "no level"
+    return [
+        "",
+        f"PPO alone ({frames:,.0f} frames, {seeds} training seed{'s' * (seeds > 1)}, {one['n']:,} instances) stays below the "
+        f"pass mark on {names}.",
+    ]
 
 
 def headroom_of(folder: Path) -> dict[int, dict[str, float]]:
@@ -136,7 +168,7 @@ def conclusion(stored: list[dict[str, Any]], room: dict[int, dict[str, float]]) 
         return []
     p = statistics.holm({level: statistics.p_value(row) for level, row in wide.items()})
     won = [level for level in wide if p[level] < 0.05 and wide[level]["difference"] > 0]
-    behind = [level for level, rows in rivals.items() if level in leads and
+    behind = [level for level, rows in rivals.items() if CALIBRATED in rows and
               rows[CALIBRATED]["perf"] - rows[statistics.TRAINED]["perf"] > WORSE]  # fmt: skip
     ahead = ", ".join(map(str, won)) if len(won) < len(wide) else "all of them"
     return [
@@ -148,7 +180,7 @@ def conclusion(stored: list[dict[str, Any]], room: dict[int, dict[str, float]]) 
     ]
 
 
-def row_of(result: dict[str, Any], room: dict[int, dict[str, float]]) -> str:
+def row_of(result: dict[str, Any], room: dict[int, dict[str, float]], plain: dict[int, dict[str, Any]]) -> str:
     """One level in one row: the trained policies beside the best that was not trained."""
     rows = {row["player"]: row for row in result["rows"]}
     trained = next(row for row in result["rows"] if row["policy"])
@@ -159,7 +191,7 @@ def row_of(result: dict[str, Any], room: dict[int, dict[str, float]]) -> str:
     page = f"[{result['level']} {result['name']}](levels/pages/level-{result['level']:02d}.md)"
     cells = [
         page, statistics.ranged(trained, "iqm", "iqm_low", "iqm_high", ".3f"), f"{trained['perf']:.3f}",
-        f"{rule['player']} {rule['iqm']:.3f}",
+        f"{perf_of(plain[result['level']]):.3f}" if result["level"] in plain else "–", f"{rule['player']} {rule['iqm']:.3f}",
         statistics.ranged(rule, "difference", "difference_low", "difference_high", "+.3f"),
         way_to_lookahead(rows, room.get(result["level"])),
         "–" if bound is None else f"{bound['iqm']:.3f}", f"{rule[probe]:.2f} → {trained[probe]:.2f}", f"{cpu:.0f}",

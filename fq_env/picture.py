@@ -104,7 +104,8 @@ def last_words(view: dict[str, Any]) -> str:
     last = view["last"]
     if last is None:
         return "Last action: none yet"
-    names = {task["index"]: f"#{task['index']} {task['function']}" for task in view["tasks"]}
+    hidden = view["order_hidden"]  # then tasks are cards with names alone
+    names = {task["index"]: task["function"] if hidden else f"#{task['index']} {task['function']}" for task in view["tasks"]}
     ended = [f"{names[e['task']]} {'is done' if e['ok'] else 'failed'}" for e in view["news"]]
     verb = last["verb"].replace("_", " ")
     if view["outcome"] == "blocked":

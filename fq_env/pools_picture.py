@@ -7,7 +7,7 @@ from typing import Any
 from fq_env.canvas import GREY, INK, LINE, Canvas, fitted, wrapped
 from fq_env.render import seconds
 
-COPIES = {"loading": "#ffd8a8", "warm": "#ffc9c9", "active": "#ff8787", "cooldown": "#d0ebff"}
+COPIES = {"loading": "#ffd8a8", "warm": "#fff3bf", "active": "#ffa94d", "cooldown": "#d0ebff"}  # no red: nothing is wrong
 COPY_WORDS = {"warm": "warm, unused", "active": "warm, in use", "cooldown": "cools down"}
 BUSY, FREE, COLD, COLD_INK = "#a5d8ff", "white", "#e7f5ff", "#1971c2"
 TITLE, GAP = 22, 8  # pixels

@@ -273,7 +273,21 @@ def worst_pool(s):
 
 
 @kernel
+def lot(s, p):
+    """A number in [0, 1) that this run's salt, its actions so far and pool p make (SplitMix64's finish): nothing is drawn."""
+    x = s.salt + (np.uint64(s.actions) * np.uint64(64) + np.uint64(p)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return float((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@kernel
 def back_off(s, p, times):
-    """Pool p, whose last calls have failed, takes no new call for `times` x the base x 2^(failures - 1)."""
+    """Pool p, whose last calls have failed, takes no new call for `times` x the base x 2^(failures - 1), or the most that is
+    allowed; less some of it, so that runs that failed together do not come back together."""
     pool = s.pools[p]
-    pool.closed_until = s.now + times * s.back_off * (np.int64(1) << (min(np.int64(pool.in_row), MAX_DOUBLINGS) - 1))
+    wait = times * s.back_off * (np.int64(1) << (min(np.int64(pool.in_row), MAX_DOUBLINGS) - 1))
+    wait = min(wait, np.int64(s.back_off_most))
+    if s.jitter > 0.0:
+        wait -= np.int64(wait * (s.jitter * lot(s, p)))
+    pool.closed_until = s.now + wait

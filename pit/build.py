@@ -108,6 +108,8 @@ def fill_system(
         "verbs": sum(1 << ENABLED.index(v) for v in {*system.verbs, ENABLED[WAIT_BIT]}),
         "money": 0 if system.money is None else max(1, round(system.money * MICRO)),
         "back_off": microseconds(system.back_off_seconds),
+        "back_off_most": NEVER if system.back_off_most_seconds is None else microseconds(system.back_off_most_seconds),
+        "jitter": system.back_off_jitter or 0.0,
         "time_out": system.time_out or 0.0,
         "ageing": microseconds(system.ageing_seconds),
         "reserve": microseconds(system.reserve_seconds),
@@ -128,7 +130,7 @@ def fill_system(
 
 
 def build_pit(
-    workflow: WorkflowSpec, exposure: int, history: History | None = None, then: Sequence[WorkflowSpec] = ()
+    workflow: WorkflowSpec, exposure: int, history: History | None = None, then: Sequence[WorkflowSpec] = (), salt: int = 0
 ) -> Built:
     """A Pit's memory for one workflow, or for a stream of it and those `then`. Raises `PitError`."""
     flows = [order_tasks(w) for w in (workflow, *then)]
@@ -178,7 +180,7 @@ def build_pit(
     hot = memory[: state.PIT.itemsize].view(state.PIT)
     for name, offset in offsets.items():
         hot[name] = offset
-    hot["size"], hot["exposure"], hot["watched"] = size, exposure, 1
+    hot["size"], hot["exposure"], hot["watched"], hot["salt"] = size, exposure, 1, salt
     hot["flow_rows"], hot["stream"], hot["stream_open"] = len(flows), len(flows) > 1, len(flows) > 1
     table = rows("flow_at", state.FLOW, len(flows))
     table["first"], table["last"], table["weight"] = firsts[:-1], firsts[1:], [w.weight for w in flows]

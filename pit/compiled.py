@@ -48,7 +48,7 @@ _HOUSE = Path(__file__).resolve().parent.parent
 def cache_folder() -> Path | None:
     """The folder for compiled kernels, named by a digest of their sources; None if no folder can be written."""
     digest = hashlib.sha256(f"{numba.__version__} {np.__version__} {sys.version}".encode())
-    for package in ("pit", "fq_env"):
+    for package in ("pit", "fq_env", "conductor"):
         for source in sorted((_HOUSE / package).glob("*.py")):
             text = source.read_bytes()
             if package == "pit" or any(b"from pit.%s import" % name in text for name in (b"compiled", b"memory")):
@@ -351,6 +351,11 @@ def _widened(kind: Any) -> Any:
 def entry(function: Callable[..., Any]) -> Any:
     """A function that Python calls: it is cached on disk with everything that it inlines."""
     return _jit(function, cached=True, pipeline_class=_EntryCompiler)
+
+
+def wide_entry(function: Callable[..., Any]) -> Any:
+    """As `entry`, for long rows of numbers: compiled as Numba does it, which vectorises loops."""
+    return _jit(function, cached=True)
 
 
 def parallel_entry(function: Callable[..., Any]) -> Any:

@@ -133,6 +133,7 @@ class Pit:
         workflow: tasks and system; tasks are put in topological order.
         exposure: `hidden`, `partial` or `full`: which columns of the observation are filled.
         history: what earlier runs measured (durations, loads); None starts from the nominal values.
+        salt: what makes this run's jitter another than other runs' (0 to 2^64 - 1).
         then: workflows that may follow, over the same system: a stream. Each comes by an event `arrive` with its number.
 
     Raises:
@@ -146,11 +147,12 @@ class Pit:
         exposure: str = "full",
         history: History | None = None,
         then: Sequence[WorkflowSpec] = (),
+        salt: int = 0,
     ) -> None:
         if exposure not in EXPOSURES:
             raise PitError(f"exposure {exposure!r} is unknown; choose one of {', '.join(EXPOSURES)}")
         announce("drive")
-        built = build_pit(workflow, EXPOSURES.index(exposure), history, then)
+        built = build_pit(workflow, EXPOSURES.index(exposure), history, then, salt)
         self.workflow = built.workflow
         self.task_ids, self.function_names = built.task_ids, built.function_names
         self.pool_names, self.model_names = built.pool_names, built.model_names

@@ -157,7 +157,7 @@ def other_bits(s, g, bits):
             if pool_manager.free_in(s, v.model) <= model(s, v.model).load_est:
                 bits |= 1 << HOLD
     elif t.mark == QUEUED:
-        if enabled(s, CANCEL):
+        if enabled(s, CANCEL) and (t.since < s.now or not wait_legal(s)):  # else nothing new could be a reason
             bits |= 1 << CANCEL
     elif t.mark == OVERDUE and automation.has_overrun(s, i):
         if enabled(s, HEDGE):

@@ -132,6 +132,8 @@ class SystemSpec(Strict):
     horizon_seconds: Positive | None = None
     money: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
     back_off_seconds: Seconds = 0.0
+    back_off_most_seconds: Positive | None = Field(default=None, description="of one back-off, however often calls failed")
+    back_off_jitter: Share | None = Field(default=None, description="share of a back-off that a run may leave out")
     time_out: float | None = Field(default=None, ge=1, le=1e6, allow_inf_nan=False, description="multiple of the estimate")
     ageing_seconds: Seconds = 0.0
     reserve_seconds: Seconds = 0.0

@@ -73,6 +73,9 @@ PIT = _record(
         ("money", "i8"),  # micro-units; 0 = no limit
         ("committed", "i8"),  # micro-units, of calls in flight and loads
         ("back_off", "i8"),  # us
+        ("back_off_most", "i8"),  # us, NEVER = no limit
+        ("salt", "u8"),  # of this run: what its jitter is made from
+        ("jitter", "f8"),  # share of a back-off that may be left out
         ("ageing", "i8"),  # us
         ("reserve", "i8"),  # us that a queued gang claims its pools
         ("time_out", "f8"),  # multiple of the estimate

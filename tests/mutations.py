@@ -10,14 +10,23 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
-COMPILING, SILENCE = 600.0, 120.0  # s without a line, on a busy machine: until it is ready, and between two mutations
+CPU = 1.0  # s of processor time that one mutation may take: a busy machine makes no difference to it
+COMPILING, SILENCE = 600.0, 300.0  # s without a line, on a busy machine: until it is ready; and from who waits for ever
+LOOK = 0.1  # s between two looks at who says nothing
 
 
 def asked(default: int) -> int:
     """How many mutations to try: `FQ_MUTATIONS`, or so many."""
     return int(os.environ.get("FQ_MUTATIONS", default))
+
+
+def cpu_of(process: int) -> float:
+    """Seconds of processor time that a process has taken so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run(root: Path, module: str, first: int, last: int) -> tuple[dict[int, str], str]:
@@ -35,22 +44,28 @@ def run(root: Path, module: str, first: int, last: int) -> tuple[dict[int, str],
 
         threading.Thread(target=read, daemon=True).start()
         outcomes: dict[int, str] = {}
-        patience = COMPILING
+        ready = False
+        spent, since = 0.0, time.monotonic()
         while True:
             try:
-                line = lines.get(timeout=patience)
+                line = lines.get(timeout=LOOK)
             except queue.Empty:
-                process.kill()
-                return outcomes, f"nothing for {patience} s"
+                taken, waited = cpu_of(process.pid) - spent, time.monotonic() - since
+                if (ready and taken > CPU) or waited > (SILENCE if ready else COMPILING):
+                    process.kill()
+                    return outcomes, f"nothing for {taken:.2f} s of CPU, {waited:.0f} s on the wall"
+                continue
             if line is None:
                 break
             word, _, rest = line.partition(" ")
             if word == "ready\n":
-                patience = SILENCE
+                ready = True
             elif word.isdigit():
                 outcomes[int(word)] = rest.strip()
             elif word == "measured":
                 print(line, end="")
+            if lines.empty():  # the next mutation may have begun already, and not long ago
+                spent, since = cpu_of(process.pid), time.monotonic()
     return outcomes, "" if process.returncode == 0 else f"the process ended with {process.returncode}"
 
 

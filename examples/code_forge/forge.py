@@ -195,12 +195,17 @@ RESULTS = ("", "result", "total", "answer", "best", "out", "ret", "count")
 
 
 def draft(job: Job) -> Any:
-    """Search the library for programs that fit the problem's examples; one that runs out of budget fails and may search on."""
+    """Search the library for programs that fit the problem's examples; one that runs out of budget fails and may search on: a
+    note says how far it went, for an attempt that was merely lost has found nothing out."""
     lite = job.variant == "lite"
     cases = _cases(job.args["problem"], "examples", 4 if lite else 40)
-    budget = 700 * 8**job.attempt
+    note = job.folder / f"{job.args['problem']}.searched"
+    budget = 8 * (int(note.read_text()) if note.exists() and not lite else 700)
     programs, hits = job.model.search(cases, budget, 3)
     if hits < len(cases) and not lite:
+        scratch = note.with_suffix(".part")
+        scratch.write_text(str(budget))
+        scratch.replace(note)
         raise CallError(f"none of the first {budget} programs fits all {len(cases)} examples of {job.args['problem']}")
     return {"problem": job.args["problem"], "programs": programs, "examples": f"{hits} of {len(cases)}"}
 

@@ -115,22 +115,23 @@ def photograph(job: Job) -> Any:
     font = ImageFont.truetype(str(FONT), size)
     for i, line in enumerate(lines):
         ImageDraw.Draw(picture).text((size, size * (0.5 + 2 * i)), line, font=font, fill=0)
-    # A page that is photographed again has other grain.
-    grains = np.random.default_rng([len(job.task), job.attempt]).normal(0, grain, np.shape(picture))
+    grains = np.random.default_rng(list(job.args["page"].encode())).normal(0, grain, np.shape(picture))
     noisy = np.clip(np.asarray(picture, float) + grains, 0, 255).astype(np.uint8)
     path = job.folder / f"{job.args['page']}.png"
     _replace(path, lambda scratch: Image.fromarray(noisy).save(scratch, "PNG"))
-    return {"file": path.name, "attempt": job.attempt}
+    return {"file": path.name}
 
 
 def read(job: Job) -> Any:
     """The text on the picture (lite: by a reader of English). A page that is hard to read fails and is cleaned before the
-    next attempt."""
+    next attempt: a note beside it says so, for an attempt that was merely lost has found nothing out."""
     (taken,) = job.inputs.values()
+    hard = job.folder / f"{taken['file']}.hard"
+    cleaned = hard.exists()
     with tempfile.TemporaryDirectory() as folder:
         clean = Path(folder, "page.png")
         picture = Image.open(job.folder / taken["file"])
-        if job.attempt > 1:
+        if cleaned:
             picture = picture.resize((picture.width * 2, picture.height * 2)).filter(ImageFilter.GaussianBlur(2.0))
         picture.save(clean)
         language = "eng" if job.variant == "lite" else "spa"
@@ -141,7 +142,8 @@ def read(job: Job) -> Any:
     rows = [line.split("\t") for line in done.stdout.splitlines()[1:]]
     words = [(row[-1], float(row[-2])) for row in rows if row[-1].strip() and float(row[-2]) >= 0]
     confidence = statistics.fmean(sure for _, sure in words) if words else 0.0
-    if confidence < CONFIDENCE and job.attempt == 1:
+    if confidence < CONFIDENCE and not cleaned:
+        hard.touch()
         raise CallError(f"the page is hard to read: confidence {confidence:.0f} of 100")
     if not words:
         raise CallError("there is nothing to read on the page")

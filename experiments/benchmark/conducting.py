@@ -23,7 +23,9 @@ import numpy as np
 
 from conductor.advice import Advice
 from conductor.decision_maker import DecisionMaker
+from conductor.guard import RangeGuard
 from conductor.journal import KINDS, Journal, read_journal
+from conductor.manifest import RangesSpec, ranges_of
 from conductor.pit_interface import look
 from conductor.session import begin_all
 from conductor.workflow import Workflow, load_workflow
@@ -85,11 +87,15 @@ def decision_table(level: int, rounds: int) -> dict[str, Any]:
     env = make_sb3_env(level, 1, 0)
     model = MaskablePPO(policy, env, policy_kwargs=policy_kwargs, device="cpu", n_steps=2, batch_size=2)
     spec: NetworkSpec = TypeAdapter(NetworkSpec).validate_python(network_of(model))
-    maker = DecisionMaker("adaptive", make_policy(spec, tensors_of(model)), None)
-    times: dict[str, list[float]] = {name: [] for name in ("observation and mask", "conductor, whole decision", "SB3 predict")}
     pits = _states(level)
+    ranges = RangesSpec.model_validate(ranges_of(np.array([look(pit)[0] for pit in pits])))
+    bare = DecisionMaker("adaptive", make_policy(spec, tensors_of(model)), None)
+    guarded = DecisionMaker("adaptive", make_policy(spec, tensors_of(model)), None, guard=RangeGuard(ranges))
+    whole = {bare: "conductor, whole decision", guarded: "conductor, whole decision with guard"}
+    times: dict[str, list[float]] = {name: [] for name in ("observation and mask", *whole.values(), "SB3 predict")}
     for round_ in range(rounds):
         for k, pit in enumerate(pits):
+            maker = (bare, guarded)[(round_ + k) % 2]
             pit._hot["slots_valid"] = 0  # as after the events that made a decision due
             began = time.perf_counter_ns()
             observation, mask = look(pit)
@@ -99,7 +105,8 @@ def decision_table(level: int, rounds: int) -> dict[str, Any]:
             model.predict(observation, action_masks=mask, deterministic=True)
             predicted = time.perf_counter_ns()
             if round_ or k >= WARM:
-                for name, span in zip(times, (seen - began, decided - began, predicted - decided)):
+                names = "observation and mask", whole[maker], "SB3 predict"
+                for name, span in zip(names, (seen - began, decided - began, predicted - decided)):
                     times[name].append(span / 1e3)
     return {name: _percentiles(values) for name, values in times.items()}
 
@@ -204,10 +211,11 @@ def _many(workflows: int, steps: int) -> dict[str, Any]:
 def install_table() -> dict[str, Any]:
     """Packages that a conductor imports, and MB of their files."""
     code = (
-        "import sys, conductor.__main__, conductor.session, conductor.instruments.worker\n"
+        "import sys; sys.modules['scipy'] = None\n"  # Numba takes it along where it is, and can do without
+        "import conductor.__main__, conductor.session, conductor.instruments.worker\n"
         "import cryptography.hazmat.primitives.asymmetric.ed25519\n"  # when a signature is looked at
         "from pit.handle import Pit\n"
-        "print(' '.join(sorted({name.partition('.')[0] for name in sys.modules})))"
+        "print(' '.join(sorted({name.partition('.')[0] for name, module in sys.modules.items() if module})))"
     )
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     owners = packages_distributions()

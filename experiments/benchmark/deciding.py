@@ -1,4 +1,4 @@
-"""How long one decision takes: the conductor's networks in NumPy beside stable-baselines3's `predict`, on recorded play."""
+"""How long one decision takes: the conductor's networks beside stable-baselines3's `predict`, on recorded play."""
 
 from __future__ import annotations
 

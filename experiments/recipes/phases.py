@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from experiments.files import read_json, write_json, write_with
 from experiments.recipes import supervised, teacher, trajectories, verifier
 from experiments.recipes.around_policy import Around
 from experiments.recipes.demonstrations import demonstrate, visit
+from experiments.recipes.settings import RecipeConfig
 from experiments.recipes.told import FOLDER, Facts
 from experiments.recipes.trajectories import Trajectories
 from experiments.recipes.verifier import Replay
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from experiments.evaluate import Referee
 
 PLAYING, LEARNING, VISITING = 0x7EAC, 0x1EA2, 0x715175  # tell the random streams of phases apart
+ROLLOUTS = "recipe_options.teacher.rollouts"
 INSTANCES = 2**40  # train instances are drawn from so many
 
 
@@ -59,8 +61,17 @@ class Recipe:
     @property
     def visits(self) -> int:
         """How many rounds of visits there are: none where nobody looks ahead."""
-        ahead = self.options.teacher.rollouts and any(referee.level.order is None for referee in self.referees)
-        return self.options.visits.rounds if ahead else 0
+        return self.options.visits.rounds if any(map(self._looks_ahead, self.referees)) else 0
+
+    def _options(self, referee: Referee) -> RecipeConfig:
+        """The options on a level. Of several each says for itself whether its teacher looks ahead, where its file does."""
+        own = referee.level.training.get(ROLLOUTS) if len(self.referees) > 1 else None
+        of = self.options
+        return of if own is None else replace(of, teacher=replace(of.teacher, rollouts=own))
+
+    def _looks_ahead(self, referee: Referee) -> bool:
+        """Whether somebody does on this level: only then can he say what he expects where the learner goes."""
+        return referee.level.order is None and self._options(referee).teacher.rollouts > 0
 
     # ------------------------------------------------------------------ what a training calls
     def prepare(self) -> bool:
@@ -76,8 +87,8 @@ class Recipe:
         if not self.options.supervised.use:
             self._scale_rewards([])
             return True
-        shown, visits = self.options.teacher.episodes, self.visits
-        self._gather("teacher", lambda referee: demonstrate(referee, self.options, self._draw(0, shown), self.exposure))
+        first, visits = self._draw(0, self.options.teacher.episodes), self.visits
+        self._gather("teacher", lambda referee: demonstrate(referee, self._options(referee), first, self.exposure))
         self._scale_rewards(self.replays)
         self._learn(0)
         for number in range(1, visits + 1):
@@ -134,11 +145,11 @@ class Recipe:
     def _gather(self, what: str, play: Callable[[Referee], Trajectories], visited: bool = False) -> None:
         """Trajectories are played on each level, stored and replayed; what is kept joins what is learned from.
 
-        `visited`: they are the learner's own, so they need not be good, and none are played where the order is hidden.
+        `visited`: they are the learner's own, so they need not be good, and none are played where nobody looks ahead.
         """
         lines = []
         for referee in self.referees:
-            if visited and referee.level.order is not None:
+            if visited and not self._looks_ahead(referee):
                 continue
             name = what if len(self.referees) == 1 else f"{what} level {referee.level.number}"
             facts = self._gather_on(referee, name, play, visited)
@@ -179,7 +190,7 @@ class Recipe:
     def _visit(self, number: int, referee: Referee) -> Trajectories:
         instances, level = self._draw(number, self.options.visits.episodes), referee.level
         rng = np.random.default_rng([self.cfg.seed, VISITING, number, level.number])
-        return visit(self.model, referee, self.options, instances, self.exposure, rng)
+        return visit(self.model, referee, self._options(referee), instances, self.exposure, rng)
 
     def _around(self, number: int, referee: Referee) -> Trajectories:
         instances = self._draw(number, self.options.rounds.episodes)

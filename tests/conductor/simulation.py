@@ -43,7 +43,7 @@ from conductor.run import Run
 from conductor.tiers import read_output
 from conductor.workflow import Plan, Workflow
 from pit.handle import Pit
-from pit.layout import EXPOSURES, WAIT, action_name
+from pit.layout import EXPOSURES, WAIT
 from pit.spec import WorkflowSpec, order_tasks
 from tests.twin.driver import random_workflow
 
@@ -327,8 +327,6 @@ class Whim:
     def choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> Decision:
         self._world.perhaps_crash()
         legal = np.flatnonzero(mask)
-        if not self._world.wild and mask[WAIT]:
-            legal = np.array([a for a in legal if action_name(int(a)) != "refresh"])  # for ever, where outputs age quickly
         action = int(self._world.rng.choice(legal)) if self._world.wild else pit.rule("critical_path")
         if action not in legal:
             action = WAIT if mask[WAIT] else int(legal[0])
@@ -366,8 +364,6 @@ def specs_of(rng: random.Random) -> list[WorkflowSpec]:
         if rng.random() < 0.3:  # an output has some 80 bytes
             tiers = {"hot": rng.choice((80, 200)), "warm": rng.choice((None, 200)), "cold": rng.choice((None, 100))}
             system["store"] = {**tiers, "fetch_seconds": {"warm": 0.1, "cold": rng.choice((0.5, 3.0))}}
-        if system["money"] is not None:  # who has no money left could back off, or refresh, for ever
-            system["verbs"] = [verb for verb in system["verbs"] if verb not in ("back_off", "back_off_long", "refresh")]
         system["order_hidden"], system["deny"] = False, [name for name in system["deny"] if "." in name]
         spec = order_tasks(WorkflowSpec.model_validate(workflow))
         specs.append(WorkflowSpec.model_validate_json(canonical(spec.model_dump())))  # as `conductor.workflow` does
@@ -398,7 +394,7 @@ def first_time(world: World, specs: list[WorkflowSpec], loud: bool) -> None:
             folder = "." if len(specs) == 1 else f"{number:03}"
             (world.folder / folder).mkdir(exist_ok=True)
             exposure = world.rng.choice(EXPOSURES)
-            view = PitInterface(spec, exposure)
+            view = PitInterface(spec, exposure, f"run {number}")
             workflow = Workflow(spec, Plan(), Limits(), Path("/"))
             record = first_row(workflow, f"run {number}", folder, Advice("sequential", None, None))
             orchestrator.begin(make(world, number, view, journal, {**record, "began": "", "exposure": exposure}, loud))

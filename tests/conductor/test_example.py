@@ -61,7 +61,7 @@ def test_documents_are_understood(root: Path, tmp_path: Path) -> None:
     report = report_run(begin(workflow, tmp_path, strategy="parallel").folder)
     assert report.status == "solved" and report.done == report.tasks == 19
     failed = [call for call in report.calls if call.result != "ok"]
-    assert [call.task for call in failed] == ["read_list"] and "hard to read" in failed[0].text
+    assert [call.task for call in failed] == ["read_notice"] and "hard to read" in failed[0].text
     rates = output_of(Path(report.folder), report.outputs["report"])["word_error_rates"]
     assert set(rates) == {"letter", "list", "notice"} and all(0 < rate < 0.6 for rate in rates.values())
     assert report.score["base"] == pytest.approx(1 - sum(rates.values()) / 3, abs=1e-4)

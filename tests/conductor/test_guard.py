@@ -375,7 +375,8 @@ def test_a_shadow_decides_nothing_and_is_reported(
         folder = next((tmp_path / "runs" / shadow.path.name).iterdir())
         report = report_run(folder)
         out = capsys.readouterr().out
-        assert f"shadow {shadow.digest}: agreed in {report.agreed} of {report.shadowed} decisions" in out
+        agreed = f"agreed in {report.agreed} of {report.shadowed} decisions"
+        assert f"shadow {shadow.digest}, not signed: {agreed}" in out and report.run["shadow_signature"] == "not signed"
         assert report.decisions["policy" if more else "rule"] == report.shadowed > 0 and verify_run(folder).ended
         assert (report.agreed == report.shadowed) is bool(more)
         assert report.run["shadow"] == shadow.digest and (folder / "shadow" / "manifest.json").is_file()

@@ -73,7 +73,7 @@ def test_rows_not_committed_do_not_exist(folder: Path) -> None:
         ("DELETE FROM rows WHERE seq = 3", "row 4: the hash chain is broken"),
         ("DELETE FROM rows WHERE seq = 0", "row 1: the hash chain is broken"),
         ("DELETE FROM rows", "is empty; its run never began"),
-        ("PRAGMA user_version = 3", "has journal schema 3"),
+        ("PRAGMA user_version = 2", "has journal schema 2"),
         ("DROP TABLE rows", "cannot be read as a journal"),
     ],
 )

@@ -151,7 +151,7 @@ def test_many_killed_at_once(write_workflow: Write, at: str) -> None:
 def test_a_back_off_is_waited_for(write_workflow: Write, strategy: str) -> None:
     """After each failure a pool is left alone for twice as long as before, on the real clock, as the Pit's timers say."""
     workflow = steps(1, call="work:fail_twice")
-    workflow["system"].update(back_off_seconds=0.1, verbs=["standard", "wait", "back_off"])
+    workflow["system"].update(back_off_seconds=0.1, back_off_jitter=0.0, verbs=["standard", "wait", "back_off"])
     path = write_workflow(workflow)
     (result,) = begin_all([load_workflow(path)], path.parent / "runs", Advice(strategy))
     rows = list(read_journal(result.folder.parent))

@@ -96,13 +96,28 @@ def test_masked_argmax_is_legal_and_the_first_of_equals() -> None:
     assert make_policy(NETWORK, tensors).act(np.ones(512, np.float32), mask) == 41
 
 
-@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-def test_a_logit_that_is_not_finite_is_told(number: float) -> None:
-    tensors = random_tensors(0, SLOTS)
-    tensors["globals.bias"][5] = number
+@pytest.mark.parametrize(
+    ("network", "tensor", "number"),
+    [
+        *((SLOTS, "globals.bias", number) for number in (np.nan, np.inf, -np.inf)),
+        *((SLOTS, name, np.nan) for name in ("context.bias", "encoder.bias", "summary.bias", "shared.bias", "verbs.bias")),
+        (NETWORK, "policy.0.bias", np.nan),  # which a ReLU must let through
+    ],
+)
+def test_a_logit_that_is_not_finite_is_told(network: NetworkSpec, tensor: str, number: float) -> None:
+    tensors = random_tensors(0, network)
+    tensors[tensor][5] = number
     mask = np.ones(128, bool)
-    with np.errstate(all="ignore"):
-        assert make_policy(SLOTS, tensors).act(random_observations(4)[3], mask) == -1
+    assert make_policy(network, tensors).act(random_observations(4)[3], mask) == -1
+
+
+def test_what_was_seen_before_leaves_no_trace() -> None:
+    observations = random_observations(8)
+    for network in (NETWORK, SLOTS):
+        tensors = random_tensors(3, network)
+        policy = make_policy(network, tensors)
+        for row in observations:
+            assert (policy.logits(row) == make_policy(network, tensors).logits(row)).all()
 
 
 def test_policy_decides_and_is_counted(pit: Pit) -> None:

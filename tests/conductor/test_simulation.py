@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conductor.errors import ConductorError
-from conductor.pit_interface import PitInterface
+from conductor.journal import Row, read_journal
+from conductor.pit_interface import IDLE, PitInterface
 from conductor.run import Run
+from pit.spec import WorkflowSpec
 from tests.conductor import simulation
-from tests.conductor.simulation import Violation, history
+from tests.conductor.simulation import Violation, World, history
 
 HISTORIES = int(os.environ.get("FQ_SIMULATIONS", "30"))
+LONG = {"f": {"standard": {"pool": "p", "seconds": 1e4}}}
+COSTLY = {"f": {"standard": {"pool": "p", "seconds": 1.0, "price": 0.9}}}
 # What the histories must reach, or they would say nothing about it.
 REACHED = {
     "crash", "stop", "disk full", "parked", "unparked", "resume", "snapshot", "start", "finished", "failed", "cancel", "load",
@@ -31,6 +37,45 @@ def test_histories() -> None:
         except Exception as error:
             raise AssertionError(f"replay it: python -m tests.conductor.simulation --seed {seed}") from error
     assert told.keys() >= REACHED, REACHED - told.keys()
+
+
+def test_what_goes_round_is_ended() -> None:
+    """A model that is loaded ahead and leaves again, for ever, because no call can be paid."""
+    assert history(1270)[1]["load"] > IDLE
+
+
+def in_peace(seed: int, folder: Path, patch: pytest.MonkeyPatch, tasks: list[dict[str, Any]], **system: Any) -> list[Row]:
+    """The rows of a run in virtual time in which nothing unforeseen happens; a call takes a tenth to twice what is expected of
+    it, and at most 1, 10 or 100 s."""
+    patch.setattr(simulation, "WILD", 0)
+    plain = {
+        "pools": {"p": {"places": 1}},
+        "functions": {"f": {"standard": {"pool": "p", "seconds": 1.0}}},
+        "max_attempts": 99,
+    }
+    spec = WorkflowSpec.model_validate({"system": {**plain, **system}, "tasks": [{"function": "f", **task} for task in tasks]})
+    world = World(seed, folder / str(seed))
+    with simulation.worlds_disk() as disk:
+        disk.append(world)
+        simulation.first_time(world, [spec], loud=False)
+    return list(read_journal(world.folder))
+
+
+def test_moments_are_kept_to_the_microsecond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the clock is a real one, the machine's haste comes on top of these."""
+    apart, poor = set(), 0
+    for seed in range(12):
+        rows = in_peace(seed, tmp_path / "horizon", monkeypatch, [{"id": "t"}], horizon_seconds=5.0, functions=LONG)
+        assert rows[-1].data["status"] == "expired" and rows[-1].time == 5_000_000
+        rows = in_peace(seed, tmp_path / "money", monkeypatch, [{"id": "s"}, {"id": "t"}], money=1.0, functions=COSTLY)
+        if rows[-1].data["status"] == "failed":
+            poor += 1
+            assert rows[-1].time == max(row.time for row in rows if row.kind == "event"), "it fails as soon as it is stuck"
+        rows = in_peace(seed, tmp_path / "time_out", monkeypatch, [{"id": "t", "seconds": 0.4}], time_out=1.0)
+        begun = [row.time for row in rows if row.kind == "intent"]
+        apart |= {then - now for now, then in pairwise(begun[:2])}
+    assert poor > 2
+    assert apart == {400_000}, "a call that takes longer than is expected of it is called again at that very moment"
 
 
 def test_a_seed_replays() -> None:

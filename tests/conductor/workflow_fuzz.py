@@ -51,7 +51,7 @@ def parts() -> Any:
 
 def begin_run(path: Path) -> None:
     """As far as `conductor run` goes before anything really runs. Raises ConductorError."""
-    PitInterface(load_workflow(path).spec, "full").pit.decision_due()
+    PitInterface(load_workflow(path).spec, "full", "run").pit.decision_due()
 
 
 def attempt(seed: int, folder: Path) -> str:

@@ -203,4 +203,5 @@ def test_what_the_conductor_costs(tmp_path: Path) -> None:
     if (fsyncs := journal["1 live"]["fsyncs_per_event"]) is not None:  # strace is installed
         assert fsyncs > journal["16 live"]["fsyncs_per_event"] >= 1 / 16
     installed = conducting.install_table()
+    assert "scipy" not in installed["of"], "nothing needs it"
     assert not installed["torch"] and {"numpy", "numba", "cryptography"} <= set(installed["of"]) and installed["mb"] > 50

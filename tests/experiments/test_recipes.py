@@ -369,6 +369,19 @@ def test_plain_is_what_it_was_whatever_the_options_of_recipes(tmp_path: Path) ->
     assert not (tmp_path / "one" / "recipe").exists()
 
 
+def test_a_level_keeps_its_teacher_among_several(tmp_path: Path) -> None:
+    """Level 20's file says that its teacher does not look ahead, and so it is where 11 and 20 are learned together."""
+    few = ("recipe_options.visits.rounds=1", "recipe_options.visits.episodes=2", "recipe_options.teacher.episodes=2")
+    train(config(*SRL, "level=[11,20]", "n_envs=32", *few, "recipe_options.ppo.use=false", f"folder={tmp_path / 'run'}"))
+    names = sorted(file.name for file in (tmp_path / "run" / "recipe").glob("*.npz"))
+    assert [name for name in names if "visits" in name] == ["03-visits-1-level-11.npz"]
+    of = {
+        level: trajectories.load(tmp_path / "run" / "recipe" / f"0{k}-teacher-level-{level}.npz")
+        for k, level in ((0, 11), (1, 20))
+    }
+    assert len(of[11].expected) > 0 and len(of[20].expected) == 0
+
+
 VISITS = ("recipe_options.visits.rounds=2", "recipe_options.visits.episodes=8")
 
 

@@ -26,6 +26,7 @@ from pit.errors import PitError
 from tests.fq_env.workflow_levels import level_data, wfformat
 
 STEPS = 30
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # of libyaml, where it is there: most of a mutation's time was this
 NUMBERS = (
     float("nan"), float("inf"), -float("inf"), -1, -0.5, 0, 0.0, 1, 0.5, 1e-300, 1e-6, 1e6, 1e9, 1e18, 1e300, 2**31, 2**63,
     10**40, 32_000, 33_000,
@@ -125,7 +126,7 @@ def mutated(seed: int, sound: list[tuple[str, Any]]) -> tuple[str, bytes]:
         if places(data):
             mutate(rng, data)
     try:
-        text = json.dumps(data, indent=1) if suffix == ".json" else yaml.safe_dump(data, sort_keys=False)
+        text = json.dumps(data, indent=1) if suffix == ".json" else yaml.dump(data, Dumper=DUMPER, sort_keys=False)
     except RecursionError:
         text = "[" * 10_000
     lines = text.splitlines(keepends=True)

@@ -37,7 +37,9 @@ RARE = (69, 105, 128, 129, 146, 179, 294, 389, 398)  # histories in which what i
 # What the histories must reach, or the comparison would say nothing about it (`reached` of the twin).
 BRANCHES = (
     "alternative released", "alternative released: input of one", "alternative released: running", "back_off", "back_off_long",
-    "begun from a queue", "begun from a queue: not the oldest", "cancel: queued", "cancel: running",
+    "back_off: at most", "back_off: jitter",
+    "begun from a queue", "begun from a queue: not the oldest", "cancel: nothing new since it was queued", "cancel: queued",
+    "cancel: running",
     "cancelled while it waited for its load", "denied", "fallback", "falls: all", "falls: any",
     "hard input given up while it ran", "hedge",
     "hedge: an error leaves the other call", "hedge: the first call wins", "hedge: the second call wins",
@@ -66,7 +68,7 @@ STREAM_BRANCHES = (
     "store: fetched from cold", "store: fetched from warm", "store: hot to cold", "store: hot to warm", "store: warm to cold",
     *(f"store: stored as {tier}" for tier in L.TIERS[:3]),
 )  # fmt: skip
-MOODY = (12, 13, 16, 18, 19, 24, 29, 48, 117)
+MOODY = (12, 13, 16, 18, 19, 24, 29, 48, 117, 133)
 MOODY_BRANCHES = (
     "a rise of failures passes", "a suspicion freezes calm", "adaptation drifts", "adapted", "adapted back", "an action ends",
     "an ok ends api_change", "api_change", "changed again while it is mended", "configured unasked", "degradation",

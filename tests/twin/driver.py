@@ -124,6 +124,7 @@ def random_policies(rng: random.Random, functions: Table, n: int) -> Table:
     def maybe(chance: float, value: Any, default: Any) -> Any:
         return value if rng.random() < chance else default
 
+    more = random.Random(n * len(functions))  # so that what came here later changes nothing of what comes behind it
     hidden = rng.random() < 0.25
     deny = [f"{f}.{v}" for f, x in functions.items() for v in ("lite", "premium") if x[v] and rng.random() < 0.15]
     deny += [f"{f}.standard" for f, x in functions.items() if x["lite"] and f"{f}.lite" not in deny and rng.random() < 0.1]
@@ -131,6 +132,7 @@ def random_policies(rng: random.Random, functions: Table, n: int) -> Table:
     return {
         "order_hidden": hidden, "deny": maybe(0.5, deny, []), "money": maybe(0.3, rng.uniform(0.003, 0.02) * n, None),
         "back_off_seconds": maybe(0.6, rng.choice((0.05, 0.5, rng.uniform(0.1, 3.0))), 0.0),
+        "back_off_most_seconds": more.choice((None, None, 0.4, 2.0)), "back_off_jitter": more.choice((None, 0.3, 1.0)),
         "time_out": maybe(0.3, rng.choice((1.0, 1.5, rng.uniform(1.0, 4.0))), None),
         "ageing_seconds": maybe(0.4, rng.choice((0.05, 0.5, 2.0)), 0.0), "fair": maybe(0.4, True, False),
         "fallback": maybe(0.4, True, False), "prewarm": maybe(0.3, True, False), "rebalance": maybe(0.25, True, False),

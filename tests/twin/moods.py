@@ -20,7 +20,8 @@ def moody_workflow(rng: random.Random) -> Workflow:
         task["seconds"] = rng.choice((None, 1.0, rng.uniform(0.5, 2.0)))
     system |= {
         "heal": rng.random() < 0.75, "max_attempts": 0, "money": None, "horizon_seconds": None, "order_hidden": False,
-        "time_out": rng.choice((None, None, 3.0)), "fallback": rng.random() < 0.5, "back_off_seconds": 0.3, "deny": [],
+        "time_out": rng.choice((None, None, 3.0)), "fallback": rng.random() < 0.5, "deny": [],
+        "back_off_seconds": 0.3, "back_off_most_seconds": None, "back_off_jitter": None,
     }  # fmt: skip
     for pool in system["pools"].values():
         pool["rate"] = pool["rate"] if rng.random() < 0.2 else None

@@ -262,8 +262,23 @@ class TwinPit(TwinBetween):
             self.note(L.BACKED_OFF, 3 * len(self.functions) + p)
             self.reached[L.GLOBAL_ACTIONS[action - L.WAIT]] += 1
             doublings = min(pool["row"], L.MAX_DOUBLINGS) - 1
-            pool["closed"] = self.now + self.system["back_off"] * 2**doublings * (4 if action == L.BACK_OFF_LONG else 1)
+            wait = self.system["back_off"] * 2**doublings * (4 if action == L.BACK_OFF_LONG else 1)
+            if wait > self.system["back_off_most"]:
+                self.reached["back_off: at most"] += 1
+                wait = self.system["back_off_most"]
+            if self.system["jitter"]:
+                self.reached["back_off: jitter"] += 1
+                wait -= int(wait * (self.system["jitter"] * self.lot(p)))
+            pool["closed"] = self.now + wait
             self.outcome = L.OUT_NONE
+
+    def lot(self, p: int) -> float:
+        """The number in [0, 1) of pool p that stands for chance here."""
+        most = 2**64 - 1
+        x = (self.system["salt"] + (64 * self.actions + p) * 0x9E3779B97F4A7C15) & most
+        x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & most
+        x = ((x ^ x >> 27) * 0x94D049BB133111EB) & most
+        return ((x ^ x >> 31) >> 11) / 2**53
 
     def use_slot(self, members: Sequence[int], verb: int) -> None:
         i = members[0]

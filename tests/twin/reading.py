@@ -12,6 +12,8 @@ from pit import state
 from tests.twin.estimates import PLAIN_KEYS, Table
 from tests.twin.pit_twin import TwinPit
 
+READ_KEYS = ("money", "back_off", "back_off_most", "jitter", "salt", "ageing", "reserve", "time_out")
+
 
 def bit_names(bits: int, names: Iterable[str]) -> set[str]:
     return {name for k, name in enumerate(names) if bits >> k & 1}
@@ -79,7 +81,7 @@ def read_pit(engine: Engine, i: int) -> TwinPit:
         "verbs": bit_names(int(hot["verbs"]), L.ENABLED),
         "deadline": after_arrival("deadline"),
         "horizon": after_arrival("horizon"),
-    } | {key: hot[key].item() for key in (*PLAIN_KEYS, "money", "back_off", "ageing", "reserve", "time_out")}
+    } | {key: hot[key].item() for key in (*PLAIN_KEYS, *READ_KEYS)}
     system["store"] = None
     if hot["any_store"]:
         capacity, fetch = (block.rows(memory, "store_at", state.STORE, 1)[name][0].tolist() for name in ("capacity", "fetch"))

@@ -242,7 +242,11 @@ class TwinSlots(TwinStore):
             own = self.calls_of(i)
             return self.has_overrun(i) and len(own) == 1 and self.can_begin(i, self.calls[own[0]]["variant"])
         limit = self.system["max_attempts"]
-        return kind == L.QUEUED or (self.has_overrun(i) and (limit == 0 or self.tasks[i]["attempts"] + 1 < limit))
+        if kind == L.QUEUED:
+            news = self.tasks[i]["queued"] < self.now
+            self.reached["cancel: nothing new since it was queued"] += not news
+            return news or not self.wait_legal()
+        return self.has_overrun(i) and (limit == 0 or self.tasks[i]["attempts"] + 1 < limit)
 
     def failing_pools(self) -> list[int]:
         """Pools that could be backed off, the one with most failed calls in a row first."""
