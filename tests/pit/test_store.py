@@ -103,6 +103,38 @@ def test_what_costs_less_leaves_before_what_costs_more_and_then_what_is_older() 
     assert run.told == ["b warm"]
 
 
+def reader(task: np.void) -> int:
+    """What a task in this state adds to the need of its inputs' artifacts."""
+    if task["state"] == L.BLOCKED:
+        return L.NEED_NEAR if task["near"] else L.NEED_LATER
+    return {L.READY: L.NEED_READY, L.RUNNING: L.NEED_LATER}.get(int(task["state"]), 0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_was_counted_of_needs_is_what_they_are(seed: int) -> None:
+    """Calls begin, end, fail and lose inputs at random: a need that is kept is the one that would be counted now."""
+    rng = np.random.default_rng(seed)
+    tasks = {f"t{i}": " ".join(f"t{j}" for j in range(max(0, i - 5), i) if rng.random() < 0.4) for i in range(20)}
+    run, kept = Run(tasks, {"hot": 25, "warm": 40, "cold": 60}), 0
+    for _ in range(120):
+        calls = run.pit.calls()
+        run.pit.decision_due()
+        heads = run.pit._hot["slots"]["head"][0][: int(run.pit._hot["n_slots"][0])]
+        if len(heads) and len(calls) < 4 and rng.random() < 0.6:
+            run.start(run.pit.task_ids[rng.choice(heads)])
+        elif len(calls):
+            error = int(rng.choice([L.OK, L.OK, L.OK, L.ERR_ERROR, L.ERR_LOST]))
+            run.pit.advance(run.pit.now + SECONDS)
+            run.finish(run.pit.task_ids[int(rng.choice(calls)["task"])], size=int(rng.integers(1, 20)), error=error)
+        states = run.pit._table("task_at", state.TASK, 20)
+        for i, counted in enumerate(run.pit._table("artifact_at", state.ARTIFACT, 20)["need"]):
+            if counted > 0:
+                name = run.pit.task_ids[i]
+                assert counted - 1 == sum(reader(states[run[task]]) for task, after in tasks.items() if name in after.split())
+                kept += 1
+    assert kept > 100
+
+
 def test_what_fits_nowhere_goes_to_where_it_does() -> None:
     run = Run({"a": "", "b": "", "c": "", "end": "a b c"}, {"hot": 10, "warm": 20})
     run.make("a", 5)
