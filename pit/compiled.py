@@ -8,6 +8,7 @@ This module must know nothing of what the records mean.
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import os
 import platform
@@ -22,13 +23,20 @@ import numba
 import numpy as np
 from llvmlite.binding import Linkage, create_pass_builder, create_pipeline_tuning_options, parse_assembly, set_option
 from numba import types
-from numba.core import cgutils
+from numba.core import base, cgutils, event, ir
 from numba.core import config as numba_config
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.cpu import CPUContext
+from numba.core.interpreter import Interpreter
+from numba.core.ir_utils import build_definitions
 from numba.core.registry import cpu_target
-from numba.core.typed_passes import NativeLowering, NoPythonBackend, NopythonTypeInference, PreLowerStripPhis
-from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
+from numba.core.ssa import reconstruct_ssa
+from numba.core.transforms import canonicalize_cfg
+from numba.core.typed_passes import NoPythonBackend, NopythonTypeInference, PreLowerStripPhis
+from numba.core.untyped_passes import FixupArgs
+
+from pit.convention import Convention, HelperLowering, declare
 
 if platform.machine() in ("x86_64", "AMD64"):
     # What a kernel selects from stays a selection: as a branch, random events would mislead the processor half of the time.
@@ -48,8 +56,8 @@ def cache_folder() -> Path | None:
     root = (
         os.environ.get("FQ_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     )
-    for base in (Path(root) / "function-quest", Path(tempfile.gettempdir()) / f"function-quest-{os.getuid()}"):
-        folder = base / digest.hexdigest()[:16]
+    for parent in (Path(root) / "function-quest", Path(tempfile.gettempdir()) / f"function-quest-{os.getuid()}"):
+        folder = parent / digest.hexdigest()[:16]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -170,13 +178,29 @@ class _Whole(JITCodeLibrary):
         self._finalize_final_module()
 
 
+def _variables(statement: Any, value: Any) -> list[Any]:
+    """The variables in a part of a statement, as Numba's own method finds them, with a call for each part of a part."""
+    found: list[Any] = []
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,):
+        kind = type(part)
+        if kind is ir.Var:
+            found.append(part)
+        elif kind in (dict, list, tuple):
+            found += _variables(statement, part)
+        elif issubclass(kind, ir.Inst):
+            found += part.list_vars()
+    return found
+
+
 @contextmanager
 def _memory() -> Iterator[None]:
-    """Meanwhile, Numba remembers what it would find out thousands of times: a quarter of the compile time.
+    """Meanwhile, Numba remembers what it would find out thousands of times, and nobody goes through all objects for garbage,
+    of which there is little, nor is told of each step: a third of the compile time.
 
-    That is: what operators on types give, how large and how named types are, and which registries there are.
+    That is: what operators on types and their attributes give, how large and how named types are, what functions that write
+    code take, and which registries there are.
     """
-    target = cpu_target.target_context
+    target, typing = cpu_target.target_context, cpu_target.typing_context
     resolve = types.Function.get_call_type
     resolved: dict[Any, Any] = {}
 
@@ -191,6 +215,12 @@ def _memory() -> Iterator[None]:
     target.refresh()
     meanwhile = (
         (types.Function, "get_call_type", resolve_once),
+        (typing, "resolve_getattr", functools.cache(typing.resolve_getattr)),
+        (CPUContext, "call_conv", property(Convention)),
+        (CPUContext, "declare_function", declare),
+        (base, "_has_loc", functools.cache(base._has_loc)),
+        (ir.Inst, "_rec_list_vars", _variables),
+        (event, "broadcast", lambda happened: None),
         (types.Record, "__repr__", functools.cache(types.Record.__repr__)),
         (target, "get_abi_sizeof", functools.cache(target.get_abi_sizeof)),
         (target, "load_additional_registries", lambda: [target.install_registry(known) for known in [*target._registries]]),
@@ -202,23 +232,33 @@ def _memory() -> Iterator[None]:
             else:
                 undo.callback(delattr, owner, name)
             setattr(owner, name, method)
+        undo.callback(gc.set_threshold, *gc.get_threshold())
+        gc.set_threshold(*gc.get_threshold()[:2], 1_000_000)
         yield
 
 
-class _EntryCompiler(Compiler):
+class _ParallelCompiler(Compiler):
+    """Numba's compiler, which meets helpers on its way."""
+
+    def compile_extra(self, func: Callable[..., Any]) -> Any:
+        with _memory():
+            return super().compile_extra(func)
+
+
+class _EntryCompiler(_ParallelCompiler):
     """Numba's compiler, with `_Whole` as the library of the function."""
 
     def compile_extra(self, func: Callable[..., Any]) -> Any:
         self.state.library = _Whole(self.state.targetctx.codegen(), func.__qualname__)
         self.state.library.enable_object_caching()
-        with _memory():
-            return super().compile_extra(func)
+        return super().compile_extra(func)
 
 
 class _HelperPasses:
     """The passes of Numba that a helper needs, without what watches over them.
 
-    Left out are passes for what helpers do not have: closures, `with`, `literally`, inlined overloads, objects to be freed.
+    Left out is what helpers do not have: closures, `with`, `f(*a)`, `literally`, inlined overloads, generators, objects to be
+    freed when nobody uses them any more.
     """
 
     pipeline_name = "helper"
@@ -226,17 +266,18 @@ class _HelperPasses:
 
     def run(self, state: Any) -> None:
         state.type_annotation = None
-        for step in (
-            TranslateByteCode,
-            FixupArgs,
-            IRProcessing,
-            ReconstructSSA,
-            NopythonTypeInference,
-            PreLowerStripPhis,
-            NativeLowering,
-            NoPythonBackend,
-        ):
-            step().run_pass(state)
+        translator = Interpreter(state.func_id)
+        translator.post_process = lambda rewrites, code: code  # they look for `with` and `f(*a)`
+        state.func_ir = translator.interpret(state.bc)
+        FixupArgs().run_pass(state)
+        state.func_ir.generator_info = None
+        state.func_ir.blocks = canonicalize_cfg(state.func_ir.blocks)
+        state.func_ir = reconstruct_ssa(state.func_ir)
+        NopythonTypeInference().run_pass(state)
+        state.func_ir = PreLowerStripPhis()._strip_phi_nodes(state.func_ir)
+        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
+        HelperLowering().run_pass(state)
+        NoPythonBackend().run_pass(state)
 
 
 class _HelperCompiler(Compiler):
@@ -319,4 +360,4 @@ def wide_entry(function: Callable[..., Any]) -> Any:
 
 def parallel_entry(function: Callable[..., Any]) -> Any:
     """As `entry`, with `numba.prange` on several threads; compiled only when it is first called."""
-    return _jit(function, cached=True, parallel=True)
+    return _jit(function, cached=True, pipeline_class=_ParallelCompiler, parallel=True)

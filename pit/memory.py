@@ -74,9 +74,12 @@ def _at(builder: Any, base: Any, offset: Any) -> Any:
 def _tagged(builder: Any, access: Any, label: str) -> Any:
     """Tells LLVM that a load or store touches nothing but memory of this name."""
     module = builder.module
-    root = module.add_metadata(["memory"])
-    name = module.add_metadata([label, root, ir.Constant(ir.IntType(64), 0)])
-    access.set_metadata("tbaa", module.add_metadata([name, name, ir.Constant(ir.IntType(64), 0)]))
+    tags = module.__dict__.setdefault("memory_tags", {})
+    if label not in tags:
+        root = module.add_metadata(["memory"])
+        name = module.add_metadata([label, root, ir.Constant(ir.IntType(64), 0)])
+        tags[label] = module.add_metadata([name, name, ir.Constant(ir.IntType(64), 0)])
+    access.set_metadata("tbaa", tags[label])
     return access
 
 
