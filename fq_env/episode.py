@@ -169,6 +169,7 @@ def clean(s, i):
     t.touched = 0
     artifact(s, i).hint = 0.0
     artifact(s, i).tier = TIER_GONE
+    artifact(s, i).need = 0
 
 
 @kernel

@@ -157,7 +157,9 @@ def enqueue(s, i):
     t.since = s.now
     mark(s, t, QUEUED)
     s.n_queued += 1
-    s.pools[variant(s, 3 * t.function + STANDARD).pool].queued += 1
+    v = variant(s, 3 * t.function + STANDARD)
+    s.n_claims += v.also >= 0
+    s.pools[v.pool].queued += 1
 
 
 @kernel
@@ -166,7 +168,9 @@ def leave_queue(s, i):
     t = task(s, i)
     mark(s, t, PLAIN)
     s.n_queued -= 1
-    s.pools[variant(s, 3 * t.function + STANDARD).pool].queued -= 1
+    v = variant(s, 3 * t.function + STANDARD)
+    s.n_claims -= v.also >= 0
+    s.pools[v.pool].queued -= 1
 
 
 @kernel
@@ -233,7 +237,7 @@ def is_claimed(s, i, pool):
 @kernel
 def claimed(s, i, v):
     """Whether a pool of which variant v takes places is claimed by a queued gang that goes before task i."""
-    return s.any_gang == 1 and s.reserve > 0 and s.n_queued > 0 and one_is_claimed(s, i, v)
+    return s.n_claims > 0 and s.reserve > 0 and one_is_claimed(s, i, v)
 
 
 @rare
@@ -246,7 +250,7 @@ def one_is_claimed(s, i, v):
 def next_claim(s):
     """us at which the next claim ends; NEVER if none does."""
     best = NEVER
-    if s.any_gang == 1 and s.reserve > 0 and s.n_queued > 0:
+    if s.n_claims > 0 and s.reserve > 0:
         for k in range(s.n_ready):
             t = task(s, ready(s, k).task)
             until = t.since + s.reserve

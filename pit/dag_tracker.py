@@ -38,7 +38,7 @@ from pit.open_tasks import (
     tell_twins,
 )
 from pit.state import artifact, flow, model, predecessor, ready, successor, task, variant
-from pit.tiers import move
+from pit.tiers import doubt, move
 
 
 @kernel
@@ -117,12 +117,20 @@ def block(s, i):
 
 
 @kernel
+def block_again(s, i):
+    """Task i, which had inputs or even an output, waits for inputs."""
+    block(s, i)
+    doubt(s, task(s, i))
+
+
+@kernel
 def abandon(s, i):
     """Task i, blocked or ready, will never have an output."""
     t = task(s, i)
     if t.state == READY:
         leave_ready(s, i)
     t.state = GIVEN_UP
+    doubt(s, t)
     if t.required == 0:
         exclude(s, OPTIONAL, i)
     s.n_given_up += 1
@@ -165,6 +173,7 @@ def dispatched(s, i, when):
     t = task(s, i)
     leave_ready(s, i)
     t.state = RUNNING
+    doubt(s, t)
     if s.any_twins == 1:
         tell_twins(s, i)
     if s.order_hidden == 1:
@@ -265,6 +274,7 @@ def reused(s, i):
 def complete(s, i):
     """What the output of task i means for the rest."""
     t = task(s, i)
+    doubt(s, t)
     if s.any_fresh == 1:
         freshness.made(s, i)
     flows.take_share(s, t, -1.0)
@@ -291,7 +301,7 @@ def failed(s, i, lost):
     attempts are used. `lost`: an input's artifact is gone."""
     t = task(s, i)
     stopped(s, i)
-    block(s, i)
+    block_again(s, i)
     if s.any_twins == 1:
         tell_twins(s, i)
     if flow(s, t.flow).ended < NEVER:
@@ -383,11 +393,11 @@ def undo(s, found):
                     o.open_inputs = 0
         if o.state == READY and o.open_inputs > 0:
             leave_ready(s, j)
-            block(s, j)
+            block_again(s, j)
         set_near(s, j)
     if s.any_fresh == 1:
         freshness.unmade(s, found)
-    block(s, found)
+    block_again(s, found)
     open_again(s, found)
     if s.stream == 1:
         sort_ready(s)

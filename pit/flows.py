@@ -66,18 +66,14 @@ def end_deferrals(s):
 def least_urgent(s):
     """Of the active workflows that are not deferred and have a ready task the one of least urgency, then of largest index; -1
     if there are fewer than two."""
-    for g in range(s.n_flows):
-        flow(s, g).mark = 0
-    count = 0
     found = -1
-    for k in range(s.n_ready):  # in order of urgency
+    for k in range(s.n_ready - 1, -1, -1):  # they stand in order of urgency
         g = np.int64(task(s, ready(s, k).task).flow)
-        w = flow(s, g)
-        if w.mark == 0 and w.deferred == 0:
-            w.mark = 1
-            count += 1
+        if flow(s, g).deferred == 0:
+            if found >= 0 and g != found:
+                return found
             found = g
-    return found if count > 1 else -1
+    return -1
 
 
 @kernel

@@ -49,6 +49,7 @@ _CACHES = (
     "any_short",
     "n_slots",
     "n_tail",
+    "skipped",
     "victim_budget",
     "victim_size",
     "victim_demand",
@@ -367,8 +368,8 @@ class Pit:
         tasks["slot"] = 0
         tasks["key"] = tasks["octave"] = 0  # a running task's are made when slots are looked for
         memory[self._offsets["members_at"] : self._offsets["ready_at"]] = 0
-        flows = memory[self._offsets["flow_at"] :][: self._counts["flows"] * state.FLOW.itemsize].view(state.FLOW)
-        flows["mark"] = 0
+        kept = memory[self._offsets["artifact_at"] :][: self._counts["tasks"] * state.ARTIFACT.itemsize].view(state.ARTIFACT)
+        kept["need"] = 0
         ready = self._offsets["ready_at"]
         rows = memory[ready : ready + self._counts["tasks"] * state.INDEX.itemsize].view(state.INDEX)
         rows[int(hot["n_ready"][0]) :] = 0  # behind the ready tasks stand late ones

@@ -33,11 +33,23 @@ def exclude(s, which, i):
 
 
 @kernel
+def words(s):
+    """In so many words of 64 bits the sets of tasks lie."""
+    return (s.n_tasks + 63) >> 6
+
+
+@kernel
+def members_of(s, which, k):
+    """Word k of set `which`, uint64: its bit b is task 64 k + b."""
+    return member_words(s, k).sets[which]
+
+
+@kernel
 def next_in(s, which, after):
     """The member of set `which` that follows task `after` (-1 = the first); -1 if none."""
     i = after + 1
     k = i >> 6
-    end = (s.n_tasks + 63) >> 6
+    end = words(s)
     if k < end:
         word = member_words(s, k).sets[which] >> uint64(i & 63)
         if word != 0:

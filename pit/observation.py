@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pit import arbitration, artifact_store, dag_tracker, flows, pool_manager, stale_manager
+from pit import arbitration, artifact_store, flows, pool_manager, stale_manager
 from pit.compiled import kernel
 from pit.layout import (
     DONE,
@@ -452,7 +452,7 @@ def encode(s, out, mask, whole):
     work = clip(s.work_left / s.work_total, 0.0, 1.0)
     skipped = -2
     if enabled(s, SKIP_BIT):
-        skipped = dag_tracker.first_optional(s)
+        skipped = np.int64(s.skipped)
     for g in range(s.n_slots):
         at = out + g * _SLOT_BYTES
         clear(at, _SLOT_BYTES)

@@ -21,6 +21,7 @@ from pit.layout import (
 from pit.members import OPTIONAL, exclude
 from pit.slot_key import key_of
 from pit.state import artifact, call, flow, model, near, ready, task, variant
+from pit.tiers import doubt
 
 
 @kernel
@@ -97,6 +98,7 @@ def tell_twins(s, i):
 def make_ready(s, i):
     t = task(s, i)
     t.state = READY
+    doubt(s, t)
     if t.required == 0:
         exclude(s, OPTIONAL, i)
     t.mark = PLAIN
@@ -127,6 +129,7 @@ def leave_ready(s, i):
             s.n_held -= 1
         else:
             s.n_queued -= 1
+            s.n_claims -= v.also >= 0
             s.pools[v.pool].queued -= 1
         t.mark = PLAIN
 
@@ -140,6 +143,7 @@ def set_near(s, i):
     if is_near == t.near:
         return
     t.near = is_near
+    doubt(s, t)
     m = variant(s, 3 * t.function + STANDARD).model
     if m >= 0:
         model(s, m).soon += 2 * is_near - 1

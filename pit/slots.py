@@ -22,6 +22,7 @@ from pit.layout import (
     QUEUE,
     QUEUED,
     REFRESH_BIT,
+    SKIP_BIT,
     STANDARD,
     WAIT,
     WAIT_BIT,
@@ -62,12 +63,6 @@ def back_off_legal(s):
 
 
 @kernel
-def skip_legal(s):
-    """Whether there is an optional task that is ready or blocked."""
-    return s.n_required < s.n_tasks and dag_tracker.first_optional(s) >= 0
-
-
-@kernel
 def refresh_legal(s):
     """Whether refresh is enabled and a stale artifact is still wanted."""
     return s.any_fresh == 1 and enabled(s, REFRESH_BIT) and freshness.stalest(s) >= 0
@@ -88,8 +83,10 @@ def other_globals(s):
     bits = 0
     if (enabled(s, WAIT_BIT + 1) or enabled(s, WAIT_BIT + 2)) and back_off_legal(s):
         bits |= (s.verbs >> WAIT_BIT) & 6
-    if enabled(s, WAIT_BIT + 3) and skip_legal(s):
-        bits |= 8
+    if enabled(s, SKIP_BIT):
+        refresh_slots(s)
+        if s.skipped >= 0:
+            bits |= 8
     if refresh_legal(s):
         bits |= 16
     if s.n_active > 1 and enabled(s, DEFER_BIT) and flows.least_urgent(s) >= 0:
@@ -185,6 +182,8 @@ def find_slots(s):
     s.any_start = 0
     s.any_short = 0
     arbitration.group_ready(s)
+    if enabled(s, SKIP_BIT):
+        s.skipped = dag_tracker.first_optional(s) if s.n_required < s.n_tasks else -1
     others = (s.verbs >> QUEUE) & 15
     starts = 0
     for g in range(s.n_slots):

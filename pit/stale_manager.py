@@ -7,8 +7,10 @@ It must not know who asks for room.
 
 from __future__ import annotations
 
+from numba import uint64
+
 from pit import freshness
-from pit.compiled import kernel
+from pit.compiled import apart, kernel
 from pit.layout import (
     BLOCKED,
     NEED_LATER,
@@ -23,11 +25,13 @@ from pit.layout import (
     TIER_WARM,
     WARM,
 )
-from pit.members import IN_TIER, next_in
+from pit.members import IN_TIER, members_of, words
+from pit.memory import lowest_bit
 from pit.state import artifact, copy, model, store_of, successor, task
 from pit.tiers import fits, move
 
 _ANY = 1 << 30
+_ONE = uint64(1)
 
 
 @kernel
@@ -89,8 +93,17 @@ def is_expired(s, i):
 
 
 @kernel
-def need(s, i, most):
-    """How much unfinished work reads the artifact of task i, and how soon; not counted on once it is more than `most`."""
+def need(s, i):
+    """How much unfinished work reads the artifact of task i, and how soon."""
+    kept = artifact(s, i)
+    if kept.need == 0:
+        kept.need = 1 + count_need(s, i)
+    return kept.need - 1
+
+
+@apart
+def count_need(s, i):
+    """`need`, counted."""
     t = task(s, i)
     n = 0
     for e in range(t.succ_from, t.succ_to):
@@ -101,8 +114,6 @@ def need(s, i, most):
             n += NEED_NEAR
         elif o.state == BLOCKED or o.state == RUNNING:
             n += NEED_LATER
-        if n > most:
-            break
     return n
 
 
@@ -111,25 +122,25 @@ def least_in(s, tier, useless):
     """The artifact of least value in a tier; `useless`: among those that nobody reads and that are no result. -1 if none."""
     best = -1
     best_need = _ANY
-    i = next_in(s, IN_TIER + tier, -1)
-    while i >= 0:
-        if artifact(s, i).size > 0:
-            n = need(s, i, best_need)
+    best_work = 0.0
+    for k in range(words(s)):
+        rest = members_of(s, IN_TIER + tier, k)
+        while rest != 0:
+            i = (k << 6) + lowest_bit(rest)
+            rest &= rest - _ONE
+            n = need(s, i)
+            kept = artifact(s, i)
+            if n > best_need or kept.size == 0:
+                continue
             t = task(s, i)
-            allowed = not useless or (n == 0 and t.succ_to > t.succ_from)
-            if allowed and (best < 0 or n < best_need or (n == best_need and costs_less(s, i, best))):
-                best = i
-                best_need = n
-        i = next_in(s, IN_TIER + tier, i)
+            if useless and (n > 0 or t.succ_to == t.succ_from):
+                continue
+            if n == best_need and (t.work > best_work or (t.work == best_work and kept.created >= artifact(s, best).created)):
+                continue
+            best = i
+            best_need = n
+            best_work = t.work
     return best
-
-
-@kernel
-def costs_less(s, i, j):
-    """Whether task i is made again sooner than task j, which stands before it, or as soon and its artifact is older."""
-    mine = task(s, i).work
-    other = task(s, j).work
-    return mine < other or (mine == other and artifact(s, i).created < artifact(s, j).created)
 
 
 @kernel

@@ -119,6 +119,7 @@ PIT = _record(
         ("n_near", "i4"),
         ("n_held", "i4"),
         ("n_queued", "i4"),
+        ("n_claims", "i4"),  # of these, those of gangs
         ("n_late", "i4"),  # running tasks that stand in slots (mark OVERDUE)
         ("n_limited", "i4"),  # pools with a rate limit
         ("n_given_up", "i4"),
@@ -147,6 +148,7 @@ PIT = _record(
         ("max_attempts", "i4"),
         ("n_slots", "i4"),
         ("n_tail", "i4"),  # ready tasks without a slot
+        ("skipped", "i4"),  # the task that `skip` would give up, as found by the last look at slots; -1 = none
         ("victim_budget", "i4"),  # the encoder's last answer to `victim_demand`: for which budget and size (-1 = none yet)
         ("victim_size", "i8"),
         ("victim_demand", "f8"),
@@ -237,6 +239,7 @@ ARTIFACT = _record(
         ("content", "i4"),  # of its task: equal for twins, 0 = none
         ("next_twin", "i4"),  # the next task of the ring of its twins; itself if it has none
         ("source", "i4"),  # the twin whose output it is; -1 = its own
+        ("need", "i4"),  # 1 + how much unfinished work reads it, and how soon; 0 = must be counted again
         ("tier", "u1"),  # where it lies, with a store
         ("told", "u1"),  # where the driver knows it to lie
     ]
@@ -254,7 +257,6 @@ FLOW = _record(
         ("n_sinks", "i4"),  # required sinks
         ("octave", "u1"),  # of remaining over the mean call
         ("deferred", "u1"),  # stands in no slot
-        ("mark", "u1"),  # scratch
     ]
 )
 VARIANT = _record(

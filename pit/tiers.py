@@ -1,11 +1,13 @@
-"""In which tier of the store an artifact lies, and how full the tiers are: what the Artifact Store and others both write."""
+"""In which tier of the store an artifact lies, how full the tiers are, and of which artifacts nobody knows how much they are
+needed: what the Artifact Store and others both write.
+"""
 
 from __future__ import annotations
 
 from pit.compiled import kernel
 from pit.layout import TIER_COLD, TIER_GONE, TIER_HOT, TIER_WARM
 from pit.members import IN_TIER, UNTOLD, exclude, include
-from pit.state import artifact, store_of
+from pit.state import artifact, predecessor, store_of
 
 
 @kernel
@@ -23,6 +25,14 @@ def move(s, i, tier):
     if kept.told != tier:
         o.untold = 1
         include(s, UNTOLD, i)
+
+
+@kernel
+def doubt(s, t):
+    """Task t has another state now: how much its inputs are needed must be counted again."""
+    if s.any_store == 1:
+        for e in range(t.pred_from, t.pred_to):
+            artifact(s, predecessor(s, e).task).need = 0
 
 
 @kernel
