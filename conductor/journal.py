@@ -48,6 +48,7 @@ KINDS = {
     "end": {"status", "state"},
 }
 _GENESIS = "0" * 64
+_EMPTY = "is empty; its run never began"
 _TABLE = """
 CREATE TABLE rows (seq INTEGER PRIMARY KEY, run INTEGER NOT NULL, kind TEXT NOT NULL, time INTEGER NOT NULL,
     payload TEXT NOT NULL, hash TEXT NOT NULL);
@@ -140,6 +141,8 @@ def read_journal(place: str | os.PathLike[str]) -> Iterator[Row]:
         finally:
             connection.close()
     except (sqlite3.Error, UnicodeDecodeError) as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_ROLLBACK:  # only its making is to be undone
+            raise ConductorError(f"{path}: {_EMPTY}") from error
         raise ConductorError(f"{path}: cannot be read as a journal: {error}") from error
 
 
@@ -197,7 +200,7 @@ def _verified(connection: sqlite3.Connection, path: Path, head: Head | None) -> 
         yield Row(seq, run, kind, time, data, row_hash)
         previous = row_hash
     if number < 0:
-        raise ConductorError(f"{path}: is empty; its run never began")
+        raise ConductorError(f"{path}: {_EMPTY}")
     if head is not None and number < head.seq:
         raise ConductorError(
             f"{path}: ends with row {number}, and {HEAD} says that row {head.seq} was written: the end was cut off (was a "

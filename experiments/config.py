@@ -123,7 +123,7 @@ OPTIONS_OF_A_LEVEL = tuple(
     f"recipe_options.{key}"
     for key in (
         "teacher.episodes", "teacher.rollouts", "visits.rounds", "visits.episodes", "supervised.epochs",
-        "supervised.smoothing", "supervised.target", "ppo.ent_coef",
+        "supervised.smoothing", "supervised.target", "ppo.ent_coef", "ppo.learning_rate",
     )
 )  # fmt: skip
 SCHEDULE = "schedule"  # the exposure that grows while the training goes on

@@ -126,7 +126,8 @@ def main() -> None:
         tables = [bench.right(page) for page in PAGES]
     table = {variants: float(np.mean([t[variants] for t in tables])) for variants in tables[0]}
     for variants, share in table.items():
-        print(f"{share:.3f}  {', '.join(f'{s} {v}' for s, v in zip(STEPS, variants, strict=True) if v == 'lite') or 'standard'}")
+        lite = [f"{step} lite" for step, variant in zip(STEPS, variants, strict=True) if variant == "lite"]
+        print(f"{share:.3f}  {', '.join(lite) or 'standard'}")
     for (step, variant), quality in fitted(table).items():
         print(f"quality of {step} {variant}: {quality:.3f}" + (" of standard's" if variant == "lite" else ""))
     for (step, variant), seconds in sorted(bench.seconds.items()):

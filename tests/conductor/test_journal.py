@@ -85,6 +85,22 @@ def test_every_change_is_noticed(folder: Path, statement: str, words: str) -> No
         Journal(folder, new=False)
 
 
+def test_a_journal_whose_making_was_cut_short_is_empty(tmp_path: Path) -> None:
+    """Killed while SQLite still kept what it would undo beside the file."""
+    path = tmp_path / "journal.sqlite"
+    code = f"""
+import os, sqlite3
+connection = sqlite3.connect({str(path)!r}, isolation_level=None)
+connection.executescript("PRAGMA cache_size = 1; BEGIN; CREATE TABLE t (x)")
+connection.executemany("INSERT INTO t VALUES (?)", [("x" * 500,)] * 500)
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert path.with_name("journal.sqlite-journal").exists()
+    with pytest.raises(ConductorError, match="is empty; its run never began"):
+        list(read_journal(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("kind", "words"), [("spell", "kind 'spell' is unknown"), ("reload", "has the keys copy, model, reason")]
 )
