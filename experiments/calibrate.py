@@ -184,8 +184,8 @@ def level_digest(level: Level) -> str:
         exclude["gates"] = True
     if level.draw.size is None:
         exclude["draw"] = {"size"}
-    if level.system.store is None:
-        exclude["system"] = {"store"}
+    later = ("store", "back_off_most_seconds", "back_off_jitter")
+    exclude["system"] = {key for key in later if getattr(level.system, key) is None}
     text = level.model_dump_json(exclude=exclude) + repr(sorted(table_hashes().items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
