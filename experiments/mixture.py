@@ -227,7 +227,8 @@ def save_curve(path: Path, looks: list[MixedLook], levels: list[Level], title: s
             style = ("-", "--")[i // 10 % 2]  # Matplotlib has ten colours
             axes.plot(*zip(*points, strict=True), style, lw=1.2, label=f"{level.number} {level.name}")
     axes.axhline(1.0, ls=":", lw=0.9, color="0.4")
-    axes.set(xlabel="frames", ylabel="validation perf (0 random, 1 best known)", title=title, ylim=(-0.5, 1.3))
+    axes.set(xlabel="frames", ylabel="validation perf (0 random, 1 best known)", title=title)
+    axes.set_ylim(bottom=max(-0.5, axes.get_ylim()[0]))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, ncols=2, loc="lower right")
     write_with(path, lambda temporary: figure.savefig(temporary, format="png"))
