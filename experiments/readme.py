@@ -137,7 +137,8 @@ def unsolved(stored: list[dict[str, Any]], plain: dict[int, dict[str, Any]]) -> 
     rest = [level for level in missed if level not in solved]
     one = next(iter(plain.values()))
     frames, seeds = np.median([training["frames"] for training in one["trainings"]]), len(one["trainings"])
-    fate = "nor do their own recipes on " + ", ".join(map(str, rest)) if rest else "their own recipes solve all of them"
+    solving = "their own recipes solve all of them" if len(missed) > 1 else "its own recipe solves it"
+    fate = "nor do their own recipes on " + ", ".join(map(str, rest)) if rest else solving
     names = f"level{'s' * (len(missed) > 1)} {', '.join(map(str, missed))}; {fate}" if missed else "no level"
     return [
         "",
