@@ -33,6 +33,11 @@ ASTRAY = (
     f"the run goes round: {IDLE} times it decided or loaded something, and no call came of it; give it more (system.money) or "
     "a longer keep_alive_seconds"
 )
+AGAIN = 1000  # outputs made again since the last task was done that had never been done
+ANEW = (
+    f"the run goes round: {AGAIN} outputs were made again, and no task was done that had not been; give it more "
+    "(system.money, memory, places, store) or a longer fresh_seconds"
+)
 
 
 tables = functools.cache(layout.table_hashes)  # of this runtime
@@ -100,6 +105,8 @@ class PitInterface:
         self.outputs: dict[str, str] = {}  # task id -> digest of its output, unless it was deleted
         self.deleted: set[str] = set()  # digests of outputs that were deleted and that no task has
         self._idle, self._idle_at = 0, -1  # moments that led nowhere in a row, and when the last one was (us)
+        self._ever: set[int] = set()  # tasks that have been done, whatever has become of their outputs
+        self._again = 0  # outputs made again since the last that was new
         self._commands: list[Command] = []
         self._begun: list[Call] = []
         horizon = workflow.system.horizon_seconds
@@ -124,6 +131,8 @@ class PitInterface:
             self._idle = 0
             if event.error == layout.OK:
                 self.outputs[self.pit.task_ids[call.task]] = output
+                self._again = self._again + 1 if call.task in self._ever else 0
+                self._ever.add(call.task)
                 self.deleted.discard(output)
         self._take()
         return applied
@@ -133,7 +142,7 @@ class PitInterface:
         self.advance(time)
         self.pit.act(action)
         self._take()
-        self._count_idle()
+        self._count_idle(backed_off=action in (layout.BACK_OFF, layout.BACK_OFF_LONG))
 
     def freeze(self) -> bytes:
         """Everything that a fold of the rows so far would bring about; commands and begun calls must have been taken."""
@@ -145,6 +154,7 @@ class PitInterface:
             "outputs": self.outputs,
             "deleted": sorted(self.deleted),
             "idle": [self._idle, self._idle_at],
+            "again": [self._again, *sorted(self._ever)],
         }
         return canonical(known) + self.pit.snapshot()
 
@@ -159,6 +169,7 @@ class PitInterface:
         self.calls = {call[0]: Call(*call) for call in known["calls"]}
         self.starts, self.outputs, self.deleted = known["starts"], known["outputs"], set(known["deleted"])
         self._idle, self._idle_at = known["idle"]
+        self._again, self._ever = known["again"][0], set(known["again"][1:])
 
     def commands(self) -> list[Command]:
         """The commands since the last call, in order."""
@@ -176,27 +187,31 @@ class PitInterface:
 
     def stuck(self) -> str:
         """Why a run that is on cannot go on, or "": nothing is under way, no action is due, no timer but the horizon runs
-        (`STUCK`); or it goes round for ever (`ASTRAY`)."""
+        (`STUCK`); or it goes round for ever (`ASTRAY`, `ANEW`)."""
         pit = self.pit
         if pit.status != layout.ON or self.calls:
             return ""
         if self._idle >= IDLE:
             return ASTRAY
+        if self._again >= AGAIN:
+            return ANEW
         if pit.next_timer() < self._horizon or pit.decision_due():
             return ""
         under_way = len(pit.calls()) > 0 or bool(np.isin(pit.copies()["state"], (layout.LOADING, layout.COOLDOWN)).any())
         return "" if under_way or pit.variants()["mending"].any() else STUCK
 
-    def _count_idle(self) -> None:
+    def _count_idle(self, backed_off: bool = False) -> None:
         """One more moment at which something was decided or loaded, unless a call runs, or there is something to wait for: a
-        load that a call wants, a pool that opens again or gets tokens, a variant that is being configured."""
+        load that a call wants, a pool that opens again (unless that is what was decided) or gets tokens, a variant that is
+        being configured."""
         pit = self.pit
         if self.calls or pit.now == self._idle_at or pit.status != layout.ON or len(pit.calls()):
             return
         pools, copies, now = pit._hot["pools"][0], pit.copies(), pit.now
         filling = pools["credit"] + (now - pools["credited"]) < pools["full"]
         wanted = (copies["state"] == layout.LOADING) & (copies["auto"] == 0)
-        if (pools["closed_until"] > now).any() or filling.any() or wanted.any() or pit.variants()["mending"].any():
+        closed = (pools["closed_until"] > now).any() and not backed_off
+        if closed or filling.any() or wanted.any() or pit.variants()["mending"].any():
             return
         self._idle, self._idle_at = self._idle + 1, now
 

@@ -141,7 +141,7 @@ def load_part(data: dict[str, Any], key: str, path: str | Path, what: str) -> Pa
     name = data.get(key)
     if not isinstance(name, str):
         return None
-    if Path(name).is_absolute() or ".." in Path(name).parts or not name:
+    if Path(name).is_absolute() or ".." in Path(name).parts or not name or "\0" in name:
         raise PitError(f"{what} {path}: {key} = {shown(name)}: a file in the same folder, or beneath it, is needed")
     file = Path(path).parent / name
     data[key] = load_yaml(file, f"{key} file")

@@ -22,7 +22,16 @@ TICK = Orchestrator.tick
 
 def known(view: PitInterface) -> tuple[object, ...]:
     """All that a view knows, without what the Pit can compute anew."""
-    return view.pit.state_hash(), list(view.calls.values()), view.starts, view.outputs, view.deleted, view._idle
+    return (
+        view.pit.state_hash(),
+        list(view.calls.values()),
+        view.starts,
+        view.outputs,
+        view.deleted,
+        view._idle,
+        view._again,
+        view._ever,
+    )
 
 
 def take_over(run: Run, folded: Folded, journal: Journal) -> None:

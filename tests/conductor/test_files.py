@@ -55,6 +55,7 @@ def test_a_workflow_in_files_is_the_same_as_in_one(tmp_path: Path) -> None:
             "system = '/etc/passwd': a file in the same folder, or beneath it, is needed",
         ),
         ({"workflow": {"instruments": "../x.yaml"}}, "instruments = '../x.yaml': a file in the same folder, or beneath it"),
+        ({"workflow": {"instruments": "x\0.yaml"}}, "instruments = 'x\\x00.yaml': a file in the same folder, or beneath it"),
         ({"workflow": {"system": ""}}, "system = '': a file in the same folder"),
     ],
 )

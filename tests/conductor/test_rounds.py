@@ -16,7 +16,7 @@ from conductor.decision_maker import LONG_ROUND, ROUND, ROUND_NOTE, DecisionMake
 from conductor.journal import read_run
 from conductor.manifest import RuleSpec
 from conductor.orchestrator import begin
-from conductor.pit_interface import ASTRAY, IDLE, PitInterface, look
+from conductor.pit_interface import AGAIN, ANEW, ASTRAY, IDLE, PitInterface, look
 from conductor.policy import MlpSpec, make_policy
 from conductor.report import verify_run
 from conductor.workflow import BACK_OFF_JITTER, BACK_OFF_MOST, load_workflow
@@ -42,8 +42,8 @@ Write = Callable[[dict[str, Any]], Path]
 NAMES = {BACK_OFF: "back_off", REFRESH: "refresh"}
 
 
-def failing(**system: Any) -> WorkflowSpec:
-    """One function in one pool with one place: two calls, and a third that reads what they gave."""
+def failing(last: str = "f", **system: Any) -> WorkflowSpec:
+    """One function in one pool with one place: two calls, and a third, of function `last`, that reads what they gave."""
     return WorkflowSpec.model_validate({
         "system": {
             "pools": {"api": {"places": 1}},
@@ -55,7 +55,7 @@ def failing(**system: Any) -> WorkflowSpec:
         "tasks": [
             {"id": "t0", "function": "f"},
             {"id": "t1", "function": "f"},
-            {"id": "end", "function": "f", "after": ["t0", "t1"]},
+            {"id": "end", "function": last, "after": ["t0", "t1"]},
         ],
     })  # fmt: skip
 
@@ -157,6 +157,42 @@ def test_who_makes_outputs_again_for_ever_is_not_asked(strategy: str) -> None:
     assert view.status() == "solved"
     assert LONG_ROUND < len(found) < 4 * LONG_ROUND and found[-1].note == ROUND_NOTE
     assert sum(d.action == REFRESH for d in found) > LONG_ROUND / 4
+
+
+# ------------------------------------------------------------------ when nothing else can be done
+def first_legal(view: PitInterface, most: int) -> None:
+    """Whatever is legal is done, and calls end well after a second, until the run is over; `most` times at most."""
+    for _ in range(most):
+        if view.status() != "running":
+            return
+        if view.pit.decision_due():
+            view.act(view.pit.now, int(view.pit.mask().nonzero()[0][0]))
+        elif view.calls:
+            view.event(view.pit.now + 1_000_000, Event(FINISHED, next(iter(view.calls)), OK, 1_000_000, size=1), "x")
+        else:
+            view.advance(view.pit.next_timer())
+    raise AssertionError("does not end")
+
+
+def test_a_run_that_can_only_back_off_is_ended() -> None:
+    """Its money went into a call that failed, so nothing can begin however often the pool opens again."""
+    view = PitInterface(
+        failing(money=1.5, functions={"f": {"standard": {"pool": "api", "seconds": 1.0, "price": 1.0}}}), "full", "a"
+    )
+    view.event(0, Event(ARRIVE, 0))
+    view.act(0, STANDARD)
+    view.event(1_000_000, Event(FINISHED, view.begun()[-1].call, ERR_ERROR, 1_000_000, price=1_000_000))
+    first_legal(view, 4 * IDLE)
+    assert view.stuck() == ASTRAY
+
+
+def test_a_run_that_can_only_make_outputs_again_is_ended() -> None:
+    """The last call costs more than there is, and what it would read is soon stale and costs nothing."""
+    free, dear = ({"standard": {"pool": "api", "seconds": 1.0, "price": price}} for price in (0.0, 1000.0))
+    view = PitInterface(failing("g", money=1.0, functions={"f": {**free, "fresh_seconds": 0.5}, "g": dear}), "full", "a")
+    view.event(0, Event(ARRIVE, 0))
+    first_legal(view, 8 * AGAIN)
+    assert view.stuck() == ANEW and view.pit.summary()["done"] >= 1
 
 
 # ------------------------------------------------------------------ what loads by itself
