@@ -131,7 +131,7 @@ def _bytes(rng: random.Random, content: bytes) -> bytes:
     elif kind == "number" and len(raw) >= 8:
         at = rng.choice((0, rng.randrange(len(raw) - 7)))
         raw[at : at + 8] = struct.pack("<Q", rng.choice((0, 1, 2**16, 2**31 - 1, 2**32, 2**63, 2**64 - 1)))
-    else:
+    elif raw:
         for _ in range(rng.choice((1, 1, 8))):
             raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
     return bytes(raw)
