@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,6 +159,32 @@ def test_the_readme_shows_the_stored_results(root: Path) -> None:
             kept = root / "bundles" / file.stem
             assert sum(f.stat().st_size for f in kept.iterdir()) <= results.MAX_BUNDLE
             assert load_bundle(kept).manifest.seeds == [result["kept"]["seed"]]
+
+
+def stored(level: int, perf: float, lead: float = 0.0) -> dict[str, Any]:
+    """A result as `judge` stores it, as far as sentences go by it: the trained policies beside a rule of perf 1."""
+    rule = {"player": "calibrated", "policy": False, "perf": 1.0, "difference": lead}
+    rule |= {"difference_low": lead - 0.001, "difference_high": lead + 0.001}
+    rows = [{"player": "trained", "policy": True, "perf": perf}, rule]
+    return {"level": level, "pass_mark": 0.85, "n": 64, "trainings": [{"frames": 1000}], "rows": rows}
+
+
+def test_who_is_behind_the_rule_is_named_whatever_its_headroom() -> None:
+    """Level 12's was not measured."""
+    (_, said) = readme.conclusion([stored(11, 1.1, 0.05), stored(12, 0.9, -0.05)], {11: {"gap": 0.1, "headroom": 0.2}})
+    assert "beat `calibrated` in 1 (all of them)" in said and said.endswith("Worse by more than 0.02 perf: 12.")
+
+
+def test_what_ppo_alone_does_not_solve_is_named() -> None:
+    own = [stored(11, 1.1), stored(12, 0.9), stored(13, 0.5)]
+    assert readme.unsolved(own, {}) == []
+    for missed, words in (
+        ((), "on no level."), ((12,), "on level 12; its own recipe solves it."),
+        ((11, 12), "on levels 11, 12; their own recipes solve all of them."),
+        ((12, 13), "on levels 12, 13; nor do their own recipes on 13."),
+    ):  # fmt: skip
+        alone = {level: stored(level, 0.8 if level in missed else 0.86) for level in (11, 12, 13)}
+        assert readme.unsolved(own, alone)[1].endswith(words)
 
 
 @pytest.mark.slow
