@@ -21,10 +21,10 @@ from fq_env.randomness import (
     mix,
     uniform,
 )
+from fq_env.score_bounds import bounds
 from fq_env.scoring import (
     artifacts_lost,
     base_in_time,
-    bounds,
     deliverable_at_first,
     no_plan_left,
     potential,

@@ -21,7 +21,7 @@ from fq_env.randomness import (
     to_noise,
     to_uniform,
 )
-from fq_env.scoring import mean_gap
+from fq_env.score_bounds import mean_gap
 from fq_env.state import due, goal, load_truth, truth
 from fq_env.world import lateness, next_change, taken
 from pit.automation import find_call

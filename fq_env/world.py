@@ -13,7 +13,8 @@ from fq_env.randomness import (
     to_noise,
     to_uniform,
 )
-from fq_env.scoring import artifacts_lost, gap, task_done
+from fq_env.score_bounds import gap
+from fq_env.scoring import artifacts_lost, task_done
 from fq_env.state import due, goal, load_truth, span, truth
 from pit.automation import find_call
 from pit.compiled import kernel
