@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from conductor.errors import ConductorError
+from conductor.errors import ConductorError, DiskFull
 from conductor.journal import Row, read_journal
 from conductor.pit_interface import IDLE, PitInterface
 from conductor.run import Run
 from pit.spec import WorkflowSpec
-from tests.conductor import simulation
-from tests.conductor.simulation import Violation, World, history
+from tests.conductor import simulated
+from tests.conductor.simulated import SimulatedJournal, Violation, World
+from tests.conductor.simulation import first_time, history, worlds_disk
 
 HISTORIES = int(os.environ.get("FQ_SIMULATIONS", "30"))
 LONG = {"f": {"standard": {"pool": "p", "seconds": 1e4}}}
@@ -47,7 +48,7 @@ def test_what_goes_round_is_ended() -> None:
 def in_peace(seed: int, folder: Path, patch: pytest.MonkeyPatch, tasks: list[dict[str, Any]], **system: Any) -> list[Row]:
     """The rows of a run in virtual time in which nothing unforeseen happens; a call takes a tenth to twice what is expected of
     it, and at most 1, 10 or 100 s."""
-    patch.setattr(simulation, "WILD", 0)
+    patch.setattr(simulated, "WILD", 0)
     plain = {
         "pools": {"p": {"places": 1}},
         "functions": {"f": {"standard": {"pool": "p", "seconds": 1.0}}},
@@ -55,9 +56,9 @@ def in_peace(seed: int, folder: Path, patch: pytest.MonkeyPatch, tasks: list[dic
     }
     spec = WorkflowSpec.model_validate({"system": {**plain, **system}, "tasks": [{"function": "f", **task} for task in tasks]})
     world = World(seed, folder / str(seed))
-    with simulation.worlds_disk() as disk:
+    with worlds_disk() as disk:
         disk.append(world)
-        simulation.first_time(world, [spec], loud=False)
+        first_time(world, [spec], loud=False)
     return list(read_journal(world.folder))
 
 
@@ -98,15 +99,15 @@ def no_intent(patch: pytest.MonkeyPatch) -> None:
 
 def forgets(patch: pytest.MonkeyPatch) -> None:
     """After a full disk the rows of that tick are gone."""
-    commit = simulation.SimulatedJournal.commit
+    commit = SimulatedJournal.commit
 
     def drop(journal: Any) -> None:
         try:
             commit(journal)
-        except simulation.DiskFull:
+        except DiskFull:
             journal._pending.clear()
 
-    patch.setattr(simulation.SimulatedJournal, "commit", drop)
+    patch.setattr(SimulatedJournal, "commit", drop)
 
 
 def twice(patch: pytest.MonkeyPatch) -> None:
