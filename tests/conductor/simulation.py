@@ -2,7 +2,7 @@
 
 Calls fail, hang, straggle, answer twice, too late or for somebody else; copies do not load; the disk is full for a while; the
 process dies at any moment, with what it had not committed, or is told to stop. The orchestrator, its journal (a real file),
-snapshots, the fold and the Pit are those of production. What must hold is checked on the way (`tests.conductor.simulated`) and at the
+snapshots, the fold and the Pit are those of production. What must hold is checked on the way (`simulated`) and at the
 end (`check_end`). `python -m tests.conductor.simulation --histories 20000` runs many, `--seed 123` one, and tells it.
 """
 
