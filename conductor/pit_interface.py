@@ -189,12 +189,14 @@ class PitInterface:
         """Why a run that is on cannot go on, or "": nothing is under way, no action is due, no timer but the horizon runs
         (`STUCK`); or it goes round for ever (`ASTRAY`, `ANEW`)."""
         pit = self.pit
-        if pit.status != layout.ON or self.calls:
+        if pit.status != layout.ON:
+            return ""
+        if self._again >= AGAIN:  # also with calls under way: there may always be some
+            return ANEW
+        if self.calls:
             return ""
         if self._idle >= IDLE:
             return ASTRAY
-        if self._again >= AGAIN:
-            return ANEW
         if pit.next_timer() < self._horizon or pit.decision_due():
             return ""
         under_way = len(pit.calls()) > 0 or bool(np.isin(pit.copies()["state"], (layout.LOADING, layout.COOLDOWN)).any())

@@ -26,7 +26,7 @@ from pit.layout import WAIT
 from pit.spec import WorkflowSpec
 
 WILD = 300  # ticks with faults; what is left then must end in peace
-TAME = 30_000  # a pool that was backed off from again and again may be closed for hours
+TAME = 200_000  # a pool that was backed off from again and again may be closed for hours, while copies come and go
 CRASHES = 6
 FAILURES = ("error", "timeout", "throttled", "precondition", "access", "invalid", "lost", "nonsense")
 

@@ -161,13 +161,14 @@ def test_who_makes_outputs_again_for_ever_is_not_asked(strategy: str) -> None:
 
 # ------------------------------------------------------------------ when nothing else can be done
 def first_legal(view: PitInterface, most: int) -> None:
-    """Whatever is legal is done, and calls end well after a second, until the run is over; `most` times at most."""
+    """Whatever is legal is done, and calls end well after a second, until the run is over; `most` times at most. As in a tick
+    of the conductor, all decisions that are due are taken before one asks whether it is over."""
     for _ in range(most):
+        while view.pit.decision_due():
+            view.act(view.pit.now, int(view.pit.mask().nonzero()[0][0]))
         if view.status() != "running":
             return
-        if view.pit.decision_due():
-            view.act(view.pit.now, int(view.pit.mask().nonzero()[0][0]))
-        elif view.calls:
+        if view.calls:
             view.event(view.pit.now + 1_000_000, Event(FINISHED, next(iter(view.calls)), OK, 1_000_000, size=1), "x")
         else:
             view.advance(view.pit.next_timer())
@@ -193,6 +194,7 @@ def test_a_run_that_can_only_make_outputs_again_is_ended() -> None:
     view.event(0, Event(ARRIVE, 0))
     first_legal(view, 8 * AGAIN)
     assert view.stuck() == ANEW and view.pit.summary()["done"] >= 1
+    assert len(view.calls) == 1, "one was under way each time that the run was looked at"
 
 
 # ------------------------------------------------------------------ what loads by itself
