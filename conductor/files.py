@@ -12,9 +12,12 @@ from typing import Any
 from conductor.errors import ConductorError, DiskFull
 
 
-def canonical(value: Any) -> bytes:
-    """JSON with sorted keys, no white space, no NaN, ASCII, one newline at the end: equal values give equal bytes."""
-    return (json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n").encode()
+def canonical(value: Any, *, sort: bool = True) -> bytes:
+    """JSON with sorted keys, no white space, no NaN, ASCII, one newline at the end: equal values give equal bytes.
+
+    `sort=False` keeps the order of keys, where it means something: pools, models and functions are numbered by it.
+    """
+    return (json.dumps(value, sort_keys=sort, separators=(",", ":"), allow_nan=False) + "\n").encode()
 
 
 def digest(value: Any) -> str:
@@ -22,15 +25,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def parse_canonical(content: bytes, where: str) -> Any:
+def parse_canonical(content: bytes, where: str, *, sort: bool = True) -> Any:
     """Read canonical JSON. Raises ConductorError, naming `where`, for anything else (double keys, NaN, spaces)."""
     try:
         value = json.loads(content.decode("ascii"))  # bytes would be searched for other encodings
-        same = canonical(value) == content
+        same = canonical(value, sort=sort) == content
     except (ValueError, RecursionError) as error:
         raise ConductorError(f"{where}: is not canonical JSON: {error}") from error
     if not same:
-        raise ConductorError(f"{where}: is not canonical JSON (sorted keys, no white space, one newline at the end)")
+        keys = "sorted keys" if sort else "no key twice"
+        raise ConductorError(f"{where}: is not canonical JSON ({keys}, no white space, one newline at the end)")
     return value
 
 

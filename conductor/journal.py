@@ -192,7 +192,7 @@ def _verified(connection: sqlite3.Connection, path: Path, head: Head | None) -> 
         if not 0 <= run <= runs or (kind == "run") != (run == runs):
             raise ConductorError(f"{where}: a run begins with its only `run` row, and runs are numbered in order")
         runs += kind == "run"
-        data = parse_canonical(f"{payload}\n".encode(), where)
+        data = parse_canonical(f"{payload}\n".encode(), where, sort=False)
         if not isinstance(data, dict) or set(data) != KINDS[kind]:
             raise ConductorError(f"{where}: a row of kind {kind} has the keys {', '.join(sorted(KINDS[kind]))}")
         if head is not None and seq == head.seq and row_hash != head.hash:
@@ -271,7 +271,7 @@ class Journal:
         """Append a row (not yet durable). `time` in microseconds since its run began."""
         if set(data) != KINDS[kind]:
             raise KeyError(f"a row of kind {kind} needs exactly {sorted(KINDS[kind])}")
-        payload = canonical(data).decode()[:-1]
+        payload = canonical(data, sort=False).decode()[:-1]
         seq, row_hash = self._next, _chain(self._hash, self._next, run, kind, time, payload)
         self._next, self._hash = seq + 1, row_hash
         self._pending.append((seq, run, kind, time, payload, row_hash))

@@ -97,7 +97,7 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
         text = str(error)
         raise ConductorError(text if text.startswith(where) else f"{where}: {text}") from error
     try:  # what runs is what the journal can hold
-        spec = WorkflowSpec.model_validate_json(canonical(spec.model_dump()))
+        spec = WorkflowSpec.model_validate_json(canonical(spec.model_dump(), sort=False))
     except (ValueError, TypeError) as error:
         raise ConductorError(f"{where}: holds a value that JSON cannot (in tasks.*.args or instruments): {error}") from error
     try:
