@@ -95,13 +95,28 @@ def test_every_import_is_declared(root: Path) -> None:
     assert missing == []
 
 
+def test_the_game_and_the_conductor_need_no_extra(root: Path) -> None:
+    """But for the adapter to the learner, and for Parquet."""
+    needed = {requirement_name(r) for r in project(root)["project"]["dependencies"]}
+    distributions = packages_distributions()
+    more = [
+        f"{file.relative_to(root)} imports {module}"
+        for package in ("pit", "fq_env", "conductor")
+        for file, module in third_party_imports(root / package)
+        if file.name != "sb3.py" and module != "pyarrow"
+        if not {d.lower().replace("_", "-") for d in distributions.get(module, [module])} & needed
+    ]
+    assert more == []
+
+
 def test_every_dependency_is_bounded_and_pinned(root: Path) -> None:
     table = project(root)["project"]
     lines = [line for line in (root / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)] == []
     pinned = [requirement_name(line) for line in lines]
     assert len(pinned) == len(set(pinned))
-    wanted = table["dependencies"] + [r for rs in table["optional-dependencies"].values() for r in rs]
+    extras = [r for rs in table["optional-dependencies"].values() for r in rs if requirement_name(r) != table["name"]]
+    wanted = table["dependencies"] + extras
     assert [r for r in wanted if "<" not in r] == []
     assert {requirement_name(r) for r in wanted} - set(pinned) == set()
 
