@@ -192,7 +192,7 @@ def level_digest(level: Level) -> str:
 
 def rule_path(level: Level) -> Path:
     """Where a level's fitted rule is kept."""
-    return RULES / f"level-{level.number:02d}.json"
+    return RULES / (f"level-{level.number:02d}.json" if level.number else f"{level.name}.json")
 
 
 def fitted(level: Level) -> dict[str, Any] | None:
@@ -215,8 +215,8 @@ def seeds(seed: int, count: int) -> list[int]:
     return [int(x) for x in np.random.SeedSequence(seed).generate_state(count, np.uint32) % (2**31)]
 
 
-def calibrate(cfg: CalibrateConfig) -> dict[int, dict[str, Any]]:
-    """Fits and writes the rules of all levels asked for; their records by level number."""
+def calibrate(cfg: CalibrateConfig) -> dict[str, dict[str, Any]]:
+    """Fits and writes the rules of all levels asked for; their records by the levels' names."""
     from experiments.config import levels_of
     from pit.rules import weights_of
 
@@ -229,8 +229,8 @@ def calibrate(cfg: CalibrateConfig) -> dict[int, dict[str, Any]]:
     todo = [level for level in levels if cfg.force or fitted(level) is None]
     for level in levels:
         if level not in todo:
-            print(f"level {level.number}: fitted already (results/rules); force=true fits it again")
-    records: dict[int, dict[str, Any]] = {}
+            print(f"level {level.number or level.name}: fitted already (results/rules); force=true fits it again")
+    records: dict[str, dict[str, Any]] = {}
     with ProcessPoolExecutor(cfg.jobs) as pool:
         waiting: dict[Future[Fit], tuple[Level, int]] = {}
         for level in todo:
@@ -238,29 +238,29 @@ def calibrate(cfg: CalibrateConfig) -> dict[int, dict[str, Any]]:
             for (name, table), seed in zip(begun.items(), seeds(cfg.seed, len(begun)), strict=True):
                 task = (level, name, weights_of(table), cfg.evaluations, cfg.n, seed, SIGMA)
                 waiting[pool.submit(_search, task)] = (level, 0)
-        found: dict[int, list[Fit]] = {level.number: [] for level in todo}
-        rounds = {level.number: [0, len(starts(level))] for level in todo}  # round, searches under way
+        found: dict[str, list[Fit]] = {level.name: [] for level in todo}
+        rounds = {level.name: [0, len(starts(level))] for level in todo}  # round, searches under way
         clock = time.perf_counter()
         while waiting:
             future = next(as_completed(waiting))
             level, _ = waiting.pop(future)
             fit = future.result()
-            found[level.number].append(fit)
-            state = rounds[level.number]
+            found[level.name].append(fit)
+            state = rounds[level.name]
             state[1] -= 1
             print(
-                f"level {level.number}: {fit.corner}: {fit.score:.4f} after {fit.evaluations:,} evaluations "
+                f"level {level.number or level.name}: {fit.corner}: {fit.score:.4f} after {fit.evaluations:,} evaluations "
                 f"({time.perf_counter() - clock:.0f} s)",
                 flush=True,
             )
             if state[1] == 0 and state[0] == 0 and cfg.refine > 0:  # all corners are in: refine the best ones
-                best = sorted(found[level.number], key=lambda f: -f.score)[: cfg.restarts]
+                best = sorted(found[level.name], key=lambda f: -f.score)[: cfg.restarts]
                 for fit, seed in zip(best, seeds(cfg.seed + 1, len(best)), strict=True):
                     task = (level, f"{fit.corner}, refined", fit.weights, cfg.refine, 2 * cfg.n, seed, SIGMA / 2)
                     waiting[pool.submit(_search, task)] = (level, 1)
-                rounds[level.number] = [1, len(best)]
+                rounds[level.name] = [1, len(best)]
             elif state[1] == 0:
-                records[level.number] = _write(level, found[level.number], 2 * cfg.n)
+                records[level.name] = _write(level, found[level.name], 2 * cfg.n)
     return records
 
 
@@ -284,7 +284,7 @@ def _write(level: Level, fits: list[Fit], first: int) -> dict[str, Any]:
     RULES.mkdir(parents=True, exist_ok=True)
     write_json(rule_path(level), record)
     print(
-        f"level {level.number}: {chosen.corner}: {max(scores):.4f} on {CHOICE:,} other instances -> {rule_path(level)}",
+        f"level {level.number or level.name}: {chosen.corner}: {max(scores):.4f} on {CHOICE:,} other instances -> {rule_path(level)}",
         flush=True,
     )
     return record

@@ -149,31 +149,35 @@ class Gate(Strict):
 class Weights(Strict):
     """Weights of the score's bonuses."""
 
-    efficiency: Finite
-    stability: Finite
-    optimization: Finite
+    efficiency: Finite = 1.0
+    stability: Finite = 1.0
+    optimization: Finite = 2.0
     late: Part = 1.0  # what the quality of an output after the deadline counts
 
 
 class Level(Strict):
-    """One level (see `levels/`)."""
+    """One level (see `levels/`). What has a default may be left out of a level of one's own."""
 
-    number: int = Field(ge=0, le=99, description="0: no level of the suite, such as a workflow from outside")
-    name: str
-    title: str
-    teaching: str
-    hint: str
-    probe: str
-    pass_mark: float = Field(ge=0, le=1, description="perf (0 random, 1 best known) from which the level counts as solved")
-    exposure: Literal["hidden", "partial", "full"]
+    number: int = Field(default=0, ge=0, le=99, description="0: no level of the suite, such as a workflow from outside")
+    name: str = Field(min_length=1, description="by default the file's, without its ending")
+    title: str = ""
+    teaching: str = ""
+    hint: str = ""
+    probe: str = "total"
+    pass_mark: float = Field(
+        default=0.85, ge=0, le=1, description="perf (0 random, 1 best known) from which the level counts as solved"
+    )
+    exposure: Literal["hidden", "partial", "full"] = "full"
     system: SystemSpec
     workflow: Workflow | None = None
     order: Order | None = None
     draw: Draw = Draw()
     gates: list[Gate] = Field(default_factory=list, max_length=MAX_GATES)
-    score: Weights
-    horizon: float = Field(gt=1, le=1e4, allow_inf_nan=False, description="multiple of the lower bound at which it expires")
-    max_steps: int = Field(ge=1, le=1_000_000_000)
+    score: Weights = Weights()
+    horizon: float = Field(
+        default=40.0, gt=1, le=1e4, allow_inf_nan=False, description="multiple of the lower bound at which it expires"
+    )
+    max_steps: int = Field(default=20_000, ge=1, le=1_000_000_000)
     lookahead_depth: int = Field(
         default=0, ge=0, le=1_000_000, description="decisions after which lookahead takes what is still reachable; 0: never"
     )
@@ -317,7 +321,7 @@ def _read(path: Path) -> Level:
             data["workflow"] = _conducted(data["workflow"], path)
         if isinstance(data.get("workflow"), dict) and "file" in data["workflow"]:
             data = wfformat.around(data, path)
-        return parse(Level, data, f"level file {path}")
+        return parse(Level, {"name": path.stem, **data}, f"level file {path}")
     except PitError as error:
         raise FQError(str(error)) from None
 
