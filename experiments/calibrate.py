@@ -178,7 +178,7 @@ def level_digest(level: Level) -> str:
     """What a fitted rule depends on: the level but for its words and its training, and the tables of features and rules."""
     from pit.layout import table_hashes
 
-    words = {"title", "teaching", "hint", "probe", "pass_mark", "training", "history", "max_steps"}
+    words = {"title", "teaching", "hint", "probe", "pass_mark", "training", "history", "max_steps", "lookahead_width"}
     exclude: dict[str, Any] = dict.fromkeys(words, True)  # and keys that came later where they are not set: older rules stay
     if not level.gates:
         exclude["gates"] = True

@@ -316,7 +316,8 @@ class Engine:
         """What the player would do now, (n,) int64; only the rows of `indices` are new.
 
         A player that looks ahead leaves the mean total of each legal action in `means` (n, 128) float64, unless only one is
-        legal; the other entries mean nothing. The rows of `obs` and `masks` may be overwritten.
+        legal; the other entries mean nothing. What a level's `lookahead_width` leaves out has the least mean of what it tried.
+        The rows of `obs` and `masks` may be overwritten.
         """
         self._seat(player, indices)
         self._run(ADVISE)

@@ -40,9 +40,9 @@ from pit.layout import (
     STANDARD,
     WAIT,
 )
-from pit.memory import LINE, address_of, copy_bytes, fetcher
+from pit.memory import LINE, address_of, copy_bytes, fetcher, get_byte, put_byte
 from pit.observation import encode
-from pit.rules import choose
+from pit.rules import CALIBRATED, best_linear, choose
 from pit.slots import globals_legal, refresh_slots
 from pit.state import PIT, TASK, call, command, pit_at, ready, task, variant
 
@@ -179,7 +179,8 @@ def by_rule(e, i, s):
 @kernel
 def look_ahead(e, i, s, w, L):
     """The action with which the engine's rule does best from here, on average over futures that are drawn afresh, the same
-    ones for every action; the first of equals. The averages are left in the engine's `means`."""
+    ones for every action; the first of equals. The averages are left in the engine's `means`; what the level's shortlist
+    leaves out counts there as the worst that was tried."""
     mask = e.masks + i * N_ACTIONS
     encode(s, e.obs + i * _OBS_BYTES, mask, 1)
     spare = e.scratch + i * (e.stride + N_ACTIONS)
@@ -188,24 +189,44 @@ def look_ahead(e, i, s, w, L):
     most = 0.0
     choices = 0
     for action in range(N_ACTIONS):
-        if byte_at(spare + e.stride + action).x == 1:
+        if get_byte(spare + e.stride, action) == 1:
             choices += 1
             best = action
     if choices == 1:
         return best
+    if L.shortlist > 0 and e.rule == CALIBRATED:
+        shortlist(e, s, e.obs + i * _OBS_BYTES, mask, spare + e.stride, min(L.shortlist, choices))
     best = -1
+    worst = 0.0
     w.player = mix(w.player, 2)
     for action in range(N_ACTIONS):
-        if byte_at(spare + e.stride + action).x == 0:
+        if get_byte(spare + e.stride, action) == 0:
             continue
         total = 0.0
         for k in range(e.rollouts):
             total += roll_out(e, i, s, w, L, action, mix(w.player, k), spare)
         float_at(e.means + 8 * (i * N_ACTIONS + action)).x = total / e.rollouts
         if best < 0 or total > most:
+            worst = total if best < 0 else worst
             best = action
             most = total
+        worst = min(worst, total)
+    if L.shortlist > 0:
+        for action in range(N_ACTIONS):
+            if get_byte(spare + e.stride, action) == 0:
+                float_at(e.means + 8 * (i * N_ACTIONS + action)).x = worst / e.rollouts
     return best
+
+
+@kernel
+def shortlist(e, s, observation, mask, tried, width):
+    """Leaves in `tried` the `width` actions that the calibrated rule likes best of those that `mask` allows."""
+    for action in range(N_ACTIONS):
+        put_byte(tried, action, 0)
+    for _ in range(width):
+        action = best_linear(s, e.weights, observation, mask)
+        put_byte(tried, action, 1)
+        put_byte(mask, action, 0)
 
 
 @kernel

@@ -181,6 +181,12 @@ class Level(Strict):
     lookahead_depth: int = Field(
         default=0, ge=0, le=1_000_000, description="decisions after which lookahead takes what is still reachable; 0: never"
     )
+    lookahead_width: int = Field(
+        default=0,
+        ge=0,
+        le=128,
+        description="how many actions lookahead tries: what a fitted rule likes best; 0: all that is legal",
+    )
     history: list[str] = Field(default_factory=list, description="what each version of the environment changed")
     training: dict[str, Any] = Field(default_factory=dict)
 

@@ -42,7 +42,7 @@ def level_record(level: Level, template: np.ndarray, size: int) -> np.ndarray:
     row["n_gates"] = len(level.gates)
     row["earlier"][0, : len(draw.earlier)] = draw.earlier
     row["n_earlier"], row["horizon"], row["max_steps"] = len(draw.earlier), level.horizon, level.max_steps
-    row["depth"] = level.lookahead_depth
+    row["depth"], row["shortlist"] = level.lookahead_depth, level.lookahead_width
     for name in ("efficiency", "stability", "optimization"):
         row[f"w_{name}"] = getattr(level.score, name)
     row["late"] = level.score.late

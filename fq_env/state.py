@@ -94,6 +94,7 @@ LEVEL = _record(
         ("order_hidden", "i8"),
         ("max_steps", "i8"),
         ("depth", "i8"),  # decisions after which lookahead cuts a future short; 0 = it is played to its end
+        ("shortlist", "i8"),  # of the rule's favourites that lookahead tries; 0 = all that is legal
         ("number", "i8"),
         ("key", "u8"),  # seed of the level's named instances
         ("template", "i8"),  # address of a Pit with the level's system, before any draw

@@ -326,6 +326,7 @@ def _entry(context: Any, builder: Any, signature: Any, args: Any, size: int) -> 
 put: Callable[..., None] = _writer(types.float32, "float32", "Writes a float64 as float32 number `index` behind an address.")
 float32_at = _reader(types.float32, "float32", "The float32 number `index` behind an address, as float64.")
 float64_at = _reader(types.float64, "float64", "The float64 number `index` behind an address.")
+get_byte = _reader(types.uint8, "bytes", "Byte `index` behind an address.")
 put_byte: Callable[..., None] = _writer(types.uint8, "bytes", "Writes an integer as byte `index` behind an address.")
 
 

@@ -36,7 +36,7 @@ from pit.layout import (
     VERBS,
     WAIT,
 )
-from pit.memory import float32_at, float64_at
+from pit.memory import float32_at, float64_at, get_byte
 from pit.observation import encode
 from pit.pool_manager import HERE, LOAD
 from pit.slots import globals_legal, refresh_slots, wait_legal
@@ -193,6 +193,12 @@ def linear_whole(s, out, weights):
 def choose_linear(s, weights, out, mask):
     """The legal action of the largest linear score; the first of equals."""
     encode(s, out, mask, 1)
+    return best_linear(s, weights, out, mask)
+
+
+@kernel
+def best_linear(s, weights, out, mask):
+    """Of the actions that `mask` allows, that of the largest linear score on the observation `out`; the first of equals."""
     best = -1
     most = 0.0
     for verb in range(N_VERBS):
@@ -201,15 +207,14 @@ def choose_linear(s, weights, out, mask):
         own = weights + 8 * verb * N_VERB_WEIGHTS
         base = float64_at(own, 0) + linear_whole(s, out, own + 8 * (1 + N_SLOT_FEATURES))
         for g in range(s.n_slots):
-            if (s.slots[g].legal >> verb) & 1:
+            if get_byte(mask, g * N_VERBS + verb) == 1:
                 score = base + linear(out + 4 * g * N_SLOT_FEATURES, N_SLOT_FEATURES, own + 8)
                 action = g * N_VERBS + verb
                 if best < 0 or score > most or (score == most and action < best):
                     best = action
                     most = score
-    legal = globals_legal(s)
     for k in range(N_RULE_GLOBALS):
-        if (legal >> k) & 1:
+        if get_byte(mask, WAIT + k) == 1:
             own = weights + 8 * (_GLOBALS_FROM + k * N_GLOBAL_WEIGHTS)
             score = float64_at(own, 0) + linear_whole(s, out, own + 8)
             if best < 0 or score > most:

@@ -134,7 +134,8 @@ def skilled(level: int) -> np.ndarray:
         table = fitted_weights(chosen)
         assert table is not None, "results/rules is out of date: python -m experiments.calibrate"
         rule = calibrated(weights_of(table))
-        players = (rule, lookahead(rule)) if chosen.lookahead_depth == 0 else (rule,)  # looking ahead takes long in streams
+        stream = chosen.workflow is not None and chosen.workflow.stream is not None
+        players = (rule,) if stream else (rule, lookahead(rule))  # looking ahead takes long in streams
         tried = [play(level, player, split="validation", n=128) for player in players]
         return max(tried, key=lambda episodes: float(episodes["total"].mean()))
     engine, found = Engine(level, 1, autoreset="disabled"), []

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from experiments.calibrate import fitted_weights
 from fq_env.engine import Engine
-from fq_env.players import PLAYERS, lookahead, play
+from fq_env.level import load_level
+from fq_env.players import PLAYERS, calibrated, lookahead, play
 from fq_env.state import DUE
 from pit.layout import ON
+from pit.rules import weights_of
 
 BASE = PLAYERS["critical_path"]
 
@@ -87,3 +90,29 @@ def test_forks_meet_the_same_future_if_it_has_the_same_number(level: int) -> Non
     assert totals[3] == totals[5] != totals[4]
     assert (copies.episodes["steps"][6:] == 0).all()  # those that were not forked have ended
     np.testing.assert_array_equal(engine.memory, before)
+
+
+def test_a_shortlist_holds_what_the_fitted_rule_likes_best() -> None:
+    """Only the three actions of the largest linear scores are tried; the others count as the worst of them."""
+    whole = load_level(11)
+    table = fitted_weights(whole)
+    assert table is not None
+    rule, seen = calibrated(weights_of(table)), 0
+    engines = [Engine(whole.model_copy(update={"lookahead_width": width}), 1, autoreset="disabled") for width in (3, 0)]
+    for engine in engines:
+        engine.reset(split="train", instances=[0])
+    while seen < 20:
+        legal, liked = engines[0].masks[0].copy(), int(engines[0].advise(rule)[0])
+        actions = engines[0].advise(lookahead(rule, 2))
+        engines[1].advise(lookahead(rule, 2))
+        means, free = (engine.means[0] for engine in engines)
+        if legal.sum() > 4:
+            tried = np.flatnonzero(legal & (means == free))
+            assert {liked, int(actions[0])} <= set(tried) and actions[0] == np.where(legal, means, -1.0).argmax()
+            assert tried.size >= 3 and (means[legal] == means[legal].min()).sum() >= legal.sum() - 2
+            seen += 1
+        for engine in engines:
+            engine.step(actions[:1])
+        if engines[0].terminated[0] or engines[0].truncated[0]:
+            for engine in engines:
+                engine.reset(split="train", instances=[seen])
