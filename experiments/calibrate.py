@@ -284,7 +284,8 @@ def _write(level: Level, fits: list[Fit], first: int) -> dict[str, Any]:
     RULES.mkdir(parents=True, exist_ok=True)
     write_json(rule_path(level), record)
     print(
-        f"level {level.number or level.name}: {chosen.corner}: {max(scores):.4f} on {CHOICE:,} other instances -> {rule_path(level)}",
+        f"level {level.number or level.name}: {chosen.corner}: {max(scores):.4f} on {CHOICE:,} other instances "
+        f"-> {rule_path(level)}",
         flush=True,
     )
     return record
