@@ -87,13 +87,13 @@ def refresh_studies(readme: Path, folder: Path) -> None:
 
 def studies_of(folder: Path, home: Path) -> str:
     """A paragraph for each stored study of `folder`, with a link from a file in `home` to its page."""
-    stored = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    stored = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
     if not stored:
         return "No study is stored yet."
     page = os.path.relpath(folder, home)
     return "\n\n".join(
-        f"**[{study['name'].replace('_', ' ')}]({page}/{study['name']}.md)**, `{study['command']}`: {study['conclusion']}"
-        for study in stored
+        f"**[{stem.replace('_', ' ')}]({page}/{stem}.md)**, `{study['command']}`: {study['conclusion']}"
+        for stem, study in stored.items()
     )
 
 

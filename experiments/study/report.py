@@ -73,7 +73,7 @@ def ranged(found: Mapping[str, float], key: str = "perf", form: str = "+.3f") ->
 def write(
     settings: Settings, result: dict[str, Any], text: Sequence[str], draw: Callable[[Any], None], height: float
 ) -> dict[str, Any]:
-    """Writes NAME.json, NAME.md and NAME.png, and refreshes the README's list of studies; the whole result.
+    """Writes STEM.json, STEM.md and STEM.png, and refreshes the README's list of studies; the whole result.
 
     Args:
         text: lines of Markdown, without title, command and figure.
@@ -94,8 +94,8 @@ def write(
         "python": sys.version.split()[0],
     } | result
     out.mkdir(parents=True, exist_ok=True)
-    figure(out / f"{cfg.name}.png", draw, height)
-    write_json(out / f"{cfg.name}.json", whole)
+    figure(out / f"{settings.stem}.png", draw, height)
+    write_json(out / f"{settings.stem}.json", whole)
     title = cfg.name.replace("_", " ")
     lines = [
         f"# Study: {title}",
@@ -104,15 +104,15 @@ def write(
         "",
         f"`{whole['command']}`",
         "",
-        f"![{title}]({cfg.name}.png)",
+        f"![{title}]({settings.stem}.png)",
         "",
         *text,
     ]
-    write_text(out / f"{cfg.name}.md", "\n".join(lines) + "\n")
+    write_text(out / f"{settings.stem}.md", "\n".join(lines) + "\n")
     if cfg.readme is not None:
         readme.refresh_studies(Path(cfg.readme), out)
     print("\n".join(lines))
-    print(f"\nwritten: {out / cfg.name}.json, .md, .png" + (f"; refreshed: {cfg.readme}" if cfg.readme else ""))
+    print(f"\nwritten: {out / settings.stem}.json, .md, .png" + (f"; refreshed: {cfg.readme}" if cfg.readme else ""))
     return whole
 
 

@@ -36,13 +36,15 @@ class StudyConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """A study's checked configuration: numbers of levels, training seeds, frames of a training, and all other keys."""
+    """A study's checked configuration: numbers of levels, training seeds, frames of a training, all other keys, and the stem
+    of its files: its name, and its levels if they are not the study's own."""
 
     numbers: list[int]
     seeds: int
     frames: int
     parts: list[str]
     cfg: StudyConfig
+    stem: str
 
 
 def checked(cfg: StudyConfig) -> Settings:
@@ -73,4 +75,7 @@ def checked(cfg: StudyConfig) -> Settings:
     for part in parts:
         if part not in PARTS:
             raise ExperimentError(f"parts={part}: must be among {', '.join(PARTS)}")
-    return Settings([level.number for level in levels], int(seeds), int(frames), parts, cfg)
+    numbers = [level.number for level in levels]
+    usual = numbers == [level.number for level in levels_of(own["levels"])]
+    stem = cfg.name if usual else f"{cfg.name}-{'+'.join(map(str, numbers))}"
+    return Settings(numbers, int(seeds), int(frames), parts, cfg, stem)

@@ -77,12 +77,12 @@ def test_implicit_against_explicit(in_this_process: list[str], capsys: pytest.Ca
              (tmp_path / "runs").rglob("config.yaml")}  # fmt: skip
     assert {("no mask" in name) for name, known in masks.items() if not known} == {True} and len(masks) == 6
 
-    assert json.loads((tmp_path / "out" / "implicit_vs_explicit.json").read_text()) == made
-    page = (tmp_path / "out" / "implicit_vs_explicit.md").read_text()
+    assert json.loads((tmp_path / "out" / "implicit_vs_explicit-11.json").read_text()) == made
+    page = (tmp_path / "out" / "implicit_vs_explicit-11.md").read_text()
     assert made["conclusion"] in page and made["command"] in page and page.count("| 11 |") == 6
-    assert (tmp_path / "out" / "implicit_vs_explicit.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "implicit_vs_explicit-11.png").read_bytes().startswith(b"\x89PNG")
     ours = (tmp_path / "README.md").read_text()
-    assert f"(out/implicit_vs_explicit.md)**, `{made['command']}`: {made['conclusion']}" in ours and ours.endswith("the end\n")
+    assert f"(out/implicit_vs_explicit-11.md)**, `{made['command']}`: {made['conclusion']}" in ours and ours.endswith("the end\n")
 
     capsys.readouterr()
     again = study(cfg)
@@ -109,7 +109,7 @@ def test_ablations(in_this_process: list[str], tmp_path: Path) -> None:
         means = [level["arms"][name]["score"]["mean"] for name in (on, off)]
         assert found["difference"] == pytest.approx(means[0] - means[1])
         assert made["overall"][part]["perf"] == pytest.approx(found["perf"])
-    page = (tmp_path / "out" / "ablations.md").read_text()
+    page = (tmp_path / "out" / "ablations-11.md").read_text()
     assert page.count("| 11 |") == 4 and "1,024 frames" in page and "tried in 1 drawn futures" in page
 
 
