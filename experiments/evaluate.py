@@ -268,8 +268,11 @@ def open_policies(key: str, value: Any) -> list[Policy]:
         elif (path / "config.yaml").is_file():
             policies.append(open_run(path))
         else:
+            from experiments.run_folder import unfinished
+
             raise ExperimentError(
                 f"{key}={path}: is neither a run folder (config.yaml) nor a bundle (manifest.json); name one of them"
+                f"{unfinished(path.parent)}"
             )
     return policies
 
