@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -81,6 +82,15 @@ def test_a_narrow_terminal_is_kept_to(monkeypatch: pytest.MonkeyPatch, capsys: p
     watch.show("score   at best 0.931 (at the start 0.945) | warnings 0 | spent 0.0\n\nend", 0.0)
     lines = re.sub(r"\x1b\[.", "", capsys.readouterr().out).splitlines()
     assert lines == ["score   at best 0.931 (at the start", "        0.945) | warnings 0 | spent 0.0", "", "end"]
+
+
+def test_a_reader_who_leaves_ends_the_command_without_a_word(root: Path) -> None:
+    command = (sys.executable, "-m", "experiments.watch", "level=1", "player=fifo", "fit=8")
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 141 and "Traceback" not in err and "BrokenPipe" not in err
 
 
 def test_a_level_file_with_several_places_is_filmed_decision_by_decision(
