@@ -8,6 +8,7 @@ a bundle instead, and measures its ranges anew.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -283,7 +284,11 @@ def export(cfg: ExportConfig) -> Bundle:
     if again and cfg.out is None:
         raise ExperimentError("out=null: name a folder for the new bundle")
     if out.exists():
-        raise ExperimentError(f"out={out}: exists already and is not overwritten; name another folder")
+        made = " (a training makes one at its end)" if cfg.out is None else ""
+        raise ExperimentError(
+            f"out={out}: exists already{made} and is not overwritten; `conductor sign {shlex.quote(str(out))} --key "
+            f"{cfg.sign or 'NAME'}` signs a bundle that is there, out=DIR names another folder"
+        )
     if again:
         bundle = measure(place, out, cfg.sign)
     else:

@@ -17,7 +17,8 @@ import numpy as np
 
 from fq_env.env import FunctionQuestEnv, read_options
 from fq_env.errors import FQError
-from fq_env.level import LEVELS, ExplicitLevel, load_level
+from fq_env.level import ExplicitLevel, load_level
+from fq_env.level_files import LEVELS
 from fq_env.oracle import exact_best
 from fq_env.players import play
 from fq_env.render import PARTS, seconds, slot_words
