@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,9 +73,15 @@ def sentence(error: Exception, schema: type) -> str | None:
 
 
 def guarded(work: Callable[[], Any], schema: type) -> Any:
-    """Runs `work`; a user's mistake ends the process with one sentence on stderr and exit code 2."""
+    """Runs `work`; a user's mistake ends the process with one sentence on stderr and exit code 2, a reader of its output who
+    has gone away (`| head`) with 141 and no word."""
     try:
-        return work()
+        result = work()
+        sys.stdout.flush()
+        return result
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except Exception as error:
         text = sentence(error, schema)
         if text is None:

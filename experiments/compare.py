@@ -86,7 +86,9 @@ def compare(cfg: CompareConfig) -> dict[str, Any]:
             continue
         played = Referee(level, cfg.fit).players(names=[name], **where)
         if not played:
-            raise ExperimentError(f"{letter.lower()}={name}: does not play level {level.number}; name another player")
+            raise ExperimentError(
+                f"{letter.lower()}={name}: does not play level {level.number or level.name}; name another player"
+            )
         episodes[letter] = played[name]
     rows = [
         {"player": f"{letter}: {name}", "policy": bool(policies), "bound": False, **statistics.summary(episodes[letter])}

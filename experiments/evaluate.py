@@ -121,6 +121,7 @@ class Referee:
 
 def seated(name: str, referee: Referee) -> Player:
     """A player by name, its numbers fitted on training instances. Raises ExperimentError."""
+    from fq_env.level_files import LEVELS
     from fq_env.players import PLAYERS as RULES
     from fq_env.players import lookahead
 
@@ -133,12 +134,15 @@ def seated(name: str, referee: Referee) -> Player:
         return linear
     if name == LOOKAHEAD and referee.level.order is None:
         return lookahead(linear or seated(WARM_WAIT, referee), referee.rollouts)
-    if name in PLAYERS:
-        number = referee.level.number
+    number, hidden = referee.level.number, referee.level.order is not None
+    if name == CALIBRATED and not hidden:
         raise ExperimentError(
-            f"player={name}: level {number} has none (python -m experiments.calibrate levels={number} fits rules)"
+            f"player={name}: no rule is fitted for level {number or referee.level.name} as it is; "
+            f"`python -m experiments.calibrate levels={number if number in LEVELS else 'FILE'}` fits one"
         )
-    raise ExperimentError(f"player={name}: must be one of {', '.join(PLAYERS)}")
+    here = [other for other in PLAYERS if other in RULES or (other in (CALIBRATED, LOOKAHEAD) and not hidden)]
+    where = " where the order is hidden" if hidden else ""
+    raise ExperimentError(f"player={name}: must be one of {', '.join(here)}{where}")
 
 
 def linear_rule(level: Level) -> Player | None:
@@ -268,8 +272,11 @@ def open_policies(key: str, value: Any) -> list[Policy]:
         elif (path / "config.yaml").is_file():
             policies.append(open_run(path))
         else:
+            from experiments.run_folder import unfinished
+
             raise ExperimentError(
                 f"{key}={path}: is neither a run folder (config.yaml) nor a bundle (manifest.json); name one of them"
+                f"{unfinished(path.parent)}"
             )
     return policies
 
@@ -352,6 +359,9 @@ def evaluate(cfg: EvaluateConfig) -> list[dict[str, Any]]:
     where: dict[str, Any] = {"split": cfg.split, "n": cfg.n, "first": cfg.first}
     episodes = {name: play_method(group, level, **where) for name, group in found.items()}
     episodes |= Referee(level, cfg.fit).players(names=names, **where)
+    absent = [] if cfg.players is None else [name for name in names if name not in episodes]
+    if absent:
+        raise ExperimentError(f"players={absent[0]}: does not play level {level.number or level.name}; name another player")
     rows = statistics.compare(episodes, list(found))
     text = statistics.markdown(rows, level.probe)
     print(text)

@@ -8,8 +8,9 @@ a bundle instead, and measures its ranges anew.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 RECORDED_EPISODES = 64  # validation instances whose decisions are recorded for golden vectors and verification; for the ranges
 RANGED_EPISODES, RANGED_DECISIONS = 256, 20_000  # up to so many, until there are so many decisions: rare columns must show
 VERIFIED = 4000  # recorded decisions on which torch and the bundle are compared, at most
+# Columns that any real work moves, and the keys of `draw` by which training does. (`failure_error` moves in either.)
+MOVED_BY = {"duration_error": "noise_cv or belief_cv", "load_error": "load_cv or belief_cv"}
 
 
 @dataclass
@@ -123,6 +126,20 @@ def fallback(level: Level, warm_wait: dict[str, Any]) -> dict[str, Any]:
     return {"name": WARM_WAIT, "params": {key: float(value) for key, value in warm_wait.items()}}
 
 
+def still(columns: Collection[str], exposure: str, levels: list[Level]) -> str:
+    """What to tell people of live `columns` without some that real work moves: to the range guard every decision is far
+    then. "" if none is missing."""
+    loads = any(model.load_seconds > 0 for level in levels for model in level.system.models.values())
+    dead = [name for name in MOVED_BY if name not in columns and (loads or name != "load_error")]
+    if exposure != "full" or not dead:
+        return ""
+    keys = " and ".join(f"`{name}` ({MOVED_BY[name]})" for name in dead)
+    return (
+        f"Always 0 in training, and never in real work, where the range guard will call every decision far: {keys}; "
+        "set what is named in the level's `draw` and train again."
+    )
+
+
 def export_model(
     model: Any,
     run: Run,
@@ -162,6 +179,8 @@ def export_model(
     values = logits(obs)
     actions = greedy(values, masks)
     chosen = choose_golden(values, masks, golden)
+    ranges = widest([ranges for _, _, ranges in played])
+    note = still(ranges["columns"], run.exposure, levels)
     write_bundle(
         out,
         tensors=tensors_of(model),
@@ -170,7 +189,7 @@ def export_model(
         system_yaml=yaml.safe_dump_all(
             (level.system.model_dump(mode="json", exclude_none=True) for level in levels), sort_keys=False
         ),
-        card=card(run, levels, table, int(model.num_timesteps), network),
+        card=card(run, levels, table, int(model.num_timesteps), network, note),
         levels=names,
         seeds=[int(run.config["seed"])],
         training_hash=run.versions["configuration"],
@@ -179,7 +198,7 @@ def export_model(
         evaluation=[{"level": names[0], "split": "test", **row} for row in table],
         exposure=run.exposure,
         rule=fallback(levels[0], rule or {}) if len(levels) == 1 else {"name": "critical_path", "params": {}},
-        ranges=widest([ranges for _, _, ranges in played]),
+        ranges=ranges,
         key=key,
     )
     bundle = load_bundle(out, ANYONE)
@@ -189,11 +208,15 @@ def export_model(
     wrong = int(((alone != actions[clear]) | (together != actions[clear])).sum())
     if wrong:
         raise ExperimentError(f"{out}: decides otherwise than the trained network in {wrong} of {len(clear)} decisions")
+    if note:
+        print(f"{out}: {note}")
     return bundle
 
 
-def card(run: Run, levels: list[Level], table: list[dict[str, Any]], frames: int, network: Mapping[str, Any]) -> str:
-    """The model card: what it is, what it scored, where its limits are."""
+def card(
+    run: Run, levels: list[Level], table: list[dict[str, Any]], frames: int, network: Mapping[str, Any], note: str = ""
+) -> str:
+    """The model card: what it is, what it scored, where its limits are; `note` is one of them."""
     from experiments.mixture import markdown
 
     about, config = run.versions, run.config
@@ -222,7 +245,7 @@ with {config["algo"]} for {frames:,} frames (seed {config["seed"]}, exposure {ru
 * Trained in simulation on {subject}: the range of workflows, pools, models and loads there. Outside of it expect less.
 * It reads the exposure `{run.exposure}`; the runtime blanks the columns that it never saw.
 * The score is the game's. Where a rule is as good, prefer the rule: it can be explained.
-* It must choose among legal actions only; the mask is part of its input.
+* It must choose among legal actions only; the mask is part of its input.{f"{chr(10)}* {note}" if note else ""}
 
 ## Again
 
@@ -245,6 +268,9 @@ def measure(place: Path, out: Path, key: str | None) -> Bundle:
     old = load_bundle(place, ANYONE)
     about, logits = old.manifest, old.policy.logits_many
     levels = [level for name in about.levels for level in trained_levels(name)]
+    ranges = widest([record(logits, level, about.exposure)[2] for level in levels])
+    if note := still(ranges["columns"], about.exposure, levels):
+        print(f"{out}: {note}")
     return write_bundle(
         out,
         tensors=old.tensors("policy.safetensors"),
@@ -260,7 +286,7 @@ def measure(place: Path, out: Path, key: str | None) -> Bundle:
         evaluation=about.evaluation,
         exposure=about.exposure,
         rule=about.rule.model_dump(),
-        ranges=widest([record(logits, level, about.exposure)[2] for level in levels]),
+        ranges=ranges,
         key=key,
     )
 
@@ -283,7 +309,11 @@ def export(cfg: ExportConfig) -> Bundle:
     if again and cfg.out is None:
         raise ExperimentError("out=null: name a folder for the new bundle")
     if out.exists():
-        raise ExperimentError(f"out={out}: exists already and is not overwritten; name another folder")
+        made = " (a training makes one at its end)" if cfg.out is None else ""
+        raise ExperimentError(
+            f"out={out}: exists already{made} and is not overwritten; `conductor sign {shlex.quote(str(out))} --key "
+            f"{cfg.sign or 'NAME'}` signs a bundle that is there, out=DIR names another folder"
+        )
     if again:
         bundle = measure(place, out, cfg.sign)
     else:

@@ -179,6 +179,18 @@ def point_latest(folder: Path) -> Path:
     return link
 
 
+def begun(parent: Path) -> list[Path]:
+    """The run folders in `parent`, in the order in which they were begun; `latest`, a link to one of them, is left out."""
+    found = [file for file in parent.glob("*/config.yaml") if not file.parent.is_symlink()]
+    return [file.parent for file in sorted(found, key=lambda file: (file.stat().st_mtime_ns, file.parent.name))]
+
+
+def unfinished(parent: Path) -> str:
+    """For the end of a sentence: the run of `parent` begun last of those that are not complete; "" if all are."""
+    left = [folder for folder in begun(parent) if not (folder / "results.json").is_file()]
+    return f"; not complete: {left[-1]} (python -m experiments.train resume={left[-1]})" if left else ""
+
+
 def read_run(folder: Path, key: str = "run") -> Run:
     """Reads a run folder's configuration; `key` is what named it. Raises ExperimentError if it is none."""
     import json
@@ -191,6 +203,7 @@ def read_run(folder: Path, key: str = "run") -> Run:
     except (OSError, ValueError, KeyError, AssertionError):
         raise ExperimentError(
             f"{key}={folder}: is no run folder (config.yaml and versions.json); name one that a training made"
+            f"{unfinished(folder.parent)}"
         ) from None
 
 

@@ -2,7 +2,8 @@
 
 Checks the configuration, trains with progress and looks at the validation score, plays the held-out test instances against all
 players, and leaves a run folder with checkpoint, metrics, curve, report and bundle. `-m level=1,11 seed=0,1` trains several;
-`--cfg job` prints the configuration; `resume=RUN` goes on with a run that was interrupted, bit for bit.
+`--cfg job` prints the configuration; `resume=RUN` goes on with a run that was interrupted, bit for bit, `resume=FOLDER/latest`
+with the one in FOLDER that was begun last.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def train(cfg: TrainConfig, command: str = "", on_look: OnLook | None = None) ->
     title = levels[0].title if len(levels) == 1 else f"{len(levels)} levels, {cfg.curriculum}"
     seen = cfg.exposure or exposure
     print(f"level {title_of(cfg.level)} ({title}), seed {cfg.seed}, {cfg.algo}, exposure {seen}: {derived(cfg)}", flush=True)
+    print(f"run folder: {folder}", flush=True)
     with run_folder.locked(folder):
         return _train_in(run_folder.read_run(folder), cfg, on_look)
 
@@ -73,6 +75,7 @@ def train(cfg: TrainConfig, command: str = "", on_look: OnLook | None = None) ->
 def resume(folder: Path, on_look: OnLook | None = None) -> float:
     """Goes on with an interrupted run from its last checkpoint (without one from the beginning), to a complete run folder.
 
+    `latest` is the run beside it that was begun last; the link of this name leads to complete ones alone.
     On one torch thread, on the same machine and versions, the weights are those of a run that was never interrupted; other
     versions are named in a warning. A run that is complete is left as it is.
 
@@ -82,6 +85,8 @@ def resume(folder: Path, on_look: OnLook | None = None) -> float:
     from experiments import run_folder
     from experiments.algorithms import CHECKPOINT
 
+    if folder.name == "latest":
+        folder = (run_folder.begun(folder.parent) or [folder])[-1]
     run = run_folder.read_run(folder.resolve(), "resume")
     cfg = run_folder.configuration(run)
     results = run.folder / "results.json"
@@ -89,6 +94,7 @@ def resume(folder: Path, on_look: OnLook | None = None) -> float:
         found = json.loads(results.read_text(encoding="utf-8"))
         print(
             f"{run.folder} is complete after {found['frames']:,} frames; a larger budget is a new run (its schedules differ)"
+            f"{run_folder.unfinished(run.folder.parent)}"
         )
         return float(found["score"])
     now = run_folder.versions(cfg, run.exposure, run.versions["command"])

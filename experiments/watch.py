@@ -6,7 +6,9 @@ score at the end; `gif=FILE` and `png=FILE` write it as pictures.
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
 WATCHING = "view to watch"
 HOME, TO_END_OF_LINE, BELOW = "\x1b[H", "\x1b[K", "\x1b[J"  # of a terminal: a frame is drawn over the one before
+INDENT = " " * 8  # of what a line goes on with; its first word takes so much
 # Answers the next action of the engine's one environment.
 Choose = Callable[["Engine"], int]
 
@@ -97,9 +100,11 @@ def check(cfg: WatchConfig) -> None:
 
 
 def show(text: str, pause: float) -> None:
-    """One frame: over the last one in a terminal, after it elsewhere, where nothing waits."""
+    """One frame: over the last one in a terminal, whose width it keeps; after it elsewhere, where nothing waits."""
     if sys.stdout.isatty():
-        lines = "".join(f"{line}{TO_END_OF_LINE}\n" for line in text.split("\n"))
+        width = shutil.get_terminal_size().columns
+        rows = [row for line in text.split("\n") for row in textwrap.wrap(line, width, subsequent_indent=INDENT) or [""]]
+        lines = "".join(f"{row}{TO_END_OF_LINE}\n" for row in rows)
         print(f"{HOME}{lines}{BELOW}", end="", flush=True)
         time.sleep(pause)
     else:
@@ -126,11 +131,11 @@ def watch(cfg: WatchConfig) -> dict[str, Any]:
             pictures.append(render_picture(view))
         if ended:
             break
+        words = dict(actions(view, engine.masks[0]))  # before the choice: who looks ahead overwrites the masks
         action = choose(engine)
-        words = dict(actions(view, engine.masks[0]))[action]
         last = taken(view, action)
         steps += 1
-        show(f"{title}\n\n{render_text(view)}\n\nstep {steps}: {words}", cfg.pause)
+        show(f"{title}\n\n{render_text(view)}\n\nstep {steps}: {words[action]}", cfg.pause)
         ended = bool(engine.step_one(action))
     show(f"{title}\n\n{render_text(view)}\n", 0.0)
     print("\n".join(result(name, level, cfg, view["episode"])))
@@ -151,13 +156,14 @@ def result(name: str, level: Level, cfg: WatchConfig, episode: dict[str, Any]) -
     """The score with its parts beside the critical-path rule's on the same instance, and the optimum where it is proven."""
     names = ["critical_path", statistics.EXACT]
     others = Referee(level, cfg.fit).players(cfg.split, 1, cfg.instance, names)
-    lines = [f"{'':24}{'total':>8}" + "".join(f"{part:>14}" for part in statistics.PARTS) + f"{'makespan':>12}"]
-    rows = [(name if len(name) < 24 else f"…{name[-22:]}", episode), ("critical_path", others["critical_path"][0])]
-    for who, row in rows:
-        parts = "".join(f"{row[part]:14.3f}" for part in statistics.PARTS)
-        lines.append(f"{who:24}{row['total']:8.3f}{parts}{row['makespan']:10.1f} s")
-    if statistics.EXACT in others:
-        lines.append(f"{'best possible':24}{others[statistics.EXACT][0]['total']:8.3f}")
+    columns = [(name if len(name) <= 24 else f"…{name[-23:]}", episode), ("critical_path", others["critical_path"][0])]
+    best = statistics.EXACT in others
+    lines = [f"{'':12}" + "".join(f"{who:>26}" for who, _ in columns) + (f"{'best possible':>16}" if best else "")]
+    for key in ("total", *statistics.PARTS, "makespan"):
+        unit, digits = (" s", 1) if key == "makespan" else ("", 3)
+        lines.append(f"{key:12}" + "".join(f"{f'{row[key]:.{digits}f}{unit}':>26}" for _, row in columns))
+    if best:
+        lines[1] += f"{others[statistics.EXACT][0]['total']:16.3f}"
     return lines
 
 

@@ -155,6 +155,14 @@ class Weights(Strict):
     late: Part = 1.0  # what the quality of an output after the deadline counts
 
 
+# Names of the behaviours by which it is seen that a level's teaching was learned; `experiments.probes` measures them.
+Probe = Literal[
+    "total", "wrong_calls", "poor_calls", "cost_over_best", "overlap", "critical_wait", "short", "cold_starts_per_call",
+    "quality_per_cost", "outage_calls", "stale_calls", "echo_calls", "decayed_calls", "changed_calls", "slowdown",
+    "gated_calls", "fetches", "late", "p95_makespan",
+]  # fmt: skip
+
+
 class Level(Strict):
     """One level (see `levels/`). What has a default may be left out of a level of one's own."""
 
@@ -163,7 +171,7 @@ class Level(Strict):
     title: str = ""
     teaching: str = ""
     hint: str = ""
-    probe: str = "total"
+    probe: Probe = "total"
     pass_mark: float = Field(
         default=0.85, ge=0, le=1, description="perf (0 random, 1 best known) from which the level counts as solved"
     )

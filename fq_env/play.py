@@ -1,12 +1,16 @@
 """A person plays a level in the terminal: `python -m fq_env.play level=1`, or `python -m fq_env.play 1`.
 
-Options: `level`, `split` (train, validation, test), `instance`, `seed`, `exposure`. Reads lines, so a pipe can play too.
+Options: `level`, `split` (train, validation, test), `instance`, `seed`, `exposure`; `--help` lists the levels. Reads lines, so
+a pipe can play too.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
+import signal
 import sys
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,7 @@ import numpy as np
 from fq_env.env import FunctionQuestEnv, read_options
 from fq_env.errors import FQError
 from fq_env.level import ExplicitLevel, load_level
+from fq_env.level_files import LEVELS
 from fq_env.oracle import exact_best
 from fq_env.players import play
 from fq_env.render import PARTS, seconds, slot_words
@@ -21,7 +26,20 @@ from pit import layout
 from pit.errors import PitError
 
 OPTIONS = {"level": "1", "split": "train", "instance": None, "seed": None, "exposure": None}
+GOAL = (
+    "Goal: get done all that is not optional: well, soon, at little cost, with few failed calls. "
+    "The score (0 to 1) counts all four."
+)
 HELP = "Type the number of your choice, h for a hint, s to see everything, q to quit."
+USAGE = f"""usage: python -m fq_env.play [level=]LEVEL [split=train|validation|test] [instance=N] [seed=N]
+                              [exposure=hidden|partial|full]
+
+{GOAL}
+Each turn lists what can be begun now, and how long it is thought to take.
+{HELP}
+
+LEVEL is the file of a level, or the number of one of these:
+"""
 
 
 def read_arguments(words: list[str]) -> dict[str, Any]:
@@ -49,6 +67,13 @@ def read_arguments(words: list[str]) -> dict[str, Any]:
     return chosen
 
 
+def usage() -> str:
+    """What the game is, how it is played, and which levels there are."""
+    levels = [load_level(number) for number in sorted(LEVELS)]
+    lines = [f"{level.number:4}  {level.title}: {level.teaching}" for level in levels]
+    return USAGE + "\n".join(textwrap.fill(line, 100, subsequent_indent=" " * 6) for line in lines)
+
+
 class Game:
     """One episode between a person and an environment, on standard input and output."""
 
@@ -63,7 +88,7 @@ class Game:
 
     def run(self) -> None:
         """Plays to the end; EOFError or KeyboardInterrupt end it early."""
-        print(f"{self.level.title}\n{self.level.teaching}\nInstance {self.instance} of split {self.split}. {HELP}")
+        print(f"{self.level.title}\n{self.level.teaching}\n{GOAL}\nInstance {self.instance} of split {self.split}. {HELP}")
         ended, info = False, dict[str, Any]()
         begun: dict[int, float] = {}
         while not ended:
@@ -102,11 +127,11 @@ class Game:
         rows = [("you", info), ("critical path rule", rule)]
         lines = [
             "Solved." if info["is_success"] else "Not solved.",
-            f"{'':20}{'total':>8}" + "".join(f"{p:>14}" for p in PARTS),
+            f"{'':19}{'total':>8}" + "".join(f"{p:>13}" for p in PARTS),
         ]
-        lines += [f"{who:20}{row['total']:8.3f}" + "".join(f"{row[p]:14.3f}" for p in PARTS) for who, row in rows]
+        lines += [f"{who:19}{row['total']:8.3f}" + "".join(f"{row[p]:13.3f}" for p in PARTS) for who, row in rows]
         if self.level.system.order_hidden:
-            lines.append(f"{'best possible':20}{exact_best(self.level, self.split, self.instance):8.3f}")
+            lines.append(f"{'best possible':19}{exact_best(self.level, self.split, self.instance):8.3f}")
         return lines
 
 
@@ -150,16 +175,24 @@ def consequences(before: dict[str, Any], after: dict[str, Any], begun: dict[int,
 
 
 def main(words: list[str] | None = None) -> int:
-    """Plays as the command line asks; 0, or 2 with one sentence on stderr for a mistake in it."""
+    """Plays as the command line asks; 0, 2 with one sentence on stderr for a mistake in it, or 141 if nobody reads on."""
+    words = sys.argv[1:] if words is None else words
     try:
-        game = Game(**read_arguments(sys.argv[1:] if words is None else words))
+        if {"-h", "--help"} & set(words):
+            print(usage(), flush=True)
+            return 0
+        game = Game(**read_arguments(words))
+        try:
+            game.run()
+        except (EOFError, KeyboardInterrupt):
+            print("\nGoodbye.")
+        sys.stdout.flush()
     except PitError as mistake:
         print(mistake, file=sys.stderr)
         return 2
-    try:
-        game.run()
-    except (EOFError, KeyboardInterrupt):
-        print("\nGoodbye.")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 128 + signal.SIGPIPE
     return 0
 
 

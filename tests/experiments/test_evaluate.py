@@ -103,6 +103,15 @@ def test_a_table_that_cannot_be_finished_leaves_nothing(monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("number", "words"), [(0, "level warm_forge as it is; .* levels=FILE"), (11, "level 11 .* levels=11")]
+)
+def test_a_rule_that_is_not_fitted_says_how_to_fit_it(number: int, words: str) -> None:
+    level = load_level(11).model_copy(update={"number": number, "horizon": 39.0})
+    with pytest.raises(ExperimentError, match=words):
+        evaluate.seated(evaluate.CALIBRATED, evaluate.Referee(level, 8))
+
+
 def test_policies_of_several_levels_need_a_level(bundles: Path, tmp_path: Path) -> None:
     random_bundle(tmp_path / "other", weights=1, seed=0, level=11)
     policies = evaluate.open_policies("bundles", [str(bundles / "a-0"), str(tmp_path / "other")])

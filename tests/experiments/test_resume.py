@@ -21,6 +21,7 @@ import torch
 from experiments import algorithms, checkpoints, run_folder
 from experiments.config import CHOICES
 from experiments.errors import ExperimentError
+from experiments.evaluate import open_policies
 from experiments.examiner import Examiner, Look
 from experiments.interrupts import Interrupted
 from experiments.train import main, resume, train
@@ -191,6 +192,32 @@ def test_a_complete_run_is_left_as_it_is(
     main()
     assert "is complete after 4,096 frames" in capsys.readouterr().out
     assert (whole("maskable_ppo") / "results.json").read_bytes() == before
+
+
+def test_latest_is_the_run_begun_last_whether_complete_or_not(
+    whole: WholeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The link `latest` leads to complete runs alone, and there is none before the first; a killed run is found too."""
+    killed = copy_of(whole("maskable_ppo"), tmp_path / "b")
+    (killed / "checkpoint.zip").unlink()
+    found = refused(monkeypatch, capsys, f"resume={tmp_path / 'none'}")
+    assert f"not complete: {killed} (python -m experiments.train resume={killed})" in found
+    with pytest.raises(ExperimentError, match=f"latest: is neither a run .*; not complete: {killed} "):
+        open_policies("run", str(tmp_path / "latest"))
+    with run_folder.locked(killed):
+        assert f"{killed}: another process is training" in refused(monkeypatch, capsys, f"resume={tmp_path / 'latest'}")
+    shutil.copytree(whole("maskable_ppo"), tmp_path / "a")
+    run_folder.point_latest(tmp_path / "a")
+    os.utime(tmp_path / "a" / "config.yaml", (1, 1))
+    monkeypatch.setattr(sys, "argv", ["train", f"resume={tmp_path / 'latest'}"])
+    main()
+    assert f"{killed}: goes on after 0 of 4,096 frames" in capsys.readouterr().out
+    assert (tmp_path / "latest").resolve() == killed
+    assert_same(whole("maskable_ppo"), killed)
+    (tmp_path / "a" / "results.json").unlink()
+    main()
+    assert f"{killed} is complete after 4,096 frames" in (out := capsys.readouterr().out)
+    assert f"not complete: {tmp_path / 'a'} (" in out
 
 
 def test_resume_refuses(

@@ -148,6 +148,29 @@ def test_the_policy_of_the_best_look_is_kept(tmp_path: Path) -> None:
     assert f"after {best['frames']:,} frames, at the best look" in (folder / "report.md").read_text()
 
 
+def test_the_card_names_what_only_real_work_moves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], root: Path, tmp_path: Path
+) -> None:
+    """Loads that take exactly as long as the catalogue says: their error is 0 in training alone."""
+    from conductor.bundle import load_bundle
+
+    text = (root / "levels" / "level_11_warm_forge.yaml").read_text()
+    exact = tmp_path / "exact.yaml"
+    exact.write_text(re.sub(r"(?m)^  (load_cv|belief_cv|load_seconds|model_load): .*\n", "", text))
+    said = []
+    for level, name in (("11", "drawn"), (str(exact), "exact")):
+        more = ("total_timesteps=1024", "learning_rate=0.03", "evaluation.test=2", f"folder={tmp_path / name}")
+        train.train(training.config(f"level={level}", *more))
+        said.append([capsys.readouterr().out, load_bundle(tmp_path / name / "bundle").card])
+    monkeypatch.setattr(sys, "argv", ["export", f"run={tmp_path / 'exact' / 'bundle'}", f"out={tmp_path / 'measured'}"])
+    export.main()
+    said[1].append(capsys.readouterr().out)
+    note = "the range guard will call every decision far: `load_error` (load_cv or belief_cv); set"
+    assert [[note in text for text in texts] for texts in said] == [[False] * 2, [True] * 3]
+    assert export.still([], "partial", []) == ""
+    assert "`duration_error` (noise_cv or belief_cv);" in export.still(["load_error"], "full", [])
+
+
 def test_the_entropy_bonus_fades_over_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from experiments.config import ent_coef_after
     from experiments.fast_ppo import FastPPO

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from experiments import cli, watch
-from experiments.evaluate import WARM_WAIT, Referee, open_bundle, play_method
+from experiments.evaluate import LOOKAHEAD, WARM_WAIT, Referee, open_bundle, play_method
 from fq_env.level import load_level
 from tests.experiments.bundles import random_bundle
 
@@ -28,8 +30,15 @@ def test_a_rule_step_by_step_is_the_rule_at_kernel_speed(capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert out.count("\nclock ") == episode["steps"] + 1
     assert f"step {episode['steps']}: " in out
-    assert f"{episode['total']:.3f}" in out.splitlines()[-3 if level == 1 else -2]
+    assert f"{episode['total']:.3f}" in out.splitlines()[-6]
+    assert max(map(len, out.splitlines()[-7:])) <= 80
     assert ("best possible" in out) == (level == 1)
+
+
+def test_who_looks_ahead_is_shown_step_by_step() -> None:
+    expected = Referee(load_level(11), 8).players("test", 1, 0, [LOOKAHEAD])[LOOKAHEAD][0]
+    episode = watch.watch(settings("level=11", "player=lookahead"))
+    assert (episode["total"], episode["makespan"]) == (expected["total"], expected["makespan"])
 
 
 def test_random_plays_the_same_each_time() -> None:
@@ -47,7 +56,7 @@ def test_the_kept_bundle_as_text_and_pictures(
     watch.main()
     out = capsys.readouterr().out
     assert "bundles/level-01" in out
-    assert f"{expected['total']:8.3f}" in out
+    assert f" {expected['total']:.3f} " in out
     with Image.open("film.gif") as film, Image.open("end.png") as end:
         assert film.size == end.size == (960, 540)
         assert 1 < film.n_frames <= expected["steps"] + 1  # equal neighbours are one frame
@@ -65,6 +74,23 @@ def test_a_terminal_draws_over_the_last_frame(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
     watch.show("one\ntwo", 1e9)
     assert capsys.readouterr().out == "one\ntwo\n\n"
+
+
+def test_a_narrow_terminal_is_kept_to(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    watch.show("score   at best 0.931 (at the start 0.945) | warnings 0 | spent 0.0\n\nend", 0.0)
+    lines = re.sub(r"\x1b\[.", "", capsys.readouterr().out).splitlines()
+    assert lines == ["score   at best 0.931 (at the start", "        0.945) | warnings 0 | spent 0.0", "", "end"]
+
+
+def test_a_reader_who_leaves_ends_the_command_without_a_word(root: Path) -> None:
+    command = (sys.executable, "-m", "experiments.watch", "level=1", "player=fifo", "fit=8")
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 141 and "Traceback" not in err and "BrokenPipe" not in err
 
 
 def test_a_level_file_with_several_places_is_filmed_decision_by_decision(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from experiments.calibrate import fitted_weights
 from experiments.probes import PROBES, probe
 from fq_env.engine import Engine
-from fq_env.level import load_level
+from fq_env.errors import FQError
+from fq_env.level import Probe, load_level
 from fq_env.level_files import LEVELS
 from fq_env.oracle import Search, carry_out
 from fq_env.players import calibrated, lookahead, play
@@ -154,6 +157,14 @@ def test_the_probe_tells_who_has_the_skill(level: int) -> None:
     assert with_skill is not None and without is not None
     better, worse = (with_skill, without) if PROBES[name].better > 0 else (without, with_skill)
     assert better > 1.15 * worse, f"{name}: with the skill {with_skill:.3f}, without it {without:.3f}"
+
+
+def test_a_probe_that_nobody_measures_is_refused(tmp_path: Path) -> None:
+    assert set(get_args(Probe)) == set(PROBES)
+    file = tmp_path / "own.yaml"
+    file.write_text(LEVELS[11].read_text().replace("cold_starts_per_call", "cold_start"))
+    with pytest.raises(FQError, match=r"own.yaml: probe = 'cold_start': .*'cold_starts_per_call'"):
+        load_level(file)
 
 
 @pytest.mark.parametrize("level", LEVELS)

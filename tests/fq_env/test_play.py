@@ -27,6 +27,7 @@ def test_a_pipe_plays_level_1_to_its_end():
     done = terminal("h\nnonsense\ns\n" + "1\n2\n3\n" * 300, "level=1", "split=validation", "instance=3")
     assert done.returncode == 0 and done.stderr == ""
     assert "Instance 3 of split validation" in done.stdout and "'nonsense' is no choice" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()[-4:]) <= 80
     for words in ("clock", "yielded nothing", "total", "critical path rule", "best possible"):
         assert words in done.stdout
 
@@ -46,6 +47,27 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(word, words):
     done = terminal("", word)
     assert done.returncode == 2 and done.stdout == ""
     assert words in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_tells_the_goal_and_the_levels(word):
+    done = terminal("", word)
+    assert done.returncode == 0 and done.stderr == ""
+    for words in ("usage: python -m fq_env.play", "Goal: ", "q to quit", "  11  The warm forge: "):
+        assert words in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 130
+    assert play.GOAL in terminal("q\n", "11").stdout
+
+
+def test_a_reader_who_leaves_ends_the_game_without_a_word():
+    command = [sys.executable, "-m", "fq_env.play", "1", "seed=0"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, cwd=ROOT, **pipes) as process:
+        process.stdout.close()
+        process.stdin.write("1\n")
+        process.stdin.close()
+        err = process.stderr.read()
+    assert process.returncode == 141 and "Traceback" not in err and "BrokenPipe" not in err
 
 
 def test_a_seed_names_an_instance():

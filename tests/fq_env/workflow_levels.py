@@ -13,7 +13,7 @@ def level_data(workflow: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A level of three functions on one pool, as a level file would hold it."""
     seconds = {"draw_up": 3.0, "carve": 2.0, "polish": 1.5}
     return {
-        "number": 90, "name": "small", "title": "Small", "teaching": "-", "hint": "-", "probe": "calls", "pass_mark": 0.5,
+        "number": 90, "name": "small", "title": "Small", "teaching": "-", "hint": "-", "probe": "total", "pass_mark": 0.5,
         "exposure": "full",
         "system": {
             "verbs": ["standard"], "quality_flow": 0.5, "pools": {"bench": {"places": 3}},
