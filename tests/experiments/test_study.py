@@ -82,7 +82,9 @@ def test_implicit_against_explicit(in_this_process: list[str], capsys: pytest.Ca
     assert made["conclusion"] in page and made["command"] in page and page.count("| 11 |") == 6
     assert (tmp_path / "out" / "implicit_vs_explicit-11.png").read_bytes().startswith(b"\x89PNG")
     ours = (tmp_path / "README.md").read_text()
-    assert f"(out/implicit_vs_explicit-11.md)**, `{made['command']}`: {made['conclusion']}" in ours and ours.endswith("the end\n")
+    assert f"(out/implicit_vs_explicit-11.md)**, `{made['command']}`: {made['conclusion']}" in ours and ours.endswith(
+        "the end\n"
+    )
 
     capsys.readouterr()
     again = study(cfg)
