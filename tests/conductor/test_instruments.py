@@ -125,7 +125,11 @@ def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_pa
         ("python", {"cal": "os:getcwd"}, "kind 'python' has no key 'cal'; its own keys are call, and any"),
         ("python", {}, "kind 'python' needs the key 'call'; its own keys are call"),
         ("python", {"call": 5}, "5 is not of the form module:function"),
-        ("proxy", {"of": {"kind": "python", "call": "os:getcwd", "tries": 1}, "faults": {}}, "kind 'python' has no key 'tries'"),
+        (
+            "proxy",
+            {"of": {"kind": "python", "call": "os:getcwd", "tries": 1}, "faults": {}},
+            "kind 'python' has no key 'tries'",
+        ),
         ("command", {"argv": "ls -l"}, "a list of strings is needed"),
         ("command", {"argv": ["no-such-program-here"]}, "is not installed here"),
         ("command", {"argv": ["true"], "limits": {"memry": 1}}, "numbers by these names are needed: memory, cpu"),
