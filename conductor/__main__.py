@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -27,13 +28,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _read_no_more() -> None:
+    """Who reads the output has gone (`| head`): it goes nowhere from now on. Python itself writes once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Console(Console):
+    """One whose reader may go away: the work goes on without, for a run is not there to be read."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _read_no_more()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 solved, 1 the run ended otherwise, 2 a mistake (one sentence on stderr), 130 interrupted,
-    143 stopped by SIGTERM."""
+    141 nobody read an export on, 143 stopped by SIGTERM."""
     arguments = _parser().parse_args(argv)
     handle: Handler = arguments.handle
     try:
-        return handle(arguments, Console(width=None if sys.stdout.isatty() else 140))
+        return handle(arguments, _Console(width=None if sys.stdout.isatty() else 140))
+    except BrokenPipeError:  # what is written without the console
+        _read_no_more()
+        return 128 + signal.SIGPIPE
     except Stopped as error:
         print(f"conductor: {error}", file=sys.stderr)
         return 128 + signal.SIGTERM

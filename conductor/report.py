@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from conductor.decision_maker import NEED_BUNDLE, ROUND_NOTE
 from conductor.guard import SHARE
 from conductor.journal import Row, journal_path, read_journal, read_run, run_folder
 from conductor.pit_interface import Fold, Folded, PitInterface, fold
@@ -76,9 +77,8 @@ class _Watch:
         data = row.data
         self._look(row.time, view)
         if row.kind == "action":
-            self.decisions[data["by"]] += 1
-            if data["note"]:
-                self.decisions[f"policy {data['note']}"] += 1
+            why = f" ({'' if data['note'] == ROUND_NOTE else 'policy '}{data['note']})" if data["note"] else ""
+            self.decisions[data["by"] + why] += 1
             self.shadowed += data["shadow"] is not None
             self.agreed += data["shadow"] == data["action"]
             self.measured += data["distance"] is not None
@@ -196,13 +196,15 @@ def print_run(report: RunReport, console: Console) -> None:
             f"{call.run:.2f}", quality, escape(result[:80]),
         )  # fmt: skip
     console.print(table)
-    counts = ", ".join(f"{count} by {name}" for name, count in report.decisions.items())
+    counts = ", ".join(
+        f"{count} by {'' if name == 'sequential' else 'the '}{name}" for name, count in report.decisions.items()
+    )
     console.print(
         f"{report.status}: {report.done} of {report.tasks} tasks in {report.makespan:.2f} s, cost {report.spent:.3f}; "
         f"{report.events['loaded']} loads, {report.events['unloaded']} unloads, {report.events['reload']} reloads; "
         f"decisions: {counts}"
     )
-    if report.run["bundle"]:
+    if report.run["bundle"] and report.run["strategy"] in NEED_BUNDLE:
         console.print(f"bundle: {report.run['bundle']}, {report.run['signature']}", soft_wrap=True, highlight=False)
     if report.measured:
         console.print(f"far from what the policy was trained on: {report.far} of {report.measured} decisions")

@@ -121,7 +121,7 @@ class Run:
         """Make every instrument that a task may need once. Raises ConductorError for the first that cannot be made."""
         system = self._workflow.spec.system
         functions = {task.function: system.usable(task.function) for task in self._workflow.spec.tasks}
-        self.sandbox = self.manager.check(functions, list(self._workflow.plan.models), self._workflow.spec.name)
+        self.sandbox = self.manager.check(functions, list(self._workflow.plan.models), self._workflow.where)
 
     def add(self, kind: str, at: int, data: dict[str, Any]) -> None:
         """A row of this run."""
@@ -141,7 +141,7 @@ class Run:
         """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended."""
         lost = list(self.view.calls.values())
         self.add("resume", at, {"lost": [call.call for call in lost], "sandbox": self.sandbox})
-        self.observe("resume", at, f"{len(lost)} calls were under way and begin again")
+        self.observe("resume", at, f"calls that were under way and begin again: {len(lost)}")
         copies = [(i, int(row["state"]), int(row["model"])) for i, row in enumerate(self._pit.copies())]
         for call in lost:
             # Not `lost`, which says that an input is gone and makes the Pit call its producer again.

@@ -78,6 +78,7 @@ class Workflow:
     plan: Plan
     limits: Limits  # of each worker
     base: Path  # the folder in which its modules are found
+    where: str = "workflow"  # what errors call it: its file
 
 
 def load_workflow(path: str | Path) -> Workflow:
@@ -140,7 +141,7 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
             f"{where}: system.max_attempts is 0 and there is no horizon_seconds, so a function that always fails would be "
             "called for ever; set max_attempts (3, for example)"
         )
-    return Workflow(spec.model_copy(update={"system": _restrained(system)}), plan, limits, base)
+    return Workflow(spec.model_copy(update={"system": _restrained(system)}), plan, limits, base, where)
 
 
 def _restrained(system: SystemSpec) -> SystemSpec:

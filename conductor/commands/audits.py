@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -35,7 +36,10 @@ def register(commands: Commands) -> None:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(printable(text), soft_wrap=True, markup=False, highlight=False)
+    text = textwrap.fill(
+        printable(text), console.width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def _verify(arguments: argparse.Namespace, console: Console) -> int:

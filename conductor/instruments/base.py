@@ -6,6 +6,7 @@ class); a workflow then says `instruments: {functions: {draft: {kind: NAME, ...}
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 GROUP = "function_quest.instruments"
 MAX_REPLY = 64 << 20  # bytes of one output as JSON
+COMMON = ("seconds", "configure", "environment", "secrets", "variants")  # keys of every function, which are no instrument's
 BUILT_IN = {
     "python": "conductor.instruments.python:PythonInstrument",
     "command": "conductor.instruments.command:CommandInstrument",
@@ -72,7 +74,7 @@ class Instrument(ABC):
 
 def resolve(name: str) -> Any:
     """`"module:function"` -> the object. Raises ValueError with a sentence if there is none."""
-    module_name, colon, attribute = name.partition(":")
+    module_name, colon, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
     if not colon or not module_name or not attribute:
         raise ValueError(f"{name!r} is not of the form module:function")
     try:
@@ -101,6 +103,13 @@ def make_instrument(kind: str, options: dict[str, Any]) -> Instrument:
         if kind not in entries:
             raise ValueError(f"kind {kind!r} is unknown; known are {', '.join(sorted({*BUILT_IN, *entries}))}")
         found = entries[kind].load()
+    keys = inspect.signature(found).parameters
+    if not any(key.kind is key.VAR_KEYWORD for key in keys.values()):
+        unknown = [f"has no key {key!r}" for key in options if key not in keys]
+        missing = [f"needs the key {name!r}" for name, key in keys.items() if key.default is key.empty and name not in options]
+        if wrong := unknown + missing:
+            own, common = ", ".join(keys), ", ".join(COMMON)
+            raise ValueError(f"kind {kind!r} {wrong[0]}; its own keys are {own}, and any function's {common}")
     try:
         return found(**options)
     except TypeError as error:

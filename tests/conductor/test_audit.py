@@ -168,12 +168,16 @@ def test_a_decision_in_words(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     for words in (
         f"decision 2 of {len(rows)}, at",
         best.words,
-        "pool cpu: ",
-        "not as in training, where it was always 0: ",
+        "pool cpu:",
+        "not as in training, where it was always 0:",
         "calibrated",
         "slot 0, t",
     ):
         assert words in out, words
+    assert max(map(len, out.splitlines())) <= 140
+    assert main(["show", str(run)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"decisions: {TRIP - 1} by the policy, {len(rows) - TRIP + 1} by the rule (policy out of range)" in shown
     assert main(["audit", "explain", str(run)]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == len(rows) and "(rule, policy out of range)" in listed[-1] and told.words in listed[1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,7 @@ def test_a_wrong_workflow_is_one_sentence(
     assert main(["run", str(file), "--runs", str(file.parent / "runs")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("conductor: ") and error.count("\n") == 1 and words in error, error
+    assert str(file) in error
     assert not list((file.parent / "runs").glob("*"))  # nothing half-made is left
 
 
@@ -89,11 +92,12 @@ def test_run_compare_show_verify(write_workflow: Write, bundle: Bundle, capsys: 
     assert main(["run", str(file), "--bundle", str(bundle.path), "--runs", str(runs), "--compare"]) == 0
     out = capsys.readouterr().out
     assert "strategies, each really run" in out and out.count("solved: 4 of 4 tasks") == 4
+    assert out.count("bundle: ") == 2  # of those strategies that use it
     folders = sorted(runs.iterdir())
     assert [f.name.split("-")[1] for f in folders] == ["adaptive", "calibrated", "parallel", "sequential"]
     assert main(["show", str(folders[0])]) == 0
     shown = capsys.readouterr().out
-    assert "decisions: " in shown and " by policy" in shown and "output of c: outputs/" in shown
+    assert "decisions: " in shown and " by the policy" in shown and "output of c: outputs/" in shown
     assert main(["journal", "verify", str(folders[0])]) == 0
     assert "whole and replayed bit for bit, ended" in capsys.readouterr().out.replace("\n", " ")
     (next((folders[0] / "outputs").iterdir())).write_text("0\n")
@@ -110,6 +114,22 @@ def test_a_run_that_fails_says_so_whatever_its_errors_hold(write_workflow: Write
     assert main(["run", str(file), "--runs", str(file.parent / "runs")]) == 1
     out = capsys.readouterr().out
     assert "failed: 3 of 4 tasks" in out and out.count("bad [/x] [bold]") >= 1
+
+
+@pytest.mark.parametrize("command", ["run", "export"])
+def test_who_reads_may_go_and_a_run_goes_on(write_workflow: Write, command: str) -> None:
+    file = write_workflow(small_workflow())
+    arguments = ["run", str(file), "--runs", str(file.parent / "runs")]
+    if command == "export":
+        assert main(arguments) == 0
+        arguments = ["journal", "export", str(next((file.parent / "runs").iterdir()))]
+    python = [sys.executable, "-m", "conductor", *arguments]
+    with subprocess.Popen(python, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == (0 if command == "run" else 141)
+    assert list(read_journal(next((file.parent / "runs").iterdir())))[-1].kind == "end"
 
 
 def test_help() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from conductor.instruments import CallError, Instrument, Job
-from conductor.instruments.base import make_instrument, resolve_callable
+from conductor.instruments.base import COMMON, make_instrument, resolve_callable
 from conductor.instruments.command import CommandInstrument
 from conductor.instruments.process import Worker
+from conductor.workflow import FunctionPlan
 
 
 def job(folder: Path, **more: Any) -> Job:
@@ -121,7 +122,14 @@ def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_pa
         ("python", {"call": "no_such_module_here:f"}, "cannot be imported: ModuleNotFoundError"),
         ("python", {"call": "os:no_such"}, "module os has no no_such"),
         ("python", {"call": "os:sep"}, "is a str, not a function"),
-        ("python", {"cal": "os:getcwd"}, "unexpected keyword argument 'cal'"),
+        ("python", {"cal": "os:getcwd"}, "kind 'python' has no key 'cal'; its own keys are call, and any"),
+        ("python", {}, "kind 'python' needs the key 'call'; its own keys are call"),
+        ("python", {"call": 5}, "5 is not of the form module:function"),
+        (
+            "proxy",
+            {"of": {"kind": "python", "call": "os:getcwd", "tries": 1}, "faults": {}},
+            "kind 'python' has no key 'tries'",
+        ),
         ("command", {"argv": "ls -l"}, "a list of strings is needed"),
         ("command", {"argv": ["no-such-program-here"]}, "is not installed here"),
         ("command", {"argv": ["true"], "limits": {"memry": 1}}, "numbers by these names are needed: memory, cpu"),
@@ -139,5 +147,6 @@ def test_wrong_options_are_a_sentence(kind: str, options: dict[str, Any], words:
 
 
 def test_instruments_of_the_house() -> None:
+    assert {"kind", *COMMON} == set(FunctionPlan.model_fields)
     assert isinstance(make_instrument("python", {"call": "os:getcwd"}), Instrument)
     assert resolve_callable("os:getcwd") is os.getcwd

@@ -100,8 +100,11 @@ def test_the_command_writes_the_schema_of_the_game(
     table = pq.read_table(out)
     assert table.schema.equals(record.arrow_schema(), check_metadata=True)
     assert table.to_pylist() == [{name: row[name] for name in table.column_names} for row in rows]
-    assert main(["record", str(folder / "journal.sqlite"), "--out", str(out), "--observations"]) == 0
-    assert pq.read_table(out).schema.equals(record.arrow_schema(True))
+    assert main(["record", str(folder / "journal.sqlite"), "--out", str(out), "--observations"]) == 2
+    assert f"{out}: exists already and is not overwritten" in capsys.readouterr().err
+    more = tmp_path / "more.parquet"
+    assert main(["record", str(folder / "journal.sqlite"), "--out", str(more), "--observations"]) == 0
+    assert pq.read_table(more).schema.equals(record.arrow_schema(True))
 
 
 def test_mistakes_are_one_sentence(
