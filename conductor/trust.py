@@ -67,7 +67,7 @@ class Signature(NamedTuple):
     allowed: bool = False
 
     def words(self) -> str:
-        """`signed by NAME (key ID)`, `signed by key ID, which is not trusted here`, `not signed`; with `; allowed on demand`."""
+        """`signed by NAME (key ID)`, `signed by key ID, which is not trusted here`, `not signed`; `; allowed on demand`."""
         told = {
             "trusted": f"signed by {self.name} (key {self.key})",
             "foreign": f"signed by key {self.key}, which is not trusted here",
@@ -88,8 +88,8 @@ class Trust(NamedTuple):
         """Judge `manifest.sig` (None: there is none). `where` names the bundle in errors.
 
         Raises:
-            ConductorError: a signature is required and missing or by a key that is not trusted; or, whatever is allowed, one that is
-                malformed, or that a trusted key did not make over this manifest.
+            ConductorError: a signature is required and missing or by a key that is not trusted; or, whatever is allowed, one
+                that is malformed, or that a trusted key did not make over this manifest.
         """
         if seal is None:
             return self._admit(Signature("unsigned"), where)
