@@ -19,8 +19,10 @@ setup: $(STAMP) ## create .venv and install the project and its tools, once
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "setup: Python 3.11 or later is needed, %s is %s; set PYTHON=" % (sys.executable, sys.version.split()[0]))'
+	@echo "setup: installs the project and its tools into $(VENV), once; torch is large, so this takes minutes"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@echo "setup: done"
 	@touch $@
 
 train: setup ## train a conductor: make train LEVEL=11 ARGS="seed=1"

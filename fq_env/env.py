@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import struct
 from collections.abc import Mapping
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -95,7 +96,7 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
     | others | reserved | never (masked) |
 
     The mask is in `info["action_mask"]` and `action_masks()`: bool (128,), never empty. An illegal action becomes `wait`
-    (or the first legal action) and costs a warning.
+    (or the first legal action) and costs a warning; what is none of the 128 is refused.
 
     ## Observation Space
     `Box(-1, 1, (512,), float32)`: ratios to the instance's own estimated lower bound, no identities, so that one policy
@@ -194,11 +195,18 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
         return give_obs(), info
 
     def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One decision; see the class for what comes back. Raises ResetNeeded unless an episode is running."""
+        """One decision; see the class for what comes back. Raises ResetNeeded unless an episode is running, InvalidAction for
+        what is none of `action_space`."""
         if self._ended:
             raise gymnasium.error.ResetNeeded("no episode is running: call reset() before step()")
+        try:
+            number = index(action)
+        except TypeError:
+            number = -1
+        if not 0 <= number < layout.N_ACTIONS:
+            raise gymnasium.error.InvalidAction(f"action {action!r} is none: an integer from 0 to {layout.N_ACTIONS - 1} is")
         give_obs, give_mask, row = next(self._rows)
-        reward, terminated, truncated = self._operate(self._kernel, self._address, STEP, action, row)
+        reward, terminated, truncated = self._operate(self._kernel, self._address, STEP, number, row)
         if not (terminated or truncated):
             return give_obs(), reward, False, False, {"action_mask": give_mask()}
         self._ended = True

@@ -156,9 +156,9 @@ def test_an_illegal_action_is_warned_of_and_becomes_a_legal_one(level):
     env = FunctionQuestEnv(f"explicit-{level}")
     env.reset(seed=0)
     warnings = 0
-    for action in (INVOKE, RELEASE, 6, 127, -1, 4000):
+    for action in (INVOKE, RELEASE, 6, 127):
         mask = env.action_masks()
-        assert action < 0 or action >= 128 or not mask[action]
+        assert not mask[action]
         obs, *_, info = env.step(action)
         warnings += 1
         named = env.obs_to_dict(obs)["globals"]

@@ -202,6 +202,18 @@ def test_an_episode_that_is_over_must_be_reset():
     env.step(int(np.flatnonzero(env.action_masks())[0]))
 
 
+@pytest.mark.parametrize("action", [-1, 128, 10**30, 3.0, np.float32(3), "3", None, np.array([3])])
+def test_what_is_no_action_is_refused_and_an_illegal_one_is_played(action):
+    env = gymnasium.make(fq_env.env_id(1)).unwrapped
+    env.reset(seed=0)
+    with pytest.raises(gymnasium.error.InvalidAction, match=r"is none: an integer from 0 to 127 is"):
+        env.step(action)
+    illegal = int(np.flatnonzero(~env.action_masks())[0])
+    assert env.view()["warnings"] == 0
+    env.step(np.int32(illegal))
+    assert env.view()["warnings"] == 1
+
+
 def test_the_step_limit_truncates_and_tells_the_score():
     env = FunctionQuestEnv(11, max_episode_steps=3)
     _, rewards, info = play(env, np.random.default_rng(0), seed=0)
