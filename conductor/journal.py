@@ -285,8 +285,10 @@ class Journal:
             ConductorError: the disk is gone, or somebody else has written; nothing of this commit was recorded.
         """
         connection = self._connection
-        if not self._pending or connection is None:
+        if not self._pending:
             return
+        if connection is None:
+            raise RuntimeError(f"{self.path}: was closed, and {len(self._pending)} rows were added since")
         try:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", self._pending)

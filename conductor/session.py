@@ -38,9 +38,9 @@ class Session:
         self._advice = advice.check()
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         self.folder = Path(runs).absolute() / f"many-{advice.strategy}-{stamp}-{secrets.token_hex(2)}"
-        self._journal = Journal(self.folder, new=True, heads=heads)
+        journal = Journal(self.folder, new=True, heads=heads)
         advice.save(self.folder)
-        self.loop = Orchestrator(self._journal, workshop=Workshop(self.folder, workers))
+        self.loop = Orchestrator(journal, workshop=Workshop(self.folder, workers))
         self._begun = 0
 
     def enter(self, workflow: Workflow, observer: Observer | None = None) -> Run:
@@ -51,7 +51,7 @@ class Session:
         (self.folder / name).mkdir()
         try:
             run = make_run(
-                self._begun, workflow, view, self._journal, record, self._advice, observer, workshop=self.loop.workshop
+                self._begun, workflow, view, self.loop.journal, record, self._advice, observer, workshop=self.loop.workshop
             )
         except BaseException:
             shutil.rmtree(self.folder / name, ignore_errors=True)
