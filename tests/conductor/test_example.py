@@ -39,10 +39,7 @@ def test_code_forge_finds_the_programs(root: Path, tmp_path: Path) -> None:
     text = (Path(report.folder) / "files" / "report.md").read_text()
     assert text.count("| 100.0% |") == 4 and re.search(r"passed: 1\.0000", text)
     folded = verify_run(report.folder)
-    assert folded.ended and list(folded.view.workflow.system.pools) == [
-        "forge",
-        "bench",
-    ]  # as in the file: pools are numbered so
+    assert folded.ended and list(folded.view.workflow.system.pools) == ["forge", "bench"]  # as in the file: pools are numbered so
 
 
 def test_code_forge_under_any_policy_ends_with_a_report(root: Path, tmp_path: Path, bundle: Bundle) -> None:

@@ -79,11 +79,7 @@ def test_a_level_is_about_the_system_that_really_runs(root: Path, name: str) -> 
     folder = root / "examples" / name
     level, workflow = load_level(folder / f"{name}_level.yaml"), load_workflow(folder / "workflow.yaml").spec
     assert level.system == workflow.system and level.workflow is not None and level.workflow.given is not None
-    for part in (
-        "pools",
-        "models",
-        "functions",
-    ):  # the order of a file is what numbers them in observations: equal is not enough
+    for part in ("pools", "models", "functions"):  # the order of a file is what numbers them in observations: equal is not enough
         assert list(getattr(level.system, part)) == list(getattr(workflow.system, part))
     bare = [task.model_copy(update={"args": {}}) for task in workflow.tasks]
     assert sorted(level.workflow.given.tasks, key=lambda task: task.id) == sorted(bare, key=lambda task: task.id)
