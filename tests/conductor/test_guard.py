@@ -238,7 +238,7 @@ def check(folder: Path, heard: Heard, words: str, note: str, fallen: int | None 
     assert [text for text in heard.said if words in text] == heard.said and len(heard.said) == 1, heard.said
     rows = [row.data for row in read_journal(folder) if row.kind == "action"]
     notes = [row["note"] for row in rows]
-    assert notes.count(note) == report.decisions[f"policy {note}"] == (len(notes) if fallen is None else fallen) > 0
+    assert notes.count(note) == report.decisions[f"rule (policy {note})"] == (len(notes) if fallen is None else fallen) > 0
     for row in rows:
         assert row["by"] == ("rule" if row["note"] else "policy")
         assert row["bundle"] == ("" if row["note"] else report.run["bundle"]) and row["latency"] >= 0
