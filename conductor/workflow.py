@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +78,7 @@ class Workflow:
     plan: Plan
     limits: Limits  # of each worker
     base: Path  # the folder in which its modules are found
-    where: str = "workflow"  # what errors call it: its file
+    where: str = field(default="workflow", compare=False)  # what errors call it: its file
 
 
 def load_workflow(path: str | Path) -> Workflow:
