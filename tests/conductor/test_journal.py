@@ -61,6 +61,8 @@ def test_rows_not_committed_do_not_exist(folder: Path) -> None:
     journal.add("reload", 60, reload_row(9))
     journal.close()
     assert len(list(read_journal(folder))) == 6
+    with pytest.raises(RuntimeError, match="was closed, and 1 rows were added"):  # not lost in silence
+        journal.commit()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from conductor.workflow import load_workflow
 from tests.conductor import restarts
 from tests.conductor.helpers import small_workflow
 
-# The tests themselves, once more: every verb, and a store that is too small.
+# The tests themselves, once more: workflows that come from threads, every verb, and a store that is too small.
+from tests.conductor.test_many import test_from_threads_and_event_loops as test_from_threads_and_event_loops
 from tests.conductor.test_tiers import test_a_run_deletes_what_it_needs_no_more as test_a_run_deletes_what_it_needs_no_more
 from tests.conductor.test_verbs import (
     test_a_hedge_wins_and_the_straggler_is_ended as test_a_hedge_wins_and_the_straggler_is_ended,
