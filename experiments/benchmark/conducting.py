@@ -48,6 +48,8 @@ class _Seen(Pit):
         self._event = np.zeros(1, state.EVENT)
         self._observation, self._mask = np.zeros(512, np.float32), np.zeros(128, np.uint8)
         self._hot = memory[: state.PIT.itemsize].view(state.PIT)
+        self._offsets = {"task_at": int(self._hot["task_at"][0])}
+        self._counts = {"tasks": int(self._hot["n_tasks"][0])}
         self._commands = []
 
 
