@@ -9,7 +9,7 @@ output is always perfect. What no step changes is found at the reset; all else i
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from math import exp, floor, sqrt
 from struct import Struct
 from typing import Any, NamedTuple
@@ -26,10 +26,10 @@ from tests.twin.game_score import added
 
 GOLDEN, ROOT_3 = 0x9E3779B97F4A7C15, sqrt(3)
 ALONE = 1 / (1 + 4)  # how a slot says that it has one member, and the run that it is one workflow
+ONE_PLACE = 1 / (1 + 8)  # the same of places, and of calls in flight
 SPREAD = 0.25  # of an estimate that no observation stands behind, over the estimate
-NO_CHOICE = (0.0,) * 14  # columns of a slot about other variants, models, and what the level does not show
-NONE, WARM, BLOCKED, FAILED = (
-    tuple(float(k == outcome) for k in range(len(L.OUTCOMES)))
+NONE, WARM, BLOCKED, FAILED = (  # the columns of the last outcome
+    Struct("8f").pack(*(k == outcome for k in range(len(L.OUTCOMES))))
     for outcome in (L.OUT_NONE, L.OUT_WARM, L.OUT_BLOCKED, L.OUT_FAILED)
 )
 # What is legal with k open tasks: to start each of them; after the end: to wait.
@@ -37,7 +37,8 @@ LEGAL = [[a % L.N_VERBS == L.STANDARD and a < k * L.N_VERBS for a in range(L.N_A
 OVER = [a == L.WAIT for a in range(L.N_ACTIONS)]
 # What stands between k slots and the globals: empty slots, and pools, of which the level shows nothing.
 EMPTY = [bytes(4 * (L.GLOBAL_OFFSET - k * L.N_SLOT_FEATURES)) for k in range(L.N_SLOTS + 1)]
-pack_slot, pack_globals = Struct(f"{L.N_SLOT_FEATURES}f").pack, Struct(f"{L.N_GLOBAL_FEATURES}f").pack
+# The 25 columns of a slot and the 48 globals; x stands for bytes of those that are always 0.
+pack_slot, pack_globals = Struct("f 4x 4f 56x 2f 4x 2f").pack, Struct("3f 4x 7f 4x 32s 16x f 4x f 4x f 28x f 32x 3f").pack
 
 
 class QuickGame(NamedTuple):
@@ -58,6 +59,19 @@ def rules() -> tuple[Any, ...]:
     return level, needed, [f.code for f in functions.values()], [round(f.standard.price * 1e6) for f in functions.values()]
 
 
+@lru_cache(maxsize=1)
+def views_of(engine: Engine, i: int) -> dict[str, np.ndarray]:
+    """What is read of environment i after each reset: it always lies there."""
+    memory, block = engine.memory[i], engine.block
+    found = {name: block.hot(memory)[name] for name in ("n_tasks", "exposure")}
+    found |= {name: block.hidden(memory)[name] for name in ("noise", "have", "instance_seed")}
+    found |= {name: block.rows(memory, "task_at", state.TASK, block.tasks)[name] for name in ("function", "required")}
+    found["factor"] = block.rows(memory, "goal_at", GOAL, block.tasks)["factor"]
+    for name, table, dtype in (("nominal", "variant_at", state.VARIANT), ("mean", "truth_at", TRUTH)):
+        found[name] = block.rows(memory, table, dtype, L.N_VARIANTS * block.functions)[name][L.STANDARD :: L.N_VARIANTS]
+    return found
+
+
 def quick_game(engine: Engine, i: int = 0, max_steps: int | None = None) -> QuickGame:
     """The episode of environment i of an engine of level 1 that has just reset it; the reward is `potential`.
 
@@ -67,23 +81,19 @@ def quick_game(engine: Engine, i: int = 0, max_steps: int | None = None) -> Quic
         ValueError: the engine plays another level, or shows more of it.
     """
     level, needs, codes, prices = rules()
-    memory, block = engine.memory[i], engine.block
-    hot, world = block.hot(memory), block.hidden(memory)
-    if engine.levels[i] is not level or hot["exposure"].item() != L.HIDDEN:
+    views = views_of(engine, i)
+    n, exposure = views["n_tasks"].item(), views["exposure"].item()
+    if engine.unique != [level] or exposure != L.HIDDEN:
         raise ValueError("this twin plays level 1 alone, as its file says it, under the exposure `hidden`")
 
     # ------------------------------------------------------------------ what was drawn
-    n, rows_of = hot["n_tasks"].item(), L.N_VARIANTS * len(needs)
-    table = block.rows(memory, "task_at", state.TASK, n)
-    functions, required = table["function"].tolist(), table["required"].tolist()
-    nominal = block.rows(memory, "variant_at", state.VARIANT, rows_of)["nominal"].tolist()
-    mean = block.rows(memory, "truth_at", TRUTH, rows_of)["mean"].tolist()
-    factor = block.rows(memory, "goal_at", GOAL, n)["factor"].tolist()
-    sigma, have, durations = world["noise"].item(), world["have"].item(), mix(world["instance_seed"].item(), 1)
+    functions, required, factor = (views[name][:n].tolist() for name in ("function", "required", "factor"))
+    nominal, mean = views["nominal"].tolist(), views["mean"].tolist()  # of standard variants
+    sigma, have, durations = views["noise"].item(), views["have"].item(), mix(views["instance_seed"].item(), 1)
 
     # ------------------------------------------------------------------ what follows from it
-    works = [nominal[L.N_VARIANTS * f + L.STANDARD] for f in functions]  # what the Pit expects ...
-    truth = [mean[L.N_VARIANTS * f + L.STANDARD] * x for f, x in zip(functions, factor)]  # ... and what is true
+    works = [nominal[f] for f in functions]  # what the Pit expects ...
+    truth = [mean[f] * x for f, x in zip(functions, factor)]  # ... and what is true
     costs = [x * prices[f] / 10**6 for f, x in zip(functions, truth)]
     least = [x * r for x, r in zip(truth, required)]  # of what is needed
     tasks = [
@@ -112,41 +122,42 @@ def quick_game(engine: Engine, i: int = 0, max_steps: int | None = None) -> Quic
         """The slot of task k."""
         tries, meant = attempts[k], 1.0 / sinks * n if required[k] else 0.0
         return pack_slot(
-            ALONE, 0.0, 1.0, meant / (meant + 1.0), works[k] / (works[k] + unit), SPREAD, *NO_CHOICE,
-            tries / (tries + 2), overrun, 0.0, status, codes[functions[k]],
+            ALONE, 1.0, meant / (meant + 1.0), works[k] / (works[k] + unit), SPREAD, tries / (tries + 2), overrun, status,
+            codes[functions[k]],
         )  # fmt: skip
 
     statuses = [0.0 if r else -1.0 for r in required]
     rows = [row(k, statuses[k]) for k in range(n)]
 
-    def observe(outcome: tuple[float, ...], active: float, ready: int, flying: float = 0.0, late: float = 0.0) -> None:
+    def observe(outcome: bytes, active: float, ready: int, flying: float = 0.0, late: float = 0.0) -> None:
         """All columns: the slots of `waiting`, empty ones, pools, globals."""
         reached = (sinks - undone) / sinks
-        buffer[:] = b"".join([
-            *[rows[k] for k in waiting],
-            EMPTY[len(waiting)],
+        seen = [rows[k] for k in waiting]
+        seen += (
+            EMPTY[len(seen)],
             pack_globals(
-                now / (now + lb), 1.0, min(1.0, max(0.0, work_left / work_total)), 0.0, undone / sinks, ready / (ready + 8),
-                flying, late, 1.0, 1.0, 1.0, 0.0, *outcome, 0.0, 0.0, 0.0, 0.0, reached, 0.0, stability, 0.0,
-                warnings / (warnings + 4), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, active, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
-                reached, size, 1 / (1 + 8),
+                now / (now + lb), 1.0, min(1.0, max(0.0, work_left / work_total)), undone / sinks, ready / (ready + 8), flying,
+                late, 1.0, 1.0, 1.0, outcome, reached, stability, warnings / (warnings + 4), active, reached, size, ONE_PLACE,
             ),
-        ])  # fmt: skip
+        )  # fmt: skip
+        buffer[:] = b"".join(seen)
 
     def potential() -> float:
         """The best total that can still be reached, or that was."""
-        left, due = (max(max([least[k] for k in waiting]), least_left), cost_left) if undone else (0.0, 0.0)
+        left, due = (least_left, cost_left) if undone else (0.0, 0.0)
+        if undone == 1:  # of two the longer is shorter than both, whatever was rounded
+            left = max(left, *[least[k] for k in waiting])
         efficiency = min(1.0, max(0.0, (cost_high - spent - due) / (cost_high - cost_low)))
         bonus = efficient * efficiency + stable * stability + optimal * min(1.0, bound / (now + left))
         return (1.0 + bonus) / weights
 
-    def expire(k: int, outcome: tuple[float, ...], ran: int) -> tuple[np.ndarray, list[bool], float, bool, bool]:
+    def expire(k: int, outcome: bytes, ran: int) -> tuple[np.ndarray, list[bool], float, bool, bool]:
         """The horizon, at which task k has run for `ran` microseconds: nothing is worth anything any more."""
         ready = len(waiting)
         waiting.append(k)
         rows[k] = row(k, 0.5, max(0.0, (ran - works[k]) / (ran + works[k])))
         late = ran > 1.5 * works[k] + 2.0 * (SPREAD * works[k])
-        observe(outcome, 0.0, ready, 1 / (1 + 8), late / (late + 2))
+        observe(outcome, 0.0, ready, ONE_PLACE, late / (late + 2))
         return observation, OVER, 0.0 - phi, True, False
 
     def step(action: int) -> tuple[np.ndarray, list[bool], float, bool, bool]:
