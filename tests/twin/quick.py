@@ -24,6 +24,7 @@ from pit import state
 from tests.twin.chance import WORD, mix
 from tests.twin.game_score import added
 
+N_VERBS, STANDARD = L.N_VERBS, L.STANDARD
 GOLDEN, ROOT_3 = 0x9E3779B97F4A7C15, sqrt(3)
 ALONE = 1 / (1 + 4)  # how a slot says that it has one member, and the run that it is one workflow
 ONE_PLACE = 1 / (1 + 8)  # the same of places, and of calls in flight
@@ -33,7 +34,7 @@ NONE, WARM, BLOCKED, FAILED = (  # the columns of the last outcome
     for outcome in (L.OUT_NONE, L.OUT_WARM, L.OUT_BLOCKED, L.OUT_FAILED)
 )
 # What is legal with k open tasks: to start each of them; after the end: to wait.
-LEGAL = [[a % L.N_VERBS == L.STANDARD and a < k * L.N_VERBS for a in range(L.N_ACTIONS)] for k in range(L.N_SLOTS + 1)]
+LEGAL = [[a % N_VERBS == STANDARD and a < k * N_VERBS for a in range(L.N_ACTIONS)] for k in range(L.N_SLOTS + 1)]
 OVER = [a == L.WAIT for a in range(L.N_ACTIONS)]
 # What stands between k slots and the globals: empty slots, and pools, of which the level shows nothing.
 EMPTY = [bytes(4 * (L.GLOBAL_OFFSET - k * L.N_SLOT_FEATURES)) for k in range(L.N_SLOTS + 1)]
@@ -68,7 +69,7 @@ def views_of(engine: Engine, i: int) -> dict[str, np.ndarray]:
     found |= {name: block.rows(memory, "task_at", state.TASK, block.tasks)[name] for name in ("function", "required")}
     found["factor"] = block.rows(memory, "goal_at", GOAL, block.tasks)["factor"]
     for name, table, dtype in (("nominal", "variant_at", state.VARIANT), ("mean", "truth_at", TRUTH)):
-        found[name] = block.rows(memory, table, dtype, L.N_VARIANTS * block.functions)[name][L.STANDARD :: L.N_VARIANTS]
+        found[name] = block.rows(memory, table, dtype, L.N_VARIANTS * block.functions)[name][STANDARD :: L.N_VARIANTS]
     return found
 
 
@@ -100,7 +101,7 @@ def quick_game(engine: Engine, i: int = 0, max_steps: int | None = None) -> Quic
         (truth[k], prices[f], needs[f], 1 << f, works[k], least[k], costs[k] * required[k], required[k])
         for k, f in enumerate(functions)
     ]
-    keys = [durations + (k * 8192 + L.STANDARD + 1) * GOLDEN for k in range(n)]  # of a task's next draw
+    keys = [durations + (k * 8192 + STANDARD + 1) * GOLDEN for k in range(n)]  # of a task's next draw
     work_left = work_total = added(works)
     unit = work_total / n
     lb = max(max(x * r for x, r in zip(works, required)), added(x * r for x, r in zip(works, required)))
@@ -163,8 +164,8 @@ def quick_game(engine: Engine, i: int = 0, max_steps: int | None = None) -> Quic
     def step(action: int) -> tuple[np.ndarray, list[bool], float, bool, bool]:
         nonlocal now, spent, warnings, steps, stability, have, undone, work_left, least_left, cost_left, phi
         steps += 1
-        if 0 <= action < L.N_VERBS * len(waiting) and action % L.N_VERBS == L.STANDARD:
-            k, outcome = waiting.pop(action // L.N_VERBS), WARM
+        if 0 <= action < N_VERBS * len(waiting) and action % N_VERBS == STANDARD:
+            k, outcome = waiting.pop(action // N_VERBS), WARM
         else:
             k, outcome = waiting.pop(0), BLOCKED
             warnings += 1
