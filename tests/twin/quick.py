@@ -2,8 +2,9 @@
 
 It plays that level alone and follows `pit/README.md` and `fq_env/README.md` as far as the level needs them. There is one
 place, and to start an open task is all that is ever legal: so a step is a whole call, which begins, ends, and leaves the
-next decision due at once, and no queue of events is kept. Tasks have no edges, a function has one task at most, and its
-output is always perfect. What no step changes is found at the reset; all else is kept up to date as it changes.
+next decision due at once, and no queue of events is kept. Tasks have no edges, a function has one task at most, its output
+is always perfect, and no call takes twice its estimate, from where on it would count as overrun. What no step changes is
+found at the reset; all else is kept up to date as it changes.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ OVER = [a == L.WAIT for a in range(L.N_ACTIONS)]
 # What stands between k slots and the globals: empty slots, and pools, of which the level shows nothing.
 EMPTY = [bytes(4 * (L.GLOBAL_OFFSET - k * L.N_SLOT_FEATURES)) for k in range(L.N_SLOTS + 1)]
 # The 25 columns of a slot and the 48 globals; x stands for bytes of those that are always 0.
-pack_slot, pack_globals = Struct("f 4x 4f 56x 2f 4x 2f").pack, Struct("3f 4x 7f 4x 32s 16x f 4x f 4x f 28x f 32x 3f").pack
+pack_slot = Struct("f 4x 4f 56x 2f 4x 2f").pack
+pack_globals = Struct("3f 4x 3f 4x 3f 4x 32s 16x f 4x f 4x f 28x f 32x 3f").pack
 
 
 class QuickGame(NamedTuple):
@@ -130,7 +132,7 @@ def quick_game(engine: Engine, i: int = 0, max_steps: int | None = None) -> Quic
     statuses = [0.0 if r else -1.0 for r in required]
     rows = [row(k, statuses[k]) for k in range(n)]
 
-    def observe(outcome: bytes, active: float, ready: int, flying: float = 0.0, late: float = 0.0) -> None:
+    def observe(outcome: bytes, active: float, ready: int, flying: float = 0.0) -> None:
         """All columns: the slots of `waiting`, empty ones, pools, globals."""
         reached = (sinks - undone) / sinks
         seen = [rows[k] for k in waiting]
@@ -138,7 +140,7 @@ def quick_game(engine: Engine, i: int = 0, max_steps: int | None = None) -> Quic
             EMPTY[len(seen)],
             pack_globals(
                 now / (now + lb), 1.0, min(1.0, max(0.0, work_left / work_total)), undone / sinks, ready / (ready + 8), flying,
-                late, 1.0, 1.0, 1.0, outcome, reached, stability, warnings / (warnings + 4), active, reached, size, ONE_PLACE,
+                1.0, 1.0, 1.0, outcome, reached, stability, warnings / (warnings + 4), active, reached, size, ONE_PLACE,
             ),
         )  # fmt: skip
         buffer[:] = b"".join(seen)
@@ -157,8 +159,7 @@ def quick_game(engine: Engine, i: int = 0, max_steps: int | None = None) -> Quic
         ready = len(waiting)
         waiting.append(k)
         rows[k] = row(k, 0.5, max(0.0, (ran - works[k]) / (ran + works[k])))
-        late = ran > 1.5 * works[k] + 2.0 * (SPREAD * works[k])
-        observe(outcome, 0.0, ready, ONE_PLACE, late / (late + 2))
+        observe(outcome, 0.0, ready, ONE_PLACE)
         return observation, OVER, 0.0 - phi, True, False
 
     def step(action: int) -> tuple[np.ndarray, list[bool], float, bool, bool]:
@@ -176,7 +177,7 @@ def quick_game(engine: Engine, i: int = 0, max_steps: int | None = None) -> Quic
         x = (x ^ x >> 27) * 0x94D049BB133111EB & WORD
         x ^= x >> 31
         normal = (((x & 0xFFFF) + (x >> 16 & 0xFFFF) + (x >> 32 & 0xFFFF) + (x >> 48) + 2) / 65536 - 2) * ROOT_3
-        elapsed = floor(true * exp(sigma * normal - variance)) or 1
+        elapsed = floor(true * exp(sigma * normal - variance))
         if now + elapsed >= horizon:
             ran, now = horizon - now, horizon
             return expire(k, outcome, ran)
