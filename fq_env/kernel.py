@@ -51,6 +51,7 @@ DISABLED, NEXT_STEP, SAME_STEP = range(3)
 RANDOM = -1
 _OBS_BYTES = 4 * N_OBSERVATION
 _OPEN, _SLOTS = 6, 4  # ready tasks and slots that are fetched ahead: what most states have
+_SHARE = 32  # environments in a row that a thread takes, at most
 _LEVEL_BYTES, _EPISODE_BYTES = LEVEL.itemsize, EPISODE.itemsize
 fetch_pit, fetch_world = fetcher(PIT.itemsize), fetcher(WORLD.itemsize)
 fetch_row, fetch_task, fetch_mask = fetcher(LINE), fetcher(TASK.itemsize), fetcher(N_ACTIONS)
@@ -333,14 +334,13 @@ def fetch_rest(e, i):
     fetch_mask(e.masks + i * N_ACTIONS)
 
 
-@entry
-def engine(address, operation):
-    """One operation on all environments of the engine record at `address`; the number that ended (STEP)."""
-    e = engine_at(address)
+@kernel
+def serve_range(e, operation, first, last):
+    """One operation on the environments from `first` up to `last`; the number that ended (STEP)."""
     ended = 0
-    for i in range(e.n):
+    for i in range(first, last):
         fetch_ahead(e, i + 2)
-        if i + 1 < e.n:
+        if i + 1 < last:
             fetch_rest(e, i + 1)
         serve(e, operation, i)
         if operation == STEP:
@@ -348,12 +348,21 @@ def engine(address, operation):
     return ended
 
 
+@entry
+def engine(address, operation):
+    """One operation on all environments of the engine record at `address`; the number that ended (STEP)."""
+    e = engine_at(address)
+    return serve_range(e, operation, 0, e.n)
+
+
 @parallel_entry
 def engine_parallel(address, operation):
-    """`engine` on several threads; the same bits."""
+    """`engine` on several threads, each of which takes some environments in a row at a time; the same bits."""
     e = engine_at(address)
-    for i in numba.prange(e.n):
-        serve(engine_at(address), operation, i)
+    share = max(1, min(_SHARE, e.n // 8))
+    for k in numba.prange((e.n + share - 1) // share):
+        part = engine_at(address)
+        serve_range(part, operation, k * share, min((k + 1) * share, part.n))
     ended = 0
     if operation == STEP:
         for i in range(e.n):

@@ -1,4 +1,4 @@
-"""`conductor show` and `conductor record`: what a run did, for people and as a table."""
+"""`conductor show`, `record`, `measure`: what a run did, for people and as a table; what calls took, beside the catalogue."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from conductor.commands import add_run
+from conductor.measure import measure, print_figures
 from conductor.record import record_run
 from conductor.report import print_run, report_run
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def register(commands: Commands) -> None:
-    """Adds `show` and `record`."""
+    """Adds `show`, `record` and `measure`."""
     show = commands.add_parser("show", help="print what a run did, from its journal")
     add_run(show)
     show.set_defaults(handle=_show)
@@ -25,6 +26,9 @@ def register(commands: Commands) -> None:
     record.add_argument("--out", metavar="FILE", required=True, help="the table, for example decisions.parquet")
     record.add_argument("--observations", action="store_true", help="with the observation and the mask of each decision")
     record.set_defaults(handle=_record)
+    measured = commands.add_parser("measure", help="print what calls and loads took in some runs, beside the catalogue")
+    measured.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a run, or its journal")
+    measured.set_defaults(handle=_measure)
 
 
 def _show(arguments: argparse.Namespace, console: Console) -> int:
@@ -35,4 +39,9 @@ def _show(arguments: argparse.Namespace, console: Console) -> int:
 def _record(arguments: argparse.Namespace, console: Console) -> int:
     count = record_run(arguments.run, arguments.out, arguments.observations)
     console.print(f"{arguments.out}: {count} decisions", soft_wrap=True, markup=False)
+    return 0
+
+
+def _measure(arguments: argparse.Namespace, console: Console) -> int:
+    print_figures(measure(arguments.runs), len(arguments.runs), console)
     return 0

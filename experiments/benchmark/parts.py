@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.benchmark.environments import SIZES, adapter_table, kernel_table, threads_table, vector_table, wanted
 from experiments.benchmark.growth import tasks_table
-from experiments.benchmark.peers import single_table, twin_table
+from experiments.benchmark.peers import QUICK, single_table, twin_table
 
 
 def operations_table(cfg: Any) -> dict[str, Any]:
@@ -56,7 +56,8 @@ def headlines(level: int, figures: dict[str, Any]) -> dict[str, Any]:
         row |= {"ns_per_step": round(ns, 1), "times_cartpole": round(found["cartpole_ratio"]["median"], 1)}
     if "single" in figures:
         row["times_cartpole_through_gym_make"] = round(figures["single"][env_id(level)]["cartpole_ratio"]["median"], 2)
-    for part, key in (("threads", "two_threads_over_one"), ("twin", "times_plain_python")):
-        if name in figures.get(part, {}):
-            row[key] = round(figures[part][name]["ratio"]["median"], 2)
+    if name in figures.get("threads", {}):
+        row["two_threads_over_one"] = round(figures["threads"][name]["ratio"]["median"], 2)
+    if name in figures.get("twin", {}) and QUICK in figures["twin"][name]["ratios"]:
+        row["times_plain_python"] = round(figures["twin"][name]["ratios"][QUICK]["median"], 2)
     return row

@@ -1,21 +1,24 @@
-"""Others beside ours: other suites' environments where they are installed, and the plain-Python twin where the tests are."""
+"""Others beside ours: other suites' environments where they are installed, and plain-Python twins where the tests are."""
 
 from __future__ import annotations
 
 import importlib
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from experiments.benchmark.environments import SEED, kernel_contestant, random_legal
-from experiments.benchmark.race import Contestant, race, ranged, spread, versus
+from experiments.benchmark.race import Contestant, race, ranged, spread
 
 CARTPOLE = "CartPole-v1"
 MINIGRID = "MiniGrid-DoorKey-8x8-v0"
 JUMANJI = "JobShop-v0"
 JUMANJI_N = 256
 TWIN_N = 256
+QUICK = "for speed"
 
 
 def imported(*names: str) -> list[Any] | None:
@@ -108,8 +111,20 @@ def single_table(cfg: Any) -> dict[str, Any]:
     return table
 
 
-# --------------------------------------------------------------------------- the twin
-def twin_contestant(twin: Any, level: int, seconds: float) -> Contestant:
+# --------------------------------------------------------------------------- the twins
+def read_twin(module: Any, engine: Any) -> tuple[Any, Any]:
+    """What is legal at first in the twin written for reading, and its step."""
+    game = module.TwinGame(engine)
+    return game.pit.mask(), game.step
+
+
+def quick_twin(module: Any, engine: Any) -> tuple[Any, Any]:
+    """The same of the twin written for speed."""
+    game = module.quick_game(engine)
+    return game.mask, game.step
+
+
+def twin_contestant(name: str, begin: Callable[[Any], tuple[Any, Any]], level: int, seconds: float) -> Contestant:
     """The game in plain Python: whole episodes of random legal actions, from the instances of `SEED`'s stream."""
     from fq_env.engine import Engine
 
@@ -117,38 +132,51 @@ def twin_contestant(twin: Any, level: int, seconds: float) -> Contestant:
     rng = np.random.default_rng(SEED)
     episodes: list[list[int]] = []
 
-    def episode(actions: list[int] | None) -> list[int]:
+    def episode() -> list[int]:
         engine.reset()
-        game = twin.TwinGame(engine)
-        mask, done, taken = game.pit.mask(), False, list[int]()
+        mask, step = begin(engine)
+        done, taken = False, list[int]()
         while not done:
-            taken.append(int(rng.choice(np.flatnonzero(mask))) if actions is None else actions[len(taken)])
-            _, mask, _, terminated, truncated = game.step(taken[-1])
+            taken.append(int(rng.choice(np.flatnonzero(mask))))
+            _, mask, _, terminated, truncated = step(taken[-1])
             done = terminated or truncated
         return taken
 
     began = time.process_time()
     while not episodes or time.process_time() - began < 2 * seconds:
-        episodes.append(episode(None))
+        episodes.append(episode())
 
     def run() -> None:
         engine.seed(SEED)
         for actions in episodes:
-            episode(actions)
+            engine.reset()
+            _, step = begin(engine)
+            for action in actions:
+                step(action)
 
-    return Contestant("twin", sum(map(len, episodes)), run)
+    return Contestant(name, sum(map(len, episodes)), run)
 
 
 def twin_table(cfg: Any) -> dict[str, Any]:
-    """The kernel against the game in plain Python that the tests compare it with."""
-    print(f"\nThe plain-Python twin over the kernel, n = {TWIN_N} (wanted 60 x)")
-    modules = imported("tests.twin.game_twin")
+    """The kernel against the game in plain Python: written for reading, and on level 1 written for speed, too."""
+    print(f"\nThe game in plain Python over the kernel, n = {TWIN_N}, with resets (written for speed: wanted 60 x)")
+    modules = imported("tests.twin.game_twin", "tests.twin.quick")
     if modules is None:
         print("  not measured: there is no folder tests/ here")
         return {}
-    print("  the twin is written for reading: it finds ranks, legal verbs and the score anew wherever it needs them")
+    print("  written for reading: it finds ranks, legal verbs and the score anew wherever it needs them")
+    print("  written for speed: it plays level 1 alone, where a step is a whole call, and keeps what did not change")
     table = {}
     for level in cfg.levels:
-        contestants = kernel_contestant(level, TWIN_N, cfg.seconds), twin_contestant(modules[0], level, cfg.seconds)
-        table[f"level {level}"] = versus(f"level {level}", *contestants, cfg.rounds)
+        contestants = [kernel_contestant(level, TWIN_N, cfg.seconds)]
+        contestants.append(twin_contestant("for reading", partial(read_twin, modules[0]), level, cfg.seconds))
+        if level == 1:
+            contestants.append(twin_contestant(QUICK, partial(quick_twin, modules[1]), level, cfg.seconds))
+        times = race(contestants, cfg.rounds)
+        ns = {c.name: spread(times[:, k]) for k, c in enumerate(contestants)}
+        ratios = {c.name: spread(times[:, k] / times[:, 0]) for k, c in enumerate(contestants) if k > 0}
+        table[f"level {level}"] = {"ratios": ratios, "ns_per_step": ns}
+        print(f"  level {level:<4} {contestants[0].name:<20} {ranged(ns[contestants[0].name]):>30} ns")
+        for name, ratio in ratios.items():
+            print(f"  {'':<10} {name:<20} {ranged(ns[name]):>30} ns   {ranged(ratio, 2)} x", flush=True)
     return table

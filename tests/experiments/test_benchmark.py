@@ -175,6 +175,17 @@ def test_the_headlines_are_what_was_measured(run: Any) -> None:
     assert row["wanted_steps_per_cpu_second"] == 4_000_000
 
 
+def test_plain_python_is_the_twin_written_for_speed(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """It plays level 1 alone: no other level has the figure."""
+    figures = run("part=twin", "levels=[1,2]")
+    first, second = figures["twin"]["level 1"], figures["twin"]["level 2"]
+    assert set(first["ratios"]) == {"for reading", "for speed"} and set(second["ratios"]) == {"for reading"}
+    assert first["ratios"]["for reading"]["median"] > first["ratios"]["for speed"]["median"] > 1
+    assert figures["levels"][0]["times_plain_python"] == round(first["ratios"]["for speed"]["median"], 2)
+    assert "times_plain_python" not in figures["levels"][1]
+    assert capsys.readouterr().out.count("for speed ") == 1
+
+
 def test_what_is_not_installed_is_said(run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("jumanji", "minigrid", "tests.twin.game_twin"):
         monkeypatch.setitem(sys.modules, name, None)

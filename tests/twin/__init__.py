@@ -1,1 +1,1 @@
-"""Slow, readable twins of the fast kernels: the oracles of the tests, written from the rule books alone."""
+"""Twins of the fast kernels in plain Python, from the rule books alone: slow, readable oracles of the tests, and `quick`."""

@@ -1,0 +1,76 @@
+"""What calls and loads took, beside the catalogue: what the journals hold, and what is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conductor.__main__ import main
+from conductor.journal import read_run
+from conductor.measure import Figure, draw_of, is_off, measure
+from conductor.orchestrator import begin
+from conductor.report import report_run
+from conductor.workflow import load_workflow
+from tests.conductor.helpers import small_workflow
+
+Write = Callable[[dict[str, Any]], Path]
+
+
+def test_it_is_what_the_journals_hold(write_workflow: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """Calls and loads of two runs; failed calls are counted and not timed; the catalogue is put beside."""
+    content = small_workflow(fa={"kind": "python", "call": "work:fail_once", "seconds": 20})
+    content["system"]["functions"]["plain"]["standard"]["seconds"] = 7.0
+    file = write_workflow(content)
+    places = [begin(load_workflow(file), file.parent / "runs", strategy="parallel").folder for _ in range(2)]
+    found = {figure.name: figure for figure in measure(places)}
+    assert [*found] == ["fa.standard", "fb.standard", "plain.standard", "A", "B"]
+    for k, place in enumerate(places):
+        calls = report_run(place).calls
+        for name in ("fa", "fb", "plain"):
+            took = [call.run for call in calls if call.function == name and call.result == "ok"]
+            assert took and found[f"{name}.standard"].seconds[k].tolist() == took
+        events = [row.data for row in read_run(place) if row.kind == "event" and row.data["kind"] == "loaded"]
+        both = np.concatenate([found["A"].seconds[k], found["B"].seconds[k]])
+        assert sorted(both) == sorted(event["elapsed"] / 1e6 for event in events)
+        assert (both >= 0.05).all()  # what the function that loads them sleeps
+    assert [figure.failed for figure in found.values()] == [4, 0, 0, 0, 0]
+    assert is_off(found["plain.standard"], [*found.values()]) and found["plain.standard"].ratio < 0.1
+    assert main(["measure", *map(str, places)]) == 0
+    out = capsys.readouterr().out
+    assert "measured in 2 runs" in out and "load of B" in out and "! is off" in out and "3 runs or more" in out
+    (row,) = [line for line in out.splitlines() if line.split()[:1] == ["fa.standard"]]
+    assert row.split()[1:3] == ["4", "4"]
+    assert main(["measure", str(file.parent)]) == 2
+    assert "there is no journal" in capsys.readouterr().err
+
+
+def figure(name: str, catalogue: float, seconds: list[list[float]], is_model: bool = False, failed: int = 0) -> Figure:
+    return Figure(name, catalogue, is_model, [np.array(run) for run in seconds], failed)
+
+
+def test_what_a_level_should_draw() -> None:
+    runs = [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
+    calls, load = figure("f.lite", 1.0, runs, failed=2), figure("m", 1.0, [[2.0], [2.0], [8.0]], True)
+    short = figure("g.standard", 1e-4, [[0.001], [0.004], [0.009]])
+    assert draw_of([calls, short, load]) == {
+        "seconds": [0.55, 1.45],  # 5 and 95 % of 0.5, 1, 1.5
+        "load_seconds": [0.5, 1.85],  # of 0.5, 0.5, 2
+        "noise_cv": [0.0, 0.0],  # within a run nothing varied; a single load says nothing about it
+        "failure_rate": 0.18,  # 2 of 11
+    }
+    assert draw_of([figure("f.lite", 1.0, runs[:2])]) == {}  # two runs are too few
+    noisy = figure("f.lite", 1.0, [[1.0, 3.0], [1.5, 2.5], [2.0, 2.0]])
+    low, high = (np.std(run, ddof=1) / 2 for run in ([1.75, 2.25], [1.25, 2.75]))  # halfway to the middle one
+    assert draw_of([noisy])["noise_cv"] == [round(low, 2), round(high, 2)]
+
+
+def test_only_what_matters_is_marked() -> None:
+    long, right, tiny = figure("f.lite", 1.0, [[4.0]]), figure("g.lite", 1.0, [[1.4]]), figure("h.lite", 0.02, [[0.001]])
+    never = figure("i.lite", 1.0, [])
+    figures = [long, right, tiny, never]
+    assert [is_off(x, figures) for x in figures] == [True, False, False, False]
+    assert is_off(tiny, [tiny])  # where all is as short, it does
