@@ -7,9 +7,10 @@ journals know better; what they say goes into the system file, and how it varied
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -18,26 +19,28 @@ from rich.table import Table
 
 from conductor.journal import Row, read_run
 from conductor.pit_interface import PitInterface, fold
-from conductor.report import report_run
-from pit.layout import VERBS
+from pit.layout import N_VARIANTS, VERBS
 
 ENOUGH = 3  # runs, from which on it is said how figures vary between them
 SHORT = 0.01  # s: of calls that take less, the conductor's own part is too large to say how they vary
 OFF = 1.5  # times the catalogue's figure, or that part of it: what is marked
 MATTERS = 0.02  # of the longest mean of all: smaller differences are not marked
+UNLIKE = 0.05  # by so much a quality is off
 
 
 @dataclass
 class Figure:
-    """A variant of a function (`draft.lite`), or a model: what the catalogue says, and what was measured, in seconds.
+    """A variant of a function (`draft.lite`), or a model: what the catalogue says, and what was measured.
 
-    `seconds` has an array for each run in which something ended well; `failed` counts calls that ended in an error.
+    `seconds` has an array for each run in which something ended well; `qualities` are those that functions measured
+    themselves, over what their inputs left them; `failed` counts calls that ended in an error.
     """
 
     name: str
-    catalogue: float
-    is_model: bool = False
+    catalogue: float  # seconds
+    quality: float | None = None  # the catalogue's; None: a model
     seconds: list[np.ndarray] = field(default_factory=list)
+    qualities: list[float] = field(default_factory=list)
     failed: int = 0
 
     @property
@@ -50,6 +53,11 @@ class Figure:
         """The mean over the catalogue's figure; 1 if nothing was measured or the catalogue says 0."""
         return float(self.all.mean() / self.catalogue) if self.seconds and self.catalogue > 0 else 1.0
 
+    @property
+    def is_misjudged(self) -> bool:
+        """Whether the catalogue's quality is wrong by more than `UNLIKE`."""
+        return bool(self.qualities) and abs(float(np.mean(self.qualities)) - float(self.quality or 0.0)) > UNLIKE
+
 
 def is_off(figure: Figure, figures: Sequence[Figure]) -> bool:
     """Whether the catalogue is wrong by `OFF` times, and by seconds that matter among these figures."""
@@ -59,18 +67,40 @@ def is_off(figure: Figure, figures: Sequence[Figure]) -> bool:
     return abs(float(figure.all.mean()) - figure.catalogue) > MATTERS * longest
 
 
-class _Loads:
-    """Collects what loads took while a journal is folded."""
+class _Watch:
+    """Collects what calls and loads came to while a journal is folded; a variant is told by (function, variant), a model by
+    its name alone."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.view: PitInterface | None = None
+        self.seconds: dict[Any, list[float]] = defaultdict(list)
+        self.qualities: dict[Any, list[float]] = defaultdict(list)
+        self.failed: Counter[Any] = Counter()
+        self._calls: dict[int, dict[str, Any]] = {}
 
     def __call__(self, row: Row, view: PitInterface) -> None:
-        self.view = view
-        if row.kind == "event" and row.data["kind"] == "loaded" and row.data["applied"]:
-            model = list(view.workflow.system.models)[int(view.pit.copies()["model"][row.data["subject"]])]
-            self.seconds[model].append(row.data["elapsed"] / 1e6)
+        data = row.data
+        if row.kind == "intent":
+            self._calls[data["call"]] = data
+        elif row.kind == "event" and data["applied"] and data["kind"] == "loaded":
+            model = list(view.workflow.system.models)[int(view.pit.copies()["model"][data["subject"]])]
+            self.seconds[model].append(data["elapsed"] / 1e6)
+        elif row.kind == "event" and data["applied"] and data["kind"] == "finished" and data["subject"] in self._calls:
+            call = self._calls[data["subject"]]
+            variant = call["function"], call["variant"]
+            if data["error"] != "ok":
+                self.failed[variant] += 1
+                return
+            self.seconds[variant].append(data["elapsed"] / 1e6)
+            if data["quality"] >= 0:
+                self.qualities[variant].append(min(1.0, data["quality"] / max(1e-9, _left(view, call["task"]))))
+
+
+def _left(view: PitInterface, name: str) -> float:
+    """What a task's inputs leave of its variant's quality: 1 - a + a mean(inputs), a the quality flow, see `pit/README.md`."""
+    flow, ids = view.workflow.system.quality_flow, view.pit.task_ids
+    inputs = next(task.inputs for task in view.workflow.tasks if task.id == name)
+    known = view.pit.tasks()["quality"]
+    return 1.0 - flow + flow * float(np.mean([known[ids.index(x)] for x in inputs])) if inputs else 1.0
 
 
 def measure(places: Sequence[str | os.PathLike[str]]) -> list[Figure]:
@@ -79,26 +109,22 @@ def measure(places: Sequence[str | os.PathLike[str]]) -> list[Figure]:
     Raises:
         ConductorError: a journal is not whole or replays differently.
     """
-    seconds: dict[str, list[np.ndarray]] = defaultdict(list)
-    failed: dict[str, int] = defaultdict(int)
-    for place in places:
-        loads = _Loads()
-        system = fold(read_run(place), loads).view.workflow.system
-        once: dict[str, list[float]] = defaultdict(list)
-        for call in report_run(place).calls:
-            name = f"{call.function}.{call.variant}"
-            if call.result == "ok":
-                once[name].append(call.run)
-            failed[name] += call.result not in ("ok", "running", "cancelled")
-        for name, values in (*once.items(), *loads.seconds.items()):
-            seconds[name].append(np.array(values))
-    found = []
-    for function, spec in system.functions.items():
-        for verb in VERBS[:3]:
-            if (variant := getattr(spec, verb)) is not None:
-                name = f"{function}.{verb}"
-                found.append(Figure(name, variant.seconds, False, seconds[name], failed[name]))
-    return found + [Figure(name, m.load_seconds, True, seconds[name]) for name, m in system.models.items()]
+    runs = [_Watch() for _ in places]
+    system = [fold(read_run(place), watch).view.workflow.system for place, watch in zip(places, runs, strict=True)][-1]
+
+    def figure(name: str, key: Any, catalogue: float, quality: float | None = None) -> Figure:
+        seconds = [np.array(run.seconds[key]) for run in runs if key in run.seconds]
+        qualities = [x for run in runs for x in run.qualities.get(key, ())]
+        return Figure(name, catalogue, quality, seconds, qualities, sum(run.failed[key] for run in runs))
+
+    variants = (
+        (f"{function}.{verb}", (function, verb), variant)
+        for function, spec in system.functions.items()
+        for verb in VERBS[:N_VARIANTS]
+        if (variant := getattr(spec, verb)) is not None
+    )
+    found = [figure(name, key, variant.seconds, variant.quality) for name, key, variant in variants]
+    return found + [figure(name, name, model.load_seconds) for name, model in system.models.items()]
 
 
 def draw_of(figures: Sequence[Figure]) -> dict[str, object]:
@@ -106,8 +132,8 @@ def draw_of(figures: Sequence[Figure]) -> dict[str, object]:
 
     Empty with fewer than `ENOUGH` runs.
     """
-    calls = [f for f in figures if not f.is_model and f.seconds and f.all.mean() >= SHORT]
-    loads = [f for f in figures if f.is_model and f.seconds]
+    calls = [f for f in figures if f.quality is not None and f.seconds and f.all.mean() >= SHORT]
+    loads = [f for f in figures if f.quality is None and f.seconds]
     draw: dict[str, object] = {}
     for key, some in (("seconds", calls), ("load_seconds", loads)):
         between = [float(run.mean() / f.all.mean()) for f in some if len(f.seconds) >= ENOUGH for run in f.seconds]
@@ -119,33 +145,38 @@ def draw_of(figures: Sequence[Figure]) -> dict[str, object]:
         if len(within) >= ENOUGH:
             low, middle, high = (round(float(x), 2) for x in np.percentile(within, (25, 50, 75)))
             draw[key] = middle if key == "load_cv" else [low, high]
-    ended = sum(len(f.all) for f in figures if not f.is_model)
+    ended = sum(len(f.all) for f in figures if f.quality is not None)
     if draw and ended:
         failed = sum(f.failed for f in figures)
         draw["failure_rate"] = round(failed / (failed + ended), 2)
     return draw
 
 
+def _mark(off: bool) -> str:
+    return " !" if off else "  "
+
+
 def print_figures(figures: Sequence[Figure], runs: int, console: Console) -> None:
     """The table, and what to do about it."""
     table = Table("what", box=box.SIMPLE_HEAD, title=f"measured in {runs} run{'s' if runs > 1 else ''}")
-    for name in ("ended well", "failed", "mean s", "5 to 95 %", "catalogue s", "mean / catalogue"):
+    for name in ("ended well", "failed", "mean s", "5 to 95 %", "catalogue s", "quality", "catalogue"):
         table.add_column(name, justify="right")
     for figure in figures:
-        counts = str(len(figure.all)), "" if figure.is_model else str(figure.failed)
-        name = f"load of {figure.name}" if figure.is_model else figure.name
-        if not figure.seconds:
-            table.add_row(name, *counts, "", "", f"{figure.catalogue:g}", "")
-            continue
-        low, high = np.percentile(figure.all, (5, 95))
-        ratio = f"{figure.ratio:.2f}{' !' if is_off(figure, figures) else '  '}"
-        table.add_row(
-            name, *counts, f"{figure.all.mean():.3f}", f"{low:.3f} to {high:.3f}", f"{figure.catalogue:g}", ratio
-        )  # fmt: skip
+        is_model = figure.quality is None
+        seconds = span = quality = ""
+        if figure.seconds:
+            low, high = np.percentile(figure.all, (5, 95))
+            seconds, span = f"{figure.all.mean():.3f}{_mark(is_off(figure, figures))}", f"{low:.3f} to {high:.3f}"
+        if figure.qualities:
+            quality = f"{np.mean(figure.qualities):.2f}{_mark(figure.is_misjudged)}"
+        name, failed, told = (
+            (f"load of {figure.name}", "", "") if is_model else (figure.name, str(figure.failed), f"{figure.quality:g}")
+        )
+        table.add_row(name, str(len(figure.all)), failed, seconds, span, f"{figure.catalogue:g}", quality, told)
     console.print(table)
-    if any(is_off(figure, figures) for figure in figures):
+    if any(is_off(figure, figures) or figure.is_misjudged for figure in figures):
         console.print(
-            "! is off: put what was measured into the system file (`seconds`, `load_seconds`), then fit and train again",
+            "! is off: what was measured belongs into the system file (seconds, load_seconds, quality); then fit and train",
             soft_wrap=True,
         )
     if draw := draw_of(figures):

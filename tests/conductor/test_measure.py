@@ -24,6 +24,7 @@ def test_it_is_what_the_journals_hold(write_workflow: Write, capsys: pytest.Capt
     """Calls and loads of two runs; failed calls are counted and not timed; the catalogue is put beside."""
     content = small_workflow(fa={"kind": "python", "call": "work:fail_once", "seconds": 20})
     content["system"]["functions"]["plain"]["standard"]["seconds"] = 7.0
+    content["system"]["quality_flow"] = 0.5
     file = write_workflow(content)
     places = [begin(load_workflow(file), file.parent / "runs", strategy="parallel").folder for _ in range(2)]
     found = {figure.name: figure for figure in measure(places)}
@@ -38,18 +39,21 @@ def test_it_is_what_the_journals_hold(write_workflow: Write, capsys: pytest.Capt
         assert sorted(both) == sorted(event["elapsed"] / 1e6 for event in events)
         assert (both >= 0.05).all()  # what the function that loads them sleeps
     assert [figure.failed for figure in found.values()] == [4, 0, 0, 0, 0]
+    over = pytest.approx([0.9 / 0.95] * 2)  # `add` tells 0.9, and inputs of 0.9 leave 0.95
+    assert [figure.qualities for figure in found.values()] == [[0.9] * 4, over, over, [], []]
+    assert [figure.is_misjudged for figure in found.values()] == [True, True, True, False, False]  # the catalogue says 1
     assert is_off(found["plain.standard"], [*found.values()]) and found["plain.standard"].ratio < 0.1
     assert main(["measure", *map(str, places)]) == 0
     out = capsys.readouterr().out
     assert "measured in 2 runs" in out and "load of B" in out and "! is off" in out and "3 runs or more" in out
     (row,) = [line for line in out.splitlines() if line.split()[:1] == ["fa.standard"]]
-    assert row.split()[1:3] == ["4", "4"]
+    assert row.split()[1:3] == ["4", "4"] and row.split()[-3:] == ["0.90", "!", "1"]
     assert main(["measure", str(file.parent)]) == 2
     assert "there is no journal" in capsys.readouterr().err
 
 
 def figure(name: str, catalogue: float, seconds: list[list[float]], is_model: bool = False, failed: int = 0) -> Figure:
-    return Figure(name, catalogue, is_model, [np.array(run) for run in seconds], failed)
+    return Figure(name, catalogue, None if is_model else 1.0, [np.array(run) for run in seconds], [], failed)
 
 
 def test_what_a_level_should_draw() -> None:
