@@ -85,8 +85,7 @@ class Rule:
     def choose(self, pit: Pit) -> int:
         """The action that the rule takes now: `Pit.rule` without its reading of parameters."""
         weights = 0 if self._weights is None else self._weights.ctypes.data
-        seen, mask = pit._observation.ctypes.data, pit._mask.ctypes.data
-        return pit._call(RULE, self._code, seen, mask, event=self._variant, theta=self._theta, weights=weights)
+        return pit._call(RULE, self._code, *pit._seen_at, event=self._variant, theta=self._theta, weights=weights)
 
 
 class PitInterface:

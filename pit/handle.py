@@ -162,6 +162,7 @@ class Pit:
         self._event = np.zeros(1, state.EVENT)
         self._observation = np.zeros(N_OBSERVATION, np.float32)
         self._mask = np.zeros(N_ACTIONS, np.uint8)
+        self._seen_at = self._observation.ctypes.data, self._mask.ctypes.data  # asking for an address takes a microsecond
         self._hot = self._memory[: state.PIT.itemsize].view(state.PIT)
         self._commands: list[Command] = []
 
@@ -206,7 +207,7 @@ class Pit:
         return bool(self._call(DUE))
 
     def _encode(self) -> None:
-        self._call(OBSERVE, 0, self._observation.ctypes.data, self._mask.ctypes.data)
+        self._call(OBSERVE, 0, *self._seen_at)
 
     def observe(self) -> np.ndarray:
         """The observation, float32 (512,)."""
@@ -228,8 +229,7 @@ class Pit:
         """The action that a rule player would take now (see `pit.rules.RULES`)."""
         code, theta, variant, weights = rules.parameters(name, params)
         address = 0 if weights is None else weights.ctypes.data
-        seen, mask = self._observation.ctypes.data, self._mask.ctypes.data
-        return self._call(RULE, code, seen, mask, event=variant, theta=theta, weights=address)
+        return self._call(RULE, code, *self._seen_at, event=variant, theta=theta, weights=address)
 
     def commands(self) -> list[Command]:
         """The commands since the last call, in order."""

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
@@ -47,6 +48,7 @@ class _Seen(Pit):
         self._memory, self._address = memory, memory.ctypes.data
         self._event = np.zeros(1, state.EVENT)
         self._observation, self._mask = np.zeros(512, np.float32), np.zeros(128, np.uint8)
+        self._seen_at = self._observation.ctypes.data, self._mask.ctypes.data
         self._hot = memory[: state.PIT.itemsize].view(state.PIT)
         self._offsets = {"task_at": int(self._hot["task_at"][0])}
         self._counts = {"tasks": int(self._hot["n_tasks"][0])}
@@ -72,7 +74,11 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 
 def decision_table(level: int, rounds: int) -> dict[str, Any]:
-    """Microseconds from a state to an action, by the conductor and by SB3's `predict` on the same observation and mask."""
+    """Microseconds from a state to an action, by the conductor and by SB3's `predict` on the same observation and mask.
+
+    In a row: many decisions of one kind, as in play. Taking turns: each decision of the conductor after one of SB3, which has
+    filled the processor's caches with other things, as real work does between two decisions.
+    """
     import torch
     from pydantic import TypeAdapter
     from sb3_contrib import MaskablePPO
@@ -94,23 +100,50 @@ def decision_table(level: int, rounds: int) -> dict[str, Any]:
     bare = DecisionMaker("adaptive", make_policy(spec, tensors_of(model)), None)
     guarded = DecisionMaker("adaptive", make_policy(spec, tensors_of(model)), None, guard=RangeGuard(ranges))
     whole = {bare: "conductor, whole decision", guarded: "conductor, whole decision with guard"}
-    times: dict[str, list[float]] = {name: [] for name in ("observation and mask", *whole.values(), "SB3 predict")}
+    names = "observation and mask", *whole.values(), "SB3 predict"
+    turns: dict[str, list[float]] = {name: [] for name in names}
+    row: dict[str, list[float]] = {name: [] for name in names[1:]}
     for round_ in range(rounds):
         for k, pit in enumerate(pits):
             maker = (bare, guarded)[(round_ + k) % 2]
-            pit._hot["slots_valid"] = 0  # as after the events that made a decision due
             began = time.perf_counter_ns()
-            observation, mask = look(pit)
-            seen = time.perf_counter_ns()
-            maker.choose(pit, observation, mask)
+            observation, mask, seen = _decide(maker, pit)
             decided = time.perf_counter_ns()
-            model.predict(observation, action_masks=mask, deterministic=True)
+            _predict(model, observation, mask)
             predicted = time.perf_counter_ns()
             if round_ or k >= WARM:
-                names = "observation and mask", whole[maker], "SB3 predict"
-                for name, span in zip(names, (seen - began, decided - began, predicted - decided)):
-                    times[name].append(span / 1e3)
-    return {name: _percentiles(values) for name, values in times.items()}
+                which = "observation and mask", whole[maker], "SB3 predict"
+                for name, span in zip(which, (seen - began, decided - began, predicted - decided)):
+                    turns[name].append(span / 1e3)
+        for maker, name in whole.items():
+            row[name] += _micros(partial(_decide, maker), pits)
+        looks = [look(pit) for pit in pits]
+        row["SB3 predict"] += _micros(lambda seen: _predict(model, *seen), looks)
+    kinds = {"in a row": row, "taking turns": turns}
+    return {kind: {name: _percentiles(values) for name, values in times.items()} for kind, times in kinds.items()}
+
+
+def _decide(maker: DecisionMaker, pit: Pit) -> tuple[np.ndarray, np.ndarray, int]:
+    """What was seen, and when (ns), in a decision from the state to the action."""
+    pit._hot["slots_valid"] = 0  # as after the events that made it due
+    observation, mask = look(pit)
+    seen = time.perf_counter_ns()
+    maker.choose(pit, observation, mask)
+    return observation, mask, seen
+
+
+def _predict(model: Any, observation: np.ndarray, mask: np.ndarray) -> None:
+    model.predict(observation, action_masks=mask, deterministic=True)
+
+
+def _micros(decide: Callable[[Any], Any], among: Iterable[Any]) -> list[float]:
+    """Microseconds of each of several decisions in a row; the first ones are left out."""
+    times = []
+    for x in among:
+        began = time.perf_counter_ns()
+        decide(x)
+        times.append((time.perf_counter_ns() - began) / 1e3)
+    return times[WARM:]
 
 
 def _write(folder: str, live: int, commits: int) -> None:

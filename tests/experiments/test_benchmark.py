@@ -208,7 +208,9 @@ def test_a_mistake_is_one_sentence(run: Any, argument: str, capsys: pytest.Captu
 def test_what_the_conductor_costs(tmp_path: Path) -> None:
     """Each table in small: what is timed was really done."""
     decided = conducting.decision_table(20, 5)  # so many that a maker looks whether it goes round
-    assert 0 < decided["observation and mask"]["p50_us"] < decided["conductor, whole decision"]["p50_us"]
+    turns = decided["taking turns"]
+    assert 0 < turns["observation and mask"]["p50_us"] < turns["conductor, whole decision"]["p50_us"]
+    assert decided["in a row"].keys() == turns.keys() - {"observation and mask"}
     many = conducting.many_table(3, 2)
     assert many["solved"] == 3 and many["rows"] > 3 * 2 * 4 and many["peak_mib"] > 10
     assert conducting.task_table(1, 4)["ms_per_task"] > 0
