@@ -26,6 +26,7 @@ SHORT = 0.01  # s: of calls that take less, the conductor's own part is too larg
 OFF = 1.5  # times the catalogue's figure, or that part of it: what is marked
 MATTERS = 0.02  # of the longest mean of all: smaller differences are not marked
 UNLIKE = 0.05  # by so much a quality is off
+MOST_CV, MOST_FAILURES = 2.0, 0.9  # that a level can draw
 
 
 @dataclass
@@ -139,16 +140,16 @@ def draw_of(figures: Sequence[Figure]) -> dict[str, object]:
         between = [float(run.mean() / f.all.mean()) for f in some if len(f.seconds) >= ENOUGH for run in f.seconds]
         if between:
             low, high = np.percentile(between, (5, 95))
-            draw[key] = [round(min(1.0, float(low)), 2), round(max(1.0, float(high)), 2)]
+            draw[key] = [max(0.01, round(min(1.0, float(low)), 2)), round(max(1.0, float(high)), 2)]
     for key, some in (("noise_cv", calls), ("load_cv", loads)):
         within = [float(run.std(ddof=1) / run.mean()) for f in some for run in f.seconds if len(run) > 1 and run.mean() > 0]
         if len(within) >= ENOUGH:
-            low, middle, high = (round(float(x), 2) for x in np.percentile(within, (25, 50, 75)))
+            low, middle, high = (min(MOST_CV, round(float(x), 2)) for x in np.percentile(within, (25, 50, 75)))
             draw[key] = middle if key == "load_cv" else [low, high]
     ended = sum(len(f.all) for f in figures if f.quality is not None)
     if draw and ended:
         failed = sum(f.failed for f in figures)
-        draw["failure_rate"] = round(failed / (failed + ended), 2)
+        draw["failure_rate"] = min(MOST_FAILURES, round(failed / (failed + ended), 2))
     return draw
 
 

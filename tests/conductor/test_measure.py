@@ -15,6 +15,7 @@ from conductor.measure import Figure, draw_of, is_off, measure
 from conductor.orchestrator import begin
 from conductor.report import report_run
 from conductor.workflow import load_workflow
+from fq_env.level import Draw
 from tests.conductor.helpers import small_workflow
 
 Write = Callable[[dict[str, Any]], Path]
@@ -70,6 +71,16 @@ def test_what_a_level_should_draw() -> None:
     noisy = figure("f.lite", 1.0, [[1.0, 3.0], [1.5, 2.5], [2.0, 2.0]])
     low, high = (np.std(run, ddof=1) / 2 for run in ([1.75, 2.25], [1.25, 2.75]))  # halfway to the middle one
     assert draw_of([noisy])["noise_cv"] == [round(low, 2), round(high, 2)]
+
+
+def test_a_level_takes_what_is_said() -> None:
+    """However strange what was measured: a level's `draw` is not refused."""
+    wild = figure("f.lite", 1.0, [[1e-3, *[1e-6] * 9, 5e3], [1e-3, 1e-3], [2e-2] * 9], failed=500)
+    loads = figure("m", 1.0, [[1e-6] * 20 + [9e3], [1e-6] * 3, [1.0, 1.0]], True)
+    draw = draw_of([wild, loads])
+    assert draw.keys() == {"seconds", "load_seconds", "noise_cv", "load_cv", "failure_rate"}
+    assert draw["noise_cv"][1] > 1 and draw["failure_rate"] == 0.9  # type: ignore[index]
+    Draw.model_validate(draw)
 
 
 def test_only_what_matters_is_marked() -> None:
