@@ -333,7 +333,7 @@ def track(s, k, error):
             k = find_call(s, number)
         dag_tracker.done(s, i)
     else:
-        t.attempts += 1
+        t.attempts += error != ERR_CANCELLED  # that is the driver's own loss
         if t.calls == 1:
             dag_tracker.failed(s, i, error == ERR_LOST)
     return k

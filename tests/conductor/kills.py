@@ -21,8 +21,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
-
 from conductor.errors import ConductorError
 from conductor.journal import Row, read_journal
 from conductor.orchestrator import begin, resume
@@ -32,7 +30,6 @@ from conductor.workflow import load_workflow
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PER_RUN = 10  # kills of one run
-ATTEMPTS = 200  # `max_attempts`: a call that dies with its conductor counts as an attempt
 SECONDS = (0.05, 2.5)  # between the begin of a conductor and its end
 
 
@@ -154,31 +151,15 @@ def undisturbed(file: Path, runs: Path) -> dict[str, Any]:
     return {task: value for task, value in first.items() if task in second and second[task] == value}
 
 
-def patient(file: Path, place: Path) -> Path:
-    """A workflow file whose calls may be killed often; its modules are found beside the original."""
-    workflow = yaml.safe_load(file.read_text())
-    for part in ("system", "policies"):  # each may stand in a file of its own
-        if isinstance(workflow.get(part), str):
-            workflow[part] = yaml.safe_load((file.parent / workflow[part]).read_text())
-    holder = "policies" if "max_attempts" in workflow.get("policies", {}) else "system"
-    workflow[holder]["max_attempts"] = ATTEMPTS
-    for source in file.parent.iterdir():
-        if source != file and not source.name.startswith("__"):
-            (place / source.name).symlink_to(source)
-    (place / file.name).write_text(yaml.safe_dump(workflow, sort_keys=False))
-    return place / file.name
-
-
 def kill_all(files: Iterable[Path], kills: int, seed: int) -> Iterator[tuple[str, int, Tally]]:
     """Name, number of outputs that are compared, and tally of each workflow; `kills` of every one."""
     for file in files:
         rng, tally = random.Random(f"{seed} {file.parent.name}"), Tally()
         with TemporaryDirectory() as scratch:
             place = Path(scratch)
-            quick = patient(file, place)
-            expected = undisturbed(quick, place / "runs")
+            expected = undisturbed(file, place / "runs")
             while tally.kills < kills and not tally.faults:
-                disturbed(quick, place / "runs", rng, min(PER_RUN, kills - tally.kills), tally, expected)
+                disturbed(file, place / "runs", rng, min(PER_RUN, kills - tally.kills), tally, expected)
             yield file.parent.name, len(expected), tally
 
 

@@ -168,7 +168,7 @@ class TwinLife(TwinTracking):
             self.track_ok(call)
         elif self.calls_of(call["task"]):
             self.reached["hedge: an error leaves the other call"] += 1
-            task["attempts"] += 1
+            task["attempts"] += error != L.ERR_CANCELLED
         else:
             self.track_error(call["task"], error)
         self.release(call)
@@ -207,7 +207,7 @@ class TwinLife(TwinTracking):
 
     def track_error(self, i: int, error: int) -> None:
         task = self.tasks[i]
-        task["attempts"] += 1
+        task["attempts"] += error != L.ERR_CANCELLED
         if self.stream and self.flow_of(i)["ended"] is not None:
             self.reached["stream: a call fails after the end"] += 1
             self.give_up_quietly(i)
