@@ -5,7 +5,7 @@ run goes on with the very same ones.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,11 @@ from conductor.errors import ConductorError
 from conductor.guard import STOP_FILE, RangeGuard, thrown
 from conductor.manifest import RuleSpec
 from conductor.trust import ANYONE
+from pit.errors import PitError
+from pit.files import mapping_of, parse, shown
+from pit.spec import SystemSpec
 
+SHOWN = 3  # differences between two systems that are told
 FOLDERS = ("bundle", "shadow")  # beside the journal, and the keys of the journal's row `run` that hold their digests
 
 
@@ -100,3 +104,29 @@ def decider(advice: Advice, record: dict[str, Any], folder: Path, recent: Sequen
     )
     maker.recall(recent)
     return maker
+
+
+def unlike(trained: str, system: SystemSpec) -> str:
+    """In what a system differs from the one that a bundle was trained for (its `system.yaml`): the first few figures; "" if
+    in nothing, or if the bundle was trained for several."""
+    try:
+        spec = parse(SystemSpec, mapping_of(trained, "system.yaml"), "system.yaml")
+    except PitError:  # a bundle may say what it likes there
+        return ""
+    parts = {"functions", "models", "pools", "memory"}
+    here, there = (x.model_dump(mode="json", include=parts) for x in (system, spec))
+    found = list(_differences(here, there))
+    return "; ".join(found[:SHOWN]) + (f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+
+
+def _differences(here: dict[str, Any], there: dict[str, Any], above: str = "") -> Iterator[str]:
+    """What is another value, new, or gone, by its path."""
+    for key in dict.fromkeys((*here, *there)):
+        a, b, path = here.get(key), there.get(key), f"{above}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{path}.")
+        elif a is None or b is None:
+            if a is not b:
+                yield f"{path} is {'gone' if a is None else 'new'}"
+        elif a != b:
+            yield f"{path} is {shown(a)} and was {shown(b)}"

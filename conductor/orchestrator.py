@@ -21,9 +21,10 @@ from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any, TypeVar
 
-from conductor.advice import Advice, decider, recalled
+from conductor.advice import Advice, decider, recalled, unlike
 from conductor.bundle import Bundle
 from conductor.clock import Clock
+from conductor.decision_maker import NEED_BUNDLE
 from conductor.errors import ConductorError, DiskFull, Stopped
 from conductor.files import digest
 from conductor.guard import WINDOW
@@ -80,6 +81,7 @@ def begin(
         raise
     orchestrator.begin(run)
     run.observe("begin", 0, str(folder))
+    warn(run, advice)
     return serve_until_stopped(orchestrator)[0]
 
 
@@ -96,7 +98,7 @@ def resume_all(
     """Go on with the runs of a journal after their conductor ended: it is verified and folded, lost calls are called again.
 
     The clock goes on from the last recorded moment. Copies that were loaded are loaded again before they serve. A lost call
-    ends with the error `cancelled`, which counts towards its task's `max_attempts`.
+    ends with the error `cancelled`, which does not count towards its task's `max_attempts`.
 
     Raises:
         ConductorError: no journal, a journal that is not whole, one that another conductor writes, or whose runs have ended.
@@ -133,6 +135,13 @@ def first_row(workflow: Workflow, name: str, folder: str, advice: Advice) -> dic
         "tables": tables(),
         **advice.record(),
     }
+
+
+def warn(run: Run, advice: Advice) -> None:
+    """Tells people that the bundle which decides was trained for another system than the run's."""
+    if advice.bundle is not None and advice.strategy in NEED_BUNDLE:
+        if text := unlike(advice.bundle.system_yaml, run.view.workflow.system):
+            run.observe("guard", 0, f"the bundle was trained for another system: {text}")
 
 
 def make_run(

@@ -21,7 +21,7 @@ from conductor.advice import Advice
 from conductor.bundle import Bundle, load_bundle
 from conductor.errors import ConductorError
 from conductor.journal import Journal
-from conductor.orchestrator import WORKERS, Orchestrator, first_row, make_run, serve_until_stopped
+from conductor.orchestrator import WORKERS, Orchestrator, first_row, make_run, serve_until_stopped, warn
 from conductor.pit_interface import PitInterface
 from conductor.run import Observer, Run, RunResult
 from conductor.workflow import Workflow, load_workflow
@@ -57,6 +57,7 @@ class Session:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             raise
         self.loop.begin(run)
+        warn(run, self._advice)
         self._begun += 1
         return run
 

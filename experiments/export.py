@@ -32,7 +32,7 @@ RECORDED_EPISODES = 64  # validation instances whose decisions are recorded for 
 RANGED_EPISODES, RANGED_DECISIONS = 256, 20_000  # up to so many, until there are so many decisions: rare columns must show
 VERIFIED = 4000  # recorded decisions on which torch and the bundle are compared, at most
 # Columns that any real work moves, and the keys of `draw` by which training does. (`failure_error` moves in either.)
-MOVED_BY = {"duration_error": "noise_cv or belief_cv", "load_error": "load_cv or belief_cv"}
+MOVED_BY = {"duration_error": ("noise_cv", "belief_cv"), "load_error": ("load_cv", "belief_cv")}
 
 
 @dataclass
@@ -133,11 +133,16 @@ def still(columns: Collection[str], exposure: str, levels: list[Level]) -> str:
     dead = [name for name in MOVED_BY if name not in columns and (loads or name != "load_error")]
     if exposure != "full" or not dead:
         return ""
-    keys = " and ".join(f"`{name}` ({MOVED_BY[name]})" for name in dead)
-    return (
-        f"Always 0 in training, and never in real work, where the range guard will call every decision far: {keys}; "
-        "set what is named in the level's `draw` and train again."
-    )
+    drawn = {name for name in dead if any(np.any(getattr(level.draw, key)) for level in levels for key in MOVED_BY[name])}
+    said = []
+    if keys := " and ".join(f"`{name}` ({' or '.join(MOVED_BY[name])})" for name in dead if name not in drawn):
+        said.append(
+            f"Always 0 in training, and never in real work, where the range guard will call every decision far: {keys}; "
+            "set what is named in the level's `draw` and train again."
+        )
+    if "load_error" in drawn:
+        said.append("The policy loaded no model in training, so `load_error` stayed 0: work that loads one is far.")
+    return " ".join(said)
 
 
 def export_model(

@@ -112,6 +112,11 @@ def load_yaml(path: str | Path, what: str = "file") -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise PitError(f"{what} {path} cannot be read: {reason}") from None
+    return mapping_of(text, f"{what} {path}")
+
+
+def mapping_of(text: str, source: str) -> dict[str, Any]:
+    """The mapping that is written as YAML in a text. Raises `PitError` (source, line, remedy) if it is not safe or is none."""
     builder = _Builder()
     documents = 0
     try:
@@ -122,14 +127,14 @@ def load_yaml(path: str | Path, what: str = "file") -> dict[str, Any]:
                 raise PitError(f"another document begins in line {event.start_mark.line + 1}; leave one")
             builder.take(event)
     except PitError as error:
-        raise PitError(f"{what} {path} is refused: {error}") from None
+        raise PitError(f"{source} is refused: {error}") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
-        raise PitError(f"{what} {path} is not valid YAML{line}: {getattr(error, 'problem', None) or error}") from None
+        raise PitError(f"{source} is not valid YAML{line}: {getattr(error, 'problem', None) or error}") from None
     data = builder.value
     if not isinstance(data, dict) or not all(isinstance(k, str) for k in data):
-        raise PitError(f"{what} {path} must hold a mapping of names to values, not {type(data).__name__}")
+        raise PitError(f"{source} must hold a mapping of names to values, not {type(data).__name__}")
     return data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ["NUMBA_NUM_THREADS"] = "2"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["WANDB_MODE"] = "disabled"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests in the background lets it be ignored
 os.environ["FQ_CONFIG"] = os.devnull  # nobody's keys and trust store: a test that needs a folder sets its own
 
 # A first example may compile a kernel for seconds, so no deadline; in CI the same examples are drawn every time.

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 from conductor import audit, decision_maker, guard
 from conductor.__main__ import main
+from conductor.advice import unlike
 from conductor.bundle import Bundle, write_bundle
 from conductor.decision_maker import Decision, DecisionMaker, Shadow
 from conductor.errors import ConductorError
@@ -380,3 +382,30 @@ def test_a_shadow_decides_nothing_and_is_reported(
         assert report.decisions["policy" if more else "rule"] == report.shadowed > 0 and verify_run(folder).ended
         assert (report.agreed == report.shadowed) is bool(more)
         assert report.run["shadow"] == shadow.digest and (folder / "shadow" / "manifest.json").is_file()
+
+
+def test_a_system_that_was_not_trained_for_is_told(write_workflow: Write, bundle: Bundle) -> None:
+    """What differs, at the beginning, once; nothing where nothing does, or where a bundle says what cannot be read."""
+    content = small_workflow()
+    told: list[str] = []
+
+    def see(kind: str, time: int, text: str) -> None:
+        told.append(text) if "another system" in text else None
+
+    workflow = load_workflow(write_workflow(content))
+    same = replace(bundle, system_yaml=yaml.safe_dump(workflow.spec.system.model_dump(mode="json")))
+    begin(workflow, workflow.base / "runs", bundle=same, observer=see)
+    assert not told and unlike("a: &x 1\nb: *x", workflow.spec.system) == "" == unlike("[", workflow.spec.system)
+    content["system"]["functions"]["fa"]["standard"]["seconds"] = 0.3
+    content["system"]["models"]["A"]["size"] = 2
+    content["system"]["functions"]["other"] = {"standard": {"pool": "cpu", "seconds": 1}}
+    begin(load_workflow(write_workflow(content)), workflow.base / "runs", bundle=same, observer=see)
+    begin(load_workflow(write_workflow(content)), workflow.base / "runs", strategy="parallel", observer=see)  # asks no bundle
+    assert told == [
+        "the bundle was trained for another system: models.A.size is 2 and was 1; "
+        "functions.fa.standard.seconds is 0.3 and was 0.1; functions.other is new"
+    ]
+    content["system"]["pools"]["spare"] = {"places": 1}
+    content["system"]["pools"]["cpu"]["places"] = 3
+    begin(load_workflow(write_workflow(content)), workflow.base / "runs", bundle=same, observer=see)
+    assert told[1].endswith("pools.spare is new; models.A.size is 2 and was 1; and 2 more")

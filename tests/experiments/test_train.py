@@ -169,6 +169,12 @@ def test_the_card_names_what_only_real_work_moves(
     assert [[note in text for text in texts] for texts in said] == [[False] * 2, [True] * 3]
     assert export.still([], "partial", []) == ""
     assert "`duration_error` (noise_cv or belief_cv);" in export.still(["load_error"], "full", [])
+    from fq_env.level import load_level
+
+    level = load_level(11)
+    assert export.still(["duration_error"], "full", [level]).startswith(
+        "The policy loaded no model in training"
+    )  # it is drawn
 
 
 def test_the_entropy_bonus_fades_over_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
