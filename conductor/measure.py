@@ -17,6 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from conductor.errors import ConductorError
 from conductor.journal import Row, read_run
 from conductor.pit_interface import PitInterface, fold
 from pit.layout import N_VARIANTS, VERBS
@@ -80,7 +81,9 @@ class _Watch:
 
     def __call__(self, row: Row, view: PitInterface) -> None:
         data = row.data
-        if row.kind == "intent":
+        if row.kind == "run":
+            self.id, self.began, self.system = data["id"], data["began"], view.workflow.system
+        elif row.kind == "intent":
             self._calls[data["call"]] = data
         elif row.kind == "event" and data["applied"] and data["kind"] == "loaded":
             model = list(view.workflow.system.models)[int(view.pit.copies()["model"][data["subject"]])]
@@ -89,7 +92,7 @@ class _Watch:
             call = self._calls[data["subject"]]
             variant = call["function"], call["variant"]
             if data["error"] != "ok":
-                self.failed[variant] += 1
+                self.failed[variant] += data["error"] != "cancelled"  # by the conductor's own death
                 return
             self.seconds[variant].append(data["elapsed"] / 1e6)
             if data["quality"] >= 0:
@@ -104,14 +107,32 @@ def _left(view: PitInterface, name: str) -> float:
     return 1.0 - flow + flow * float(np.mean([known[ids.index(x)] for x in inputs])) if inputs else 1.0
 
 
-def measure(places: Sequence[str | os.PathLike[str]]) -> list[Figure]:
-    """What these runs measured, in the catalogue's order, functions first. The catalogue is the last run's.
+@dataclass
+class Measured:
+    """What some runs of one system measured, in the order of its catalogue, functions first: that of the run begun last."""
+
+    runs: int
+    last: str  # the id of that run
+    figures: list[Figure]
+
+
+def measure(places: Sequence[str | os.PathLike[str]]) -> Measured:
+    """What these runs measured; one that is named twice counts once.
 
     Raises:
-        ConductorError: a journal is not whole or replays differently.
+        ConductorError: a journal is not whole or replays differently, or a run is of another system.
     """
-    runs = [_Watch() for _ in places]
-    system = [fold(read_run(place), watch).view.workflow.system for place, watch in zip(places, runs, strict=True)][-1]
+    known: dict[str, _Watch] = {}
+    for place in places:
+        watch = _Watch()
+        fold(read_run(place), watch)
+        known[watch.id] = watch
+    runs = sorted(known.values(), key=lambda run: (run.began, run.id))
+    last = runs[-1]
+    system = last.system
+    for run in runs:
+        if {*run.system.functions, *run.system.models} != {*system.functions, *system.models}:
+            raise ConductorError(f"{run.id} is a run of another system than {last.id}; measure the runs of one at a time")
 
     def figure(name: str, key: Any, catalogue: float, quality: float | None = None) -> Figure:
         seconds = [np.array(run.seconds[key]) for run in runs if key in run.seconds]
@@ -125,14 +146,17 @@ def measure(places: Sequence[str | os.PathLike[str]]) -> list[Figure]:
         if (variant := getattr(spec, verb)) is not None
     )
     found = [figure(name, key, variant.seconds, variant.quality) for name, key, variant in variants]
-    return found + [figure(name, name, model.load_seconds) for name, model in system.models.items()]
+    found += [figure(name, name, model.load_seconds) for name, model in system.models.items()]
+    return Measured(len(runs), last.id, found)
 
 
 def draw_of(figures: Sequence[Figure]) -> dict[str, object]:
     """Keys of a level's `draw` under which what was measured is nothing unusual: factors from run to run, the spread within.
 
-    Empty with fewer than `ENOUGH` runs.
+    Empty unless something was measured in `ENOUGH` runs.
     """
+    if all(len(f.seconds) < ENOUGH for f in figures):
+        return {}
     calls = [f for f in figures if f.quality is not None and f.seconds and f.all.mean() >= SHORT]
     loads = [f for f in figures if f.quality is None and f.seconds]
     draw: dict[str, object] = {}
@@ -144,7 +168,7 @@ def draw_of(figures: Sequence[Figure]) -> dict[str, object]:
     for key, some in (("noise_cv", calls), ("load_cv", loads)):
         within = [float(run.std(ddof=1) / run.mean()) for f in some for run in f.seconds if len(run) > 1 and run.mean() > 0]
         if len(within) >= ENOUGH:
-            low, middle, high = (min(MOST_CV, round(float(x), 2)) for x in np.percentile(within, (25, 50, 75)))
+            low, middle, high = (min(MOST_CV, round(float(x), 2)) for x in np.percentile(within, (5, 50, 95)))
             draw[key] = middle if key == "load_cv" else [low, high]
     ended = sum(len(f.all) for f in figures if f.quality is not None)
     if draw and ended:
@@ -157,9 +181,11 @@ def _mark(off: bool) -> str:
     return " !" if off else "  "
 
 
-def print_figures(figures: Sequence[Figure], runs: int, console: Console) -> None:
+def print_figures(measured: Measured, console: Console) -> None:
     """The table, and what to do about it."""
-    table = Table("what", box=box.SIMPLE_HEAD, title=f"measured in {runs} run{'s' if runs > 1 else ''}")
+    figures, runs = measured.figures, measured.runs
+    title = f"measured in {runs} run{'s' if runs > 1 else ''}; the catalogue is that of {measured.last}"
+    table = Table("what", box=box.SIMPLE_HEAD, title=title)
     for name in ("ended well", "failed", "mean s", "5 to 95 %", "catalogue s", "quality", "catalogue"):
         table.add_column(name, justify="right")
     for figure in figures:
@@ -167,7 +193,7 @@ def print_figures(figures: Sequence[Figure], runs: int, console: Console) -> Non
         seconds = span = quality = ""
         if figure.seconds:
             low, high = np.percentile(figure.all, (5, 95))
-            seconds, span = f"{figure.all.mean():.3f}{_mark(is_off(figure, figures))}", f"{low:.3f} to {high:.3f}"
+            seconds, span = f"{figure.all.mean():.2g}{_mark(is_off(figure, figures))}", f"{low:.2g} to {high:.2g}"
         if figure.qualities:
             quality = f"{np.mean(figure.qualities):.2f}{_mark(figure.is_misjudged)}"
         name, failed, told = (
@@ -175,16 +201,17 @@ def print_figures(figures: Sequence[Figure], runs: int, console: Console) -> Non
         )
         table.add_row(name, str(len(figure.all)), failed, seconds, span, f"{figure.catalogue:g}", quality, told)
     console.print(table)
+    said = []
     if any(is_off(figure, figures) or figure.is_misjudged for figure in figures):
-        console.print(
-            "! is off: what was measured belongs into the system file (seconds, load_seconds, quality); then fit and train",
-            soft_wrap=True,
-        )
+        said.append("! is off: what was measured belongs into the system file; then fit and train")
+    if any(figure.qualities for figure in figures):
+        said.append("quality: what functions told of themselves, over what the qualities of their inputs left (quality_flow)")
+    if missing := [figure.name for figure in figures if not figure.seconds]:
+        said.append(f"never ended well, so nothing is known of: {', '.join(missing)}")
+        said.append("  (parallel starts standard variants only: runs with a bundle start others, too; measure them as well)")
     if draw := draw_of(figures):
         text = ", ".join(f"{key}: {value}" for key, value in draw.items())
-        console.print(
-            f"a level over that system has seen as much in training if it draws at least\n  draw: {{{text}}}",
-            soft_wrap=True, markup=False, highlight=False,
-        )  # fmt: skip
+        said.append(f"in a level over that system, such a draw shows in training what was seen here\n  draw: {{{text}}}")
     else:
-        console.print(f"{ENOUGH} runs or more would also say how much a level should draw", soft_wrap=True)
+        said.append(f"{ENOUGH} runs or more would also say how much a level should draw")
+    console.print("\n".join(said), soft_wrap=True, markup=False, highlight=False)

@@ -27,7 +27,7 @@ def register(commands: Commands) -> None:
     record.add_argument("--observations", action="store_true", help="with the observation and the mask of each decision")
     record.set_defaults(handle=_record)
     measured = commands.add_parser("measure", help="print what calls and loads took in some runs, beside the catalogue")
-    measured.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a run, or its journal")
+    measured.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a run, or its journal; all of one system")
     measured.set_defaults(handle=_measure)
 
 
@@ -43,5 +43,5 @@ def _record(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _measure(arguments: argparse.Namespace, console: Console) -> int:
-    print_figures(measure(arguments.runs), len(arguments.runs), console)
+    print_figures(measure(arguments.runs), console)
     return 0
