@@ -204,6 +204,17 @@ def fitted(level: Level) -> dict[str, Any] | None:
     return record if record.get("digest") == level_digest(level) else None
 
 
+def unfitted(level: Level, name: str) -> str:
+    """What to tell people of a level without a fitted rule; "" if it has one, or none can be fitted. `name`: as it was given."""
+    if level.order is not None or fitted(level) is not None:
+        return ""
+    why = "was fitted on another system or level" if rule_path(level).is_file() else "is not there"
+    return (
+        f"no fitted rule: {rule_path(level)} {why}; until `python -m experiments.calibrate levels={name}` has been run, "
+        "`calibrated` is not among the players and guards fall back on critical_path_warm_wait"
+    )
+
+
 def fitted_weights(level: Level) -> Mapping[str, Mapping[str, float]] | None:
     """The named weights of the fitted rule of a level; None if there is none."""
     record = fitted(level)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import cli
+from experiments.calibrate import unfitted
 from experiments.config import TrainConfig, derived, exposure_after, finished, register, shown, title_of, trained_levels
 from experiments.errors import ExperimentError
 
@@ -68,6 +69,8 @@ def train(cfg: TrainConfig, command: str = "", on_look: OnLook | None = None) ->
     seen = cfg.exposure or exposure
     print(f"level {title_of(cfg.level)} ({title}), seed {cfg.seed}, {cfg.algo}, exposure {seen}: {derived(cfg)}", flush=True)
     print(f"run folder: {folder}", flush=True)
+    if len(levels) == 1 and (note := unfitted(levels[0], cfg.level)):
+        print(note, flush=True)
     with run_folder.locked(folder):
         return _train_in(run_folder.read_run(folder), cfg, on_look)
 

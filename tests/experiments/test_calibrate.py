@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import calibrate
-from experiments.calibrate import CalibrateConfig, Objective, corners, fitted, fitted_weights, live_weights
+from experiments.calibrate import CalibrateConfig, Objective, corners, fitted, fitted_weights, live_weights, unfitted
 from experiments.errors import ExperimentError
 from fq_env.level import load_level
 from fq_env.level_files import LEVELS
@@ -50,6 +50,10 @@ def test_fitting_gains_and_is_kept(
     assert "fitted already" in capsys.readouterr().out
     other = level.model_copy(update={"horizon": level.horizon + 1})
     assert fitted(other) is None
+    assert "was fitted on another system or level; until" in unfitted(other, "12")
+    assert unfitted(level, "12") == "" == unfitted(load_level(1), "1") and "level-11.json is not there" in unfitted(
+        load_level(11), "11"
+    )
     words = level.model_copy(update={"hint": "another"})
     assert fitted(words) == record
 
