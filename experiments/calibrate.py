@@ -205,7 +205,7 @@ def fitted(level: Level) -> dict[str, Any] | None:
 
 
 def unfitted(level: Level, name: str) -> str:
-    """What to tell people of a level without a fitted rule; "" if it has one, or none can be fitted. `name`: as it was given."""
+    """What to tell people of a level, given as `name`, that has no fitted rule; "" if it has one, or none can be fitted."""
     if level.order is not None or fitted(level) is not None:
         return ""
     why = "was fitted on another system or level" if rule_path(level).is_file() else "is not there"

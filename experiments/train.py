@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import cli
-from experiments.calibrate import unfitted
 from experiments.config import TrainConfig, derived, exposure_after, finished, register, shown, title_of, trained_levels
 from experiments.errors import ExperimentError
 
@@ -60,6 +59,7 @@ def train(cfg: TrainConfig, command: str = "", on_look: OnLook | None = None) ->
     if cfg.resume is not None:
         return resume(Path(cfg.resume), on_look)
     from experiments import run_folder
+    from experiments.calibrate import unfitted
 
     levels, exposure = trained_levels(cfg.level), shown(cfg)
     folder = run_folder.make(cfg)
