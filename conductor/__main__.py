@@ -57,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConductorError as error:
         print(f"conductor: {printable(str(error))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("conductor: interrupted; nothing recorded is lost, `conductor resume RUN` goes on", file=sys.stderr)
+    except KeyboardInterrupt as error:  # with its folder, if a run was under way
+        goes_on = f"; nothing recorded is lost, `conductor resume {error}` goes on" if error.args else ""
+        print(f"conductor: interrupted{goes_on}", file=sys.stderr)
         return 130
 
 

@@ -301,6 +301,8 @@ def _read_zip(path: Path) -> dict[str, bytes]:
 def _read_folder(path: Path) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     left = MAX_BYTES
+    if (path / "bundle").is_dir():
+        raise ConductorError(f"{path}: holds a bundle and is none; name {path / 'bundle'}")
     with os.scandir(path) as entries:
         names = sorted(entry.name for entry in itertools.islice(entries, len(_NAMES) + 1))
     if len(names) > len(_NAMES):

@@ -81,13 +81,15 @@ def throw(place: str | os.PathLike[str], *, undo: bool = False) -> Path:
     """Throw a run's switch, or put it back (`undo`); the file that is the switch. Holds from the next decision on.
 
     Raises:
-        ConductorError: no such run, one that has ended, or a folder that cannot be written.
+        ConductorError: no such run, one in which no policy decides, one that has ended, or a folder that cannot be written.
     """
     first, last = None, None
     for row in read_run(place):
         first, last = first or row, row
     assert first is not None and last is not None  # an empty journal is refused
     file = run_folder(place, first.data) / STOP_FILE
+    if first.data["strategy"] != "adaptive":
+        raise ConductorError(f"{file.parent}: no policy decides in this run, its strategy is {first.data['strategy']}")
     if last.kind == "end":
         raise ConductorError(f"{file.parent}: this run has ended; there is nothing left to decide")
     try:

@@ -108,7 +108,9 @@ def read_run(place: str | os.PathLike[str]) -> Iterator[Row]:
     for row in read_journal(path):
         if row.kind == "run":
             if name == "." and row.run > 0:
-                raise ConductorError(f"{path}: holds several runs; name the folder of one, {path.parent}/{row.data['folder']}")
+                names = [f"{path.parent}/{found.data['folder']}" for found in peek(path, "run")]
+                known = ", ".join(names[:5] + ["..."] * (len(names) > 5))
+                raise ConductorError(f"{path}: holds several runs; name the folder of one: {known}")
             if row.data["folder"] == name or (name == "." and row.run == 0):
                 number = row.run
         if row.run == number:

@@ -220,6 +220,8 @@ def serve_until_stopped(orchestrator: Orchestrator) -> list[RunResult]:
     before = signal.signal(signal.SIGTERM, lambda *_: orchestrator.stop("SIGTERM"))
     try:
         return orchestrator.serve()
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(orchestrator.journal.folder)) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -184,6 +184,27 @@ class PitInterface:
         """`running`, `solved`, `failed` or `expired`; a run that cannot go on has failed."""
         return "failed" if self.stuck() else layout.STATUSES[self.pit.status]
 
+    def reason(self) -> str:
+        """Why a run that has ended was not solved, or ""."""
+        spec, status, most = self.workflow, self.pit.status, self.workflow.system.max_attempts
+        if status == layout.EXPIRED:
+            return f"the run's time was up (system.horizon_seconds: {spec.system.horizon_seconds:g})"
+        if status != layout.FAILED:
+            return self.stuck()
+        tasks = zip(spec.tasks, self.pit.tasks())
+        given_up = {task.id: (task, row) for task, row in tasks if row["state"] == layout.GIVEN_UP}
+        needed = next(task.id for task, row in given_up.values() if row["required"])  # its end was the run's
+        task, row = given_up[needed]
+        while not 0 < most <= row["attempts"] and (lacks := [name for name in task.after if name in given_up]):
+            task, row = given_up[lacks[0]]
+        count = int(row["attempts"])
+        why = f"{task.id} used its {count} attempt{'s' if count > 1 else ''} (system.max_attempts)"
+        if not 0 < most <= count:
+            why = f"{task.id} was skipped"
+        elif not self.starts[self.pit.task_ids.index(task.id)]:
+            why += ", none of which came to run: its model was not loaded"
+        return why if task.id == needed else f"{why}, and {needed} has none of its inputs"
+
     def stuck(self) -> str:
         """Why a run that is on cannot go on, or "": nothing is under way, no action is due, no timer but the horizon runs
         (`STUCK`); or it goes round for ever (`ASTRAY`, `ANEW`)."""

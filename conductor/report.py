@@ -44,7 +44,7 @@ class RunReport:
     folder: str
     run: dict[str, Any]
     status: str = ""
-    reason: str = ""  # of a run that could not go on
+    reason: str = ""  # of a run that was not solved
     makespan: float = 0.0
     spent: float = 0.0
     score: dict[str, float] = field(default_factory=dict)
@@ -126,7 +126,7 @@ def report_run(place: str | os.PathLike[str]) -> RunReport:
         folder=str(run_folder(place, folded.run)),
         run=folded.run,
         status=folded.view.status() if folded.ended else "not ended",
-        reason=folded.view.stuck() if folded.ended else "",
+        reason=folded.view.reason() if folded.ended else "",
         makespan=folded.time / 1e6,
         spent=summary["spent"],
         score={name: summary[name] for name in ("base", "efficiency", "stability", "optimization", "total")},

@@ -181,7 +181,7 @@ class Run:
         status = self.view.status()
         if status != "running":
             self.add("end", now, {"status": status, "state": self._pit.state_hash()})
-            why = self.view.stuck()
+            why = self.view.reason()
             self.observe("end", now, f"{status}: {why}" if why else status)
         elif self._rows >= self._every:
             self._snapshot(now, points)

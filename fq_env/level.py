@@ -20,7 +20,7 @@ from fq_env.level_files import LEVELS
 from fq_env.sizes import MAX_ALTERNATIVES, MAX_EDGES, MAX_GATES, MAX_GOALS, MAX_PLANS, N_STAGES
 from fq_env.workflows import Bytes, Cv, Cvs, Factors, Finite, Observed, Part, Range, Share, Whole, Workflow
 from pit.errors import PitError
-from pit.files import load_part, load_yaml, parse
+from pit.files import load_part, load_yaml, parse, shown
 from pit.layout import EXPOSURES, MAX_PLACES, MAX_POOLS
 from pit.spec import Strict, SystemSpec, join_system
 
@@ -331,6 +331,11 @@ def _read(path: Path) -> Level:
             return recorded_level(path)
         data = load_yaml(path, "level file")
         join_system(data, path, "level file")
+        if isinstance(name := data.get("workflow"), str):
+            right = f"{{{'file' if name.endswith('.json') else 'given'}: {shown(name)}}}"
+            raise PitError(
+                f"level file {path}: workflow = {shown(name)}: a section is needed; for the tasks of a file, {right}"
+            )
         if isinstance(data.get("workflow"), dict) and isinstance(data["workflow"].get("given"), str):
             data["workflow"] = _conducted(data["workflow"], path)
         if isinstance(data.get("workflow"), dict) and "file" in data["workflow"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from conductor.commands import add_run
 from conductor.errors import ConductorError
 from conductor.head import read_head
 from conductor.journal import Row, journal_path, read_journal, sqlite_note
+from conductor.pit_interface import fold
 from conductor.report import verify_journal
 
 if TYPE_CHECKING:
@@ -84,9 +86,16 @@ def _show(arguments: argparse.Namespace, console: Console) -> int:
         table.add_column(name, justify="right")
     table.add_column("kind")
     table.add_column("what", overflow="fold")
+    unsolved = {}
     for row in read_journal(arguments.run):
         table.add_row(str(row.seq), str(row.run), f"{row.time / 1e6:.3f}", row.kind, escape(_brief(row)))
+        if row.kind == "end" and row.data["status"] != "solved":
+            unsolved[row.run] = row.data["status"]
     console.print(table)
+    for run, status in unsolved.items():
+        with contextlib.suppress(ConductorError):  # of another Pit: its rows are all that there is to show
+            view = fold(row for row in read_journal(arguments.run) if row.run == run).view
+            console.print(f"run {run} {status}: {view.reason()}", soft_wrap=True, markup=False)
     return 0
 
 

@@ -141,6 +141,11 @@ REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
     ("manifest of itself", lambda f: itself(f), "whose hash it cannot hold"),
     ("missing file", lambda f: (f / "card.md").unlink(), "card.md: is missing"),
     ("extra file", lambda f: (f / "extra.bin").write_bytes(b"x"), "extra.bin: is a file too many"),
+    (
+        "in a folder",
+        lambda f: (f.rename(f.with_name("away")), f.mkdir(), f.with_name("away").rename(f / "bundle")),
+        "is none; name",
+    ),
     ("folder inside", lambda f: (f / "more").mkdir(), "is not a plain file"),
     ("link", lambda f: ((f / "card.md").unlink(), (f / "card.md").symlink_to("/dev/zero")), "is not a plain file"),
     ("grown", lambda f: (f / "card.md").write_text("# Random weights\n\n"), "bytes where the manifest says"),

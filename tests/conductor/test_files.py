@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from conductor.decision_maker import STRATEGIES
 from conductor.errors import ConductorError
 from conductor.workflow import load_workflow
 from fq_env.level import load_level
@@ -83,3 +84,15 @@ def test_a_level_is_about_the_system_that_really_runs(root: Path, name: str) -> 
         assert list(getattr(level.system, part)) == list(getattr(workflow.system, part))
     bare = [task.model_copy(update={"args": {}}) for task in workflow.tasks]
     assert sorted(level.workflow.given.tasks, key=lambda task: task.id) == sorted(bare, key=lambda task: task.id)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_what_an_example_says_of_itself_is_so(root: Path, name: str) -> None:
+    """Its hint of lite variants, and what its README says that `--compare` runs."""
+    folder = root / "examples" / name
+    level = load_level(folder / f"{name}_level.yaml")
+    pairs = [(f.lite, f.standard) for f in level.system.functions.values() if f.lite is not None and f.standard is not None]
+    worse = all(lite.seconds < standard.seconds and lite.quality < standard.quality for lite, standard in pairs)
+    assert pairs and ("What is quicker is worse" in level.hint) == worse
+    line = next(line for line in (folder / "README.md").read_text().splitlines() if "--compare" in line)
+    assert line.startswith("python -m conductor run ") and line.count(",") == len(STRATEGIES) - 1

@@ -339,6 +339,9 @@ def test_the_switch_takes_the_decisions_and_gives_them_back(write_workflow: Writ
         throw(folder)
     with pytest.raises(ConductorError, match="there is no journal"):
         throw(tmp_path)
+    folder = begin(load_workflow(write_workflow(workflow)), tmp_path / "runs", strategy="parallel").folder
+    with pytest.raises(ConductorError, match="no policy decides in this run, its strategy is parallel"):
+        throw(folder)
 
 
 def test_a_signal_takes_the_decisions(write_workflow: Write, tmp_path: Path) -> None:

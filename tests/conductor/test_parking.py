@@ -141,21 +141,24 @@ def test_steps_of_the_clock_are_not_noticed(write_workflow: Write, monkeypatch: 
     assert verify_run(result.folder).ended
 
 
-def test_sigterm_stops_between_two_ticks(write_workflow: Write) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_a_run_and_its_folder_is_told(write_workflow: Write, number: signal.Signals) -> None:
     path = write_workflow(small_workflow(plain={"kind": "python", "call": "work:straggle_once", "seconds": 90}))
     command = [sys.executable, "-m", "conductor", "run", str(path), "--runs", str(path.parent / "runs")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while not (found := list(path.parent.glob("runs/*/files/effects.log"))) or " c " not in found[0].read_text():
             assert process.poll() is None
             time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, error = process.communicate(timeout=60)
     folder = found[0].parents[1]
-    assert process.returncode == 128 + signal.SIGTERM
-    assert error == f"conductor: stopped (SIGTERM); nothing recorded is lost, `conductor resume {folder}` goes on\n"
+    assert process.returncode == 128 + number
+    stopped = "stopped (SIGTERM)" if number == signal.SIGTERM else "interrupted"
+    assert error == f"conductor: {stopped}; nothing recorded is lost, `conductor resume {folder}` goes on\n"
     assert all(gone(worker) for *_, worker in effects(folder))
     rows = list(read_journal(folder))
-    assert rows[-1].kind == "stop" and rows[-1].data == {"reason": "SIGTERM"}
+    if number == signal.SIGTERM:  # between two ticks
+        assert rows[-1].kind == "stop" and rows[-1].data == {"reason": "SIGTERM"}
     assert resume(folder).status == "solved" and verify_run(folder).ended
     assert output_of(folder, report_run(folder).outputs["c"]) == 123
     assert finished(folder) == dict.fromkeys(("a1", "a2", "b", "c"), 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gymnasium
 
+from conductor.model_manager import GRACE
 from conductor.orchestrator import begin
 from conductor.report import report_run
 from conductor.workflow import load_workflow
@@ -30,3 +31,9 @@ def test_the_files_of_the_readme(root: Path, tmp_path: Path) -> None:
     assert info["total"] > 0
     report = report_run(begin(load_workflow(tmp_path / "workflow.yaml"), tmp_path / "runs", strategy="parallel").folder)
     assert report.status == "solved" and report.done == 3 and report.score["base"] > 0.8
+
+
+def test_the_grace_of_a_call_is_told(root: Path) -> None:
+    assert GRACE == 1.0 and "has one second more before its worker is killed" in (
+        root / "conductor" / "instruments" / "README.md"
+    ).read_text().replace("\n", " ")

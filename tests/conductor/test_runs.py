@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from conductor.__main__ import main
 from conductor.audit import verify as verify_audit
 from conductor.bundle import Bundle, write_bundle
 from conductor.errors import ConductorError
@@ -126,6 +127,24 @@ def test_a_function_that_always_fails_ends_the_run(
     assert report.status == "failed" and report.done == 3
     assert [(c.attempt, c.result) for c in report.calls if c.task == "c"] == [(1, error), (2, error)]
     assert words in report.calls[-1].text
+    assert report.reason == "c used its 2 attempts (system.max_attempts)"
+
+
+def test_a_run_that_fails_says_which_task_failed(write_workflow: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also if another one failed for the want of it: `run`, `show` and `journal show` say the same."""
+    workflow = small_workflow(plain=python("fail"))
+    workflow["system"]["max_attempts"] = 1
+    workflow["tasks"] = [{"id": name, "function": "plain", "optional": True} for name in ("x", "y")]
+    workflow["tasks"].append({"id": "c", "function": "fa", "after": ["x", "y"], "join": "any"})
+    file = write_workflow(workflow)
+    why = "x used its 1 attempt (system.max_attempts), and c has none of its inputs"
+    assert main(["run", str(file), "--runs", str(file.parent / "runs")]) == 1
+    out = capsys.readouterr().out
+    assert f"failed: {why}" in out and out.count(why) == 2
+    (folder,) = (file.parent / "runs").iterdir()
+    for command in (["show"], ["journal", "show"]):
+        assert main([*command, str(folder)]) == 0
+        assert why in capsys.readouterr().out
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run(write_workflow: Write) -> None:
@@ -136,6 +155,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(write_workflow: Write) -> No
     assert report.status == "failed" and report.events["load_failed"] == 2
     failed = [r.data for r in read_journal(report.folder) if r.kind == "event" and r.data["kind"] == "load_failed"]
     assert "no such weights" in failed[0]["text"]
+    assert "used its 2 attempts (system.max_attempts), none of which came to run: its model was not loaded" in report.reason
 
 
 def test_the_horizon_ends_a_run_that_hangs(write_workflow: Write) -> None:
@@ -143,6 +163,7 @@ def test_the_horizon_ends_a_run_that_hangs(write_workflow: Write) -> None:
     workflow["system"]["horizon_seconds"] = 5.0  # enough for the other three, also where much else is going on
     report = run(write_workflow(workflow))
     assert report.status == "expired" and report.makespan >= 5.0 and report.done < 4
+    assert report.reason == "the run's time was up (system.horizon_seconds: 5)"
     assert report.calls[-1].result == "running" or len(report.calls) < 4  # on a slow machine it ends before it hangs
 
 

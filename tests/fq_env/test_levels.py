@@ -8,6 +8,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import yaml
 
 from experiments.calibrate import fitted_weights
 from experiments.probes import PROBES, probe
@@ -20,6 +21,7 @@ from fq_env.players import calibrated, lookahead, play
 from pit.layout import ON, SOLVED
 from pit.rules import weights_of
 from tests.fq_env.golden import FILE, trace
+from tests.fq_env.workflow_levels import level_data
 
 ORDERED = [n for n in LEVELS if load_level(n).order is not None]
 
@@ -157,6 +159,15 @@ def test_the_probe_tells_who_has_the_skill(level: int) -> None:
     assert with_skill is not None and without is not None
     better, worse = (with_skill, without) if PROBES[name].better > 0 else (without, with_skill)
     assert better > 1.15 * worse, f"{name}: with the skill {with_skill:.3f}, without it {without:.3f}"
+
+
+@pytest.mark.parametrize(("name", "right"), [("flow.yaml", "{given: 'flow.yaml'}"), ("flow.json", "{file: 'flow.json'}")])
+def test_a_file_in_place_of_a_workflow_is_told_where_it_belongs(tmp_path: Path, name: str, right: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(level_data({}) | {"workflow": name}))
+    with pytest.raises(FQError) as caught:
+        load_level(path)
+    assert f"own.yaml: workflow = {name!r}: a section is needed; for the tasks of a file, {right}" in str(caught.value)
 
 
 def test_a_probe_that_nobody_measures_is_refused(tmp_path: Path) -> None:
