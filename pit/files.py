@@ -167,6 +167,8 @@ def parse(model: type[M], data: Any, source: str) -> M:
         where = ".".join(str(x)[:100] for x in first["loc"])
         if first["type"] == "extra_forbidden":
             names = _field_names(model, first["loc"][:-1])
+            if len(first["loc"]) == 1 and "system" in names:  # a file's own keys; `join_system` takes this one before
+                names.append("policies")
             near = difflib.get_close_matches(str(first["loc"][-1])[:100], names, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
             raise PitError(f"{source}: unknown key {where!r}; {hint}") from None

@@ -49,6 +49,8 @@ def test_a_workflow_in_files_is_the_same_as_in_one(tmp_path: Path) -> None:
         ({"policies": {"fair": True, "pools": {}}}, "{0}/more/policies.yaml: policies.pools belongs to `system`"),
         ({"policies": {"fairr": True}}, "unknown key 'fairr'; did you mean 'fair'?"),
         ({"workflow": {"policies": {"memory": {}}}}, "workflow file {0}/workflow.yaml: policies.memory belongs to `system`"),
+        ({"workflow": {"verbs": ["hold"]}}, "'verbs'; known are name, weight, system, tasks, instruments, policies"),
+        ({"workflow": {"policy": {}}}, "unknown key 'policy'; did you mean 'policies'?"),
         ({"workflow": {"policies": ["fair"]}}, "policies and system must each hold keys with values"),
         ({"workflow": {"policies": "none.yaml"}}, "policies file {0}/none.yaml cannot be read: No such file"),
         (
