@@ -68,7 +68,7 @@ STREAM_BRANCHES = (
     "store: fetched from cold", "store: fetched from warm", "store: hot to cold", "store: hot to warm", "store: warm to cold",
     *(f"store: stored as {tier}" for tier in L.TIERS[:3]),
 )  # fmt: skip
-MOODY = (12, 13, 16, 18, 19, 24, 29, 48, 117, 133)
+MOODY = (12, 13, 16, 18, 19, 24, 29, 30, 48, 101, 117, 133)
 MOODY_BRANCHES = (
     "a rise of failures passes", "a suspicion freezes calm", "adaptation drifts", "adapted", "adapted back", "an action ends",
     "an ok ends api_change", "api_change", "changed again while it is mended", "configured unasked", "degradation",

@@ -27,7 +27,9 @@ def conserve(twin: Any) -> None:
     conserve_flows(twin)
     if twin.system["store"] and twin.status == L.ON:
         conserve_tiers(twin)
-    assert any(twin.mask()) or twin.system["money"]  # without money nothing may be left to do
+    # Without money nothing may be left to do; and while a queued gang claims the pools, nothing until that ends.
+    claimed = twin.system["reserve"] and twin.timers() and any(task["queued"] is not None for task in twin.tasks)
+    assert any(twin.mask()) or twin.system["money"] or claimed
     row = twin.observe()
     assert all(f.low <= x <= f.high for (_, f), x in zip(L.columns(), row, strict=True))
 
