@@ -128,7 +128,7 @@ def first_row(workflow: Workflow, name: str, folder: str, advice: Advice) -> dic
     return {
         "id": name,
         "folder": folder,
-        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "began": datetime.now(UTC).isoformat(timespec="microseconds"),
         "workflow": spec,
         "workflow_digest": digest(spec),
         "base": str(workflow.base),
