@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import selectors
+import socket
 import time
 from typing import Protocol
 
@@ -23,9 +23,9 @@ class Clock:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        self._woken, self._wake = os.pipe()
+        self._woken, self._wake = socket.socketpair()
         for end in (self._woken, self._wake):
-            os.set_blocking(end, False)
+            end.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ)
 
     def now(self) -> int:
@@ -55,16 +55,16 @@ class Clock:
 
     def _hear(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while os.read(self._woken, 4096):
+            while self._woken.recv(4096):
                 pass
 
     def wake(self) -> None:
-        """End a `wait`, now or the next one; from any thread or signal handler."""
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake, b".")
+        """End a `wait`, now or the next one; from any thread or signal handler. Nothing if the clock was closed."""
+        with contextlib.suppress(OSError):  # one that is full wakes, too
+            self._wake.send(b".")
 
     def close(self) -> None:
         """Let go of every descriptor."""
         self._selector.close()
-        os.close(self._woken)
-        os.close(self._wake)
+        self._woken.close()
+        self._wake.close()

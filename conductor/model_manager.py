@@ -48,6 +48,16 @@ def _ending(status: int | None) -> str:
     return "it reached a limit of instruments.limits" if status is None else f"status {status}"
 
 
+def shared_key(plan: Plan, base: Path, limits: Limits) -> str:
+    """What a workshop knows plain workers by: only runs with the same key may share them."""
+    return digest([plan.model_dump(mode="json"), str(base), repr(limits)])
+
+
+def checked_key(key: str, functions: dict[str, list[str]], models: list[str]) -> str:
+    """What a workshop knows instruments by that were made once; `functions`, `models` as `ModelManager.check` has them."""
+    return digest([key, functions, models])
+
+
 class _Call(NamedTuple):
     """A call and what its worker must know of it."""
 
@@ -92,7 +102,7 @@ class ModelManager:
         """`base`: where modules are found; `folder`: of the run, gets `files/` (where all calls work) and `logs/`; `limits` of
         each worker; `workshop`: where plain workers come from that other runs of this plan use, too."""
         self._workshop = workshop
-        self._key = "" if workshop is None else digest([plan.model_dump(mode="json"), str(base), repr(limits)])
+        self._key = "" if workshop is None else shared_key(plan, base, limits)
         self._queue: deque[_Call] = deque()  # calls that wait for a worker
         self._plan, self._serves, self._base, self._may_take = plan, serves, base, limits
         self._files, self._logs = folder / "files", folder / "logs"
@@ -108,8 +118,8 @@ class ModelManager:
         """Make every instrument once in a worker, which then serves; the level of the sandbox that each function gets.
 
         `functions`: the variants of each. Raises ConductorError with the first fault's sentence."""
-        if self._workshop is not None and self._key in self._workshop.checked:
-            return self._workshop.checked[self._key]
+        if self._workshop is not None and (known := self._workshop.checked.get(checked_key(self._key, functions, models))):
+            return known
         place = self._spawn(1)
         self._plain.append(place)
         self._request(place, {
@@ -136,7 +146,7 @@ class ModelManager:
             raise ConductorError(f"{where}: {found['faults'][0]}")
         if self._workshop is not None:
             self._retire(place)
-            self._workshop.checked[self._key] = dict(found["levels"])
+            self._workshop.checked[checked_key(self._key, functions, models)] = dict(found["levels"])
         return dict(found["levels"])
 
     def load(self, copy: int, model: str) -> None:

@@ -144,6 +144,12 @@ def warn(run: Run, advice: Advice) -> None:
             run.observe("guard", 0, f"the bundle was trained for another system: {text}")
 
 
+def make_manager(workflow: Workflow, folder: Path, workshop: Workshop | None) -> ModelManager:
+    """Real workers for a workflow, in a run's folder."""
+    serves = {name: model.serves for name, model in workflow.spec.system.models.items()}
+    return ModelManager(workflow.plan, serves, workflow.base, folder, workflow.limits, workshop)
+
+
 def make_run(
     number: int,
     workflow: Workflow,
@@ -162,8 +168,7 @@ def make_run(
     """
     folder = journal.folder / str(record["folder"])
     decides = decider(advice, record, folder, recent)
-    serves = {name: model.serves for name, model in workflow.spec.system.models.items()}
-    manager = ModelManager(workflow.plan, serves, workflow.base, folder, workflow.limits, workshop)
+    manager = make_manager(workflow, folder, workshop)
     try:
         run = Run(number, workflow, view, journal, record, decides, manager, observer)
         run.check()

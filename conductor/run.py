@@ -7,6 +7,7 @@ result is durable, with its output's digest, before anything that follows from i
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -83,6 +84,28 @@ class RunResult(NamedTuple):
     summary: dict[str, Any]
 
 
+def instruments_of(workflow: Workflow) -> tuple[dict[str, list[str]], list[str]]:
+    """The functions that a workflow's tasks may need, with their variants, and its models."""
+    system = workflow.spec.system
+    return {task.function: system.usable(task.function) for task in workflow.spec.tasks}, list(workflow.plan.models)
+
+
+def _careful(observer: Observer) -> Observer:
+    """An observer whose faults end no run: the first one is told as a warning, and it is asked no more."""
+    asked = True
+
+    def observe(kind: str, time: int, text: str) -> None:
+        nonlocal asked
+        if asked:
+            try:
+                observer(kind, time, text)
+            except Exception as error:
+                asked = False
+                warnings.warn(f"an observer failed and is asked no more: {error!r}", RuntimeWarning, stacklevel=2)
+
+    return observe
+
+
 class Run:
     """One run. It writes rows, and leaves committing them to who drives it."""
 
@@ -102,7 +125,7 @@ class Run:
         self.folder = journal.folder / str(record["folder"])
         self.now: Callable[[], int] = lambda: 0  # the driver's clock, us, and when by it the run began; the driver sets both
         self.origin = 0
-        self.observe = observer or (lambda kind, time, text: None)
+        self.observe = _careful(observer) if observer else lambda kind, time, text: None
         self.sandbox: dict[str, str] = {}  # what each variant runs in, once that was looked at
         self.parked: tuple[str, int] | None = None  # why nothing could be recorded, and since when
         self._workflow, self._pit, self._journal, self._decider = workflow, view.pit, journal, decider
@@ -119,9 +142,7 @@ class Run:
 
     def check(self) -> None:
         """Make every instrument that a task may need once. Raises ConductorError for the first that cannot be made."""
-        system = self._workflow.spec.system
-        functions = {task.function: system.usable(task.function) for task in self._workflow.spec.tasks}
-        self.sandbox = self.manager.check(functions, list(self._workflow.plan.models), self._workflow.where)
+        self.sandbox = self.manager.check(*instruments_of(self._workflow), self._workflow.where)
 
     def add(self, kind: str, at: int, data: dict[str, Any]) -> None:
         """A row of this run."""

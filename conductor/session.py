@@ -14,16 +14,19 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 
 from conductor.advice import Advice
 from conductor.bundle import Bundle, load_bundle
 from conductor.errors import ConductorError
 from conductor.journal import Journal
-from conductor.orchestrator import WORKERS, Orchestrator, first_row, make_run, serve_until_stopped, warn
+from conductor.model_manager import checked_key, shared_key
+from conductor.orchestrator import WORKERS, Orchestrator, first_row, make_manager, make_run, serve_until_stopped, warn
 from conductor.pit_interface import PitInterface
-from conductor.run import Observer, Run, RunResult
+from conductor.run import Observer, Run, RunResult, instruments_of
 from conductor.workflow import Workflow, load_workflow
 from conductor.workshop import Workshop
 
@@ -42,6 +45,23 @@ class Session:
         advice.save(self.folder)
         self.loop = Orchestrator(journal, workshop=Workshop(self.folder, workers))
         self._begun = 0
+
+    def check(self, workflow: Workflow) -> None:
+        """Make its instruments once, so that `enter` need not, for which all that is under way would have to wait; in a thread
+        of its own. Raises ConductorError for the first that cannot be made."""
+        assert self.loop.workshop is not None
+        functions, models = instruments_of(workflow)
+        key = checked_key(shared_key(workflow.plan, workflow.base, workflow.limits), functions, models)
+        if key in self.loop.workshop.checked:
+            return
+        folder = self.folder / "check"
+        folder.mkdir()
+        manager = make_manager(workflow, folder, self.loop.workshop)
+        try:
+            manager.check(functions, models, workflow.where)
+        finally:
+            manager.close()
+            shutil.rmtree(folder, ignore_errors=True)
 
     def enter(self, workflow: Workflow, observer: Observer | None = None) -> Run:
         """One more workflow begins. Raises ConductorError if it cannot; then nothing of it is left."""
@@ -106,7 +126,9 @@ class Conductor:
         self._options, self._observer = (runs, workers), observer
         self._guard = threading.Lock()
         self._session: Session | None = None  # from the first workflow on
-        self._thread = threading.Thread(target=self._serve, name="conductor", daemon=True)
+        self._loop = threading.Thread(target=self._serve, name="conductor", daemon=True)
+        self._checks = threading.Thread(target=self._check, name="conductor-checks", daemon=True)
+        self._unchecked: SimpleQueue[tuple[Workflow, Future[RunResult]] | None] = SimpleQueue()  # None: no more will come
         self._futures: dict[Run, Future[RunResult]] = {}
         self._over: BaseException | None = None  # why nothing more is taken
         self._ended = False  # whether the loop is
@@ -118,20 +140,20 @@ class Conductor:
 
     def submit(self, workflow: Workflow | str | os.PathLike[str]) -> Future[RunResult]:
         """A workflow, or its file, begins soon. Raises ConductorError for a file that is wrong; a workflow that cannot begin,
-        or a conductor that was stopped, is the future's exception."""
+        or a conductor that was stopped, is the future's exception. One that is cancelled before it has begun does not begin;
+        afterwards it cannot be cancelled."""
         known = workflow if isinstance(workflow, Workflow) else load_workflow(Path(workflow))
         future: Future[RunResult] = Future()
         with self._guard:
             if self._over is not None:
                 raise ConductorError(f"this conductor takes no more workflows: {self._over}")
-            first = self._session is None
             if self._session is None:
                 self._session = Session(self._advice, *self._options)
-            self._session.loop.inbox.append(lambda: self._enter(known, future))
-            if first:
-                self._thread.start()
-            else:
-                self._session.loop.clock.wake()
+                self._session.loop.open = True
+                self._session.loop.ended = lambda run, result: self._futures.pop(run).set_result(result)
+                self._loop.start()
+                self._checks.start()
+            self._unchecked.put((known, future))
         return future
 
     def run(self, workflow: Workflow | str | os.PathLike[str]) -> RunResult:
@@ -139,7 +161,7 @@ class Conductor:
         return self.submit(workflow).result()
 
     async def run_async(self, workflow: Workflow | str | os.PathLike[str]) -> RunResult:
-        """As `run`, for an event loop."""
+        """As `run`, for an event loop. Cancelled, it waits no longer; a workflow that has begun goes on."""
         return await asyncio.wrap_future(self.submit(workflow))
 
     def close(self) -> None:
@@ -147,21 +169,37 @@ class Conductor:
         with self._guard:
             if self._over is None:
                 self._over = ConductorError("it was closed")
-                if self._session is not None:
-                    self._session.loop.open = False
-                    self._session.loop.clock.wake()
         if self._session is not None:
-            self._thread.join()
+            self._unchecked.put(None)
+            self._checks.join()
+            self._session.loop.open = False
+            self._session.loop.clock.wake()
+            self._loop.join()
 
     def stop(self) -> None:
         """End the loop between two ticks: what is under way ends with `Stopped`, and `resume` goes on with it."""
         if self._session is not None:
             self._session.loop.stop("asked to")
 
+    def _check(self) -> None:
+        """Checks what was submitted, one after the other, beside the loop, and hands it on."""
+        assert self._session is not None
+        for workflow, future in iter(self._unchecked.get, None):
+            error: BaseException | None = None
+            try:
+                self._session.check(workflow)
+            except BaseException as reason:  # whatever it was: who waits must know
+                error = reason
+            with self._guard:
+                if not self._ended:
+                    self._session.loop.inbox.append(partial(self._enter, workflow, future, error))
+                    self._session.loop.clock.wake()
+                    continue
+            self._enter(workflow, future, error)
+
     def _serve(self) -> None:
         assert self._session is not None
         loop = self._session.loop
-        loop.open, loop.ended = self._over is None, lambda run, result: self._futures.pop(run).set_result(result)
         error: BaseException = ConductorError("it was closed")
         try:
             loop.serve()
@@ -174,14 +212,19 @@ class Conductor:
         for future in self._futures.values():
             future.set_exception(error)
 
-    def _enter(self, workflow: Workflow, future: Future[RunResult]) -> None:
+    def _enter(self, workflow: Workflow, future: Future[RunResult], error: BaseException | None) -> None:
+        """A workflow that was checked begins, unless `error` is why it cannot, or nobody waits for it any more."""
         assert self._session is not None
+        if not future.set_running_or_notify_cancel():
+            return
         try:
             if self._ended:
                 raise ConductorError(f"this conductor takes no more workflows: {self._over}")
+            if error is not None:
+                raise error
             self._futures[self._session.enter(workflow, self._observer)] = future
-        except Exception as error:
-            future.set_exception(error)
+        except Exception as reason:
+            future.set_exception(reason)
 
     def __enter__(self) -> Conductor:
         return self

@@ -28,7 +28,7 @@ class Workshop:
     def __init__(self, folder: Path, most: int) -> None:
         """`folder`: of the journal, gets the workers' `logs/`; `most`: workers of one key."""
         self.folder, self._most = folder, most
-        self.checked: dict[str, dict[str, str]] = {}  # plans whose instruments were made once, and what each runs in
+        self.checked: dict[str, dict[str, str]] = {}  # what was made once (`checked_key`), and what each of it runs in
         self.turns: set[Any] = set()  # whose waiting call was sent since this was last emptied
         self._idle: dict[str, list[Worker]] = defaultdict(list)
         self._count: Counter[str] = Counter()

@@ -116,6 +116,46 @@ def test_from_threads_and_event_loops(write_workflow: Write, tmp_path: Path) -> 
         many.run(path)
 
 
+def test_nobody_waits_for_others(write_workflow: Write, tmp_path: Path) -> None:
+    """A cancelled future, an observer that fails, a module that is slow to import: what is under way goes on."""
+
+    def observer(kind: str, time: int, text: str) -> None:
+        raise ValueError(f"{kind}: no")
+
+    path = write_workflow(steps(1, call="work:until_told", seconds=60))
+    plain = load_workflow(path)
+    slow = steps(1, call="slow:give")
+    gate = path.parent / "gate"
+    (path.parent / "slow.py").write_text(
+        "import time\nfrom pathlib import Path\n"
+        f"while not Path({str(gate)!r}).exists():\n    time.sleep(0.02)\ndef give(job):\n    return 1\n"
+    )
+    with (
+        pytest.warns(RuntimeWarning, match="an observer failed and is asked no more: ValueError"),
+        Conductor(strategy="parallel", runs=tmp_path / "runs", workers=2, observer=observer) as many,
+    ):
+        first = many.submit(path)
+
+        async def impatient() -> None:
+            await asyncio.wait_for(many.run_async(path), 0.5)
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(impatient())
+        while len(list(tmp_path.glob("runs/*/*/files/effects.log"))) < 2:
+            time.sleep(0.02)
+        assert not first.cancel()  # it has begun
+        late, never = many.submit(write_workflow(slow)), many.submit(plain)
+        assert never.cancel()
+        for place in tmp_path.glob("runs/*/*/files"):
+            (place / "told").touch()
+        assert first.result(timeout=60).status == "solved" and not late.done()
+        gate.touch()
+        assert late.result(timeout=60).status == "solved"
+    (folder,) = (tmp_path / "runs").iterdir()
+    verified = verify_journal(folder)
+    assert [folded.view.status() for folded in verified.runs] == ["solved"] * 3  # the one whose waiter went away, too
+
+
 def test_stopping_many_and_going_on(write_workflow: Write, tmp_path: Path) -> None:
     path = write_workflow(steps(1, call="work:straggle_once", seconds=60))
     many = Conductor(strategy="parallel", runs=tmp_path / "runs", workers=2)
