@@ -185,8 +185,11 @@ class PitInterface:
         return "failed" if self.stuck() else layout.STATUSES[self.pit.status]
 
     def reason(self) -> str:
-        """Why a run that has ended was not solved, or ""."""
+        """Why a run that has ended was not solved, by how much it missed its deadline if it was, or ""."""
         spec, status, most = self.workflow, self.pit.status, self.workflow.system.max_attempts
+        deadline = spec.system.deadline_seconds
+        if status == layout.SOLVED and deadline is not None and (late := self.pit.now / 1e6 - deadline) > 0:
+            return f"{late:.2f} s after its deadline (system.deadline_seconds: {deadline:g})"
         if status == layout.EXPIRED:
             return f"the run's time was up (system.horizon_seconds: {spec.system.horizon_seconds:g})"
         if status != layout.FAILED:

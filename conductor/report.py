@@ -44,7 +44,7 @@ class RunReport:
     folder: str
     run: dict[str, Any]
     status: str = ""
-    reason: str = ""  # of a run that was not solved
+    reason: str = ""  # why it was not solved, or how late it was
     makespan: float = 0.0
     spent: float = 0.0
     score: dict[str, float] = field(default_factory=dict)

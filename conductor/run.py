@@ -22,7 +22,7 @@ from conductor.points import Points
 from conductor.shapes import Shapes
 from conductor.snapshot import EVERY, prune_snapshots, write_snapshot
 from conductor.snapshot import FOLDER as SNAPSHOTS
-from conductor.tiers import Outputs
+from conductor.tiers import Outputs, read_output
 from conductor.workflow import Workflow
 from pit import layout
 from pit.handle import Command, Event, Pit
@@ -76,12 +76,27 @@ class Manager(Protocol):
 
 
 class RunResult(NamedTuple):
-    """A run that ended: its folder, `solved`, `failed` or `expired`, who decided how often, and the Pit's summary."""
+    """A run that ended: its folder, `solved`, `failed` or `expired`, who decided how often, the Pit's summary, and the digests
+    of what its tasks gave."""
 
     folder: Path
     status: str
     decisions: dict[str, int]
     summary: dict[str, Any]
+    outputs: dict[str, str]
+
+    def output(self, task: str) -> Any:
+        """What a task gave, from its file. Raises ConductorError if it gave nothing, or it was deleted or changed."""
+        return output_of(self.folder, self.outputs, task)
+
+
+def output_of(folder: Path, outputs: dict[str, str], task: str) -> Any:
+    """What a task of the run in this folder gave, by the digests of all; raises as `RunResult.output`."""
+    if task not in outputs:
+        raise ConductorError(
+            f"{folder}: no output of a task {task!r}; there are those of {', '.join(sorted(outputs)) or 'none'}"
+        )
+    return read_output(folder, outputs[task])
 
 
 def instruments_of(workflow: Workflow) -> tuple[dict[str, list[str]], list[str]]:
@@ -156,7 +171,9 @@ class Run:
 
     def result(self) -> RunResult:
         """The run as it is."""
-        return RunResult(self.folder, self.view.status(), dict(self._decider.counts), self._pit.summary())
+        return RunResult(
+            self.folder, self.view.status(), dict(self._decider.counts), self._pit.summary(), dict(self.view.outputs)
+        )
 
     def recover(self, at: int) -> None:
         """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended."""

@@ -167,6 +167,27 @@ def test_the_horizon_ends_a_run_that_hangs(write_workflow: Write) -> None:
     assert report.calls[-1].result == "running" or len(report.calls) < 4  # on a slow machine it ends before it hangs
 
 
+def test_what_a_task_gave_can_be_read(write_workflow: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_workflow(small_workflow())
+    result = begin(load_workflow(path), path.parent / "runs", strategy="parallel")
+    assert [result.output(task) for task in ("a1", "c")] == [11, 123]
+    assert main(["output", str(result.folder), "c"]) == 0 and capsys.readouterr().out == "123\n"
+    assert main(["output", str(result.folder), "d"]) == 2
+    assert "no output of a task 'd'; there are those of a1, a2, b, c" in capsys.readouterr().err
+    (result.folder / "outputs" / result.outputs["c"]).write_text("124")
+    with pytest.raises(ConductorError, match="this output was changed after it was recorded"):
+        result.output("c")
+
+
+@pytest.mark.parametrize(("seconds", "is_late"), [(0.01, True), (1000.0, False)])
+def test_a_missed_deadline_is_told(write_workflow: Write, seconds: float, is_late: bool) -> None:
+    workflow = small_workflow()
+    workflow["system"]["deadline_seconds"] = seconds
+    report = run(write_workflow(workflow))
+    late = f"{report.makespan - seconds:.2f} s after its deadline (system.deadline_seconds: {seconds:g})"
+    assert report.status == "solved" and report.reason == (late if is_late else "")
+
+
 def test_calls_share_a_copy_that_serves_several(write_workflow: Write) -> None:
     workflow = small_workflow()
     workflow["system"]["models"]["A"]["serves"] = 2
