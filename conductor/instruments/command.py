@@ -110,6 +110,7 @@ class CommandInstrument(Instrument):
                     stderr=pipes["stderr"][1],
                     seconds=job.seconds,
                     no_new_privs=self.level != "none",
+                    capabilities=self.level in ("none", "bwrap"),  # bwrap needs some, and drops them all itself
                     landlock=rules,
                 )
             finally:

@@ -50,6 +50,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 no_new_privs=False,
+                capabilities=True,
             )
         process = self._run.process
         assert process.stdin is not None and process.stdout is not None

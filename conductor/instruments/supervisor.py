@@ -21,7 +21,8 @@ from typing import Any
 
 TICK = 0.02  # s between looks at limits that the kernel does not hold
 PATIENCE = 5.0  # s in which what is killed has to be gone
-_SET_PDEATHSIG, _SET_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 36, 38  # prctl
+_SET_PDEATHSIG, _SET_DUMPABLE, _DROP_BOUNDING, _SET_SUBREAPER, _SET_NO_NEW_PRIVS, _AMBIENT = 1, 4, 24, 36, 38, 47  # prctl
+_CAPABILITIES, _CAPABILITY_VERSION, _CLEAR_AMBIENT = 64, 0x20080522, 4
 _RESOURCES = {
     "memory": (resource.RLIMIT_AS, 1 << 20),
     "cpu": (resource.RLIMIT_CPU, 1),
@@ -44,6 +45,20 @@ def _checked(result: int) -> int:
 def landlock_version() -> int:
     """The kernel's Landlock version; 0 if it has none."""
     return max(0, int(_libc.syscall(444, None, ctypes.c_size_t(0), 1)))
+
+
+def close_to_others() -> None:
+    """From now on only who has capabilities sees this process's environment and memory; an exec ends it."""
+    _checked(_libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0))
+
+
+def drop_capabilities() -> None:
+    """Gives up all capabilities; with no_new_privs set no program gets one back, whoever's it is. With them a program of root
+    would pass by what Landlock forbids: it would read the environment of every process. Raises OSError."""
+    for capability in range(_CAPABILITIES):  # those that there are not, and all for who has none, are refused
+        _libc.prctl(_DROP_BOUNDING, capability, 0, 0, 0)
+    _checked(_libc.prctl(_AMBIENT, _CLEAR_AMBIENT, 0, 0, 0))
+    _checked(_libc.capset((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()))
 
 
 def restrict(reads: list[str], writes: list[str], network: bool) -> None:
@@ -151,6 +166,8 @@ def _become(spec: dict[str, Any]) -> None:
         _checked(_libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     if spec["landlock"] is not None:
         restrict(**spec["landlock"])
+    if not spec["capabilities"]:
+        drop_capabilities()
     os.execvpe(spec["argv"][0], spec["argv"], os.environ)
 
 
@@ -184,6 +201,7 @@ def watch(process: int, spec: dict[str, Any], control: int) -> str:
 
 def main(spec_file: int, control: int, status: int) -> None:
     """See the module's text."""
+    close_to_others()
     os.set_inheritable(control, False)
     os.set_inheritable(status, False)
     with os.fdopen(spec_file, "rb") as file:

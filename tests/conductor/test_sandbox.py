@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -199,6 +200,49 @@ def test_a_confined_program_sees_no_home_folder(tmp_path: Path, level: str) -> N
             program(level, "cat", str(secret)).call(job(tmp_path))
     finally:
         secret.unlink()
+
+
+@pytest.mark.parametrize("level", [level for level in HERE if level != "none"])
+def test_a_limited_program_has_no_capabilities_whoever_runs_it(tmp_path: Path, level: str) -> None:
+    """Not even those of root; nor does a program get one back that it starts."""
+    script = "grep -E '^(Cap|NoNewPrivs)' /proc/self/status"
+    told = program(level, "sh", "-c", f'{script}; sh -c "{script}"').call(job(tmp_path))["stdout"]
+    found = [(name, int(value, 16)) for name, _, value in (line.partition(":") for line in told.splitlines())]
+    bounding = 0 if os.geteuid() == 0 else dict(found)["CapBnd"]  # who may not drop it cannot use it either
+    names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
+    assert found == 2 * [(name, {"NoNewPrivs": 1, "CapBnd": bounding}.get(name, 0)) for name in names]
+
+
+OTHERS = "for process in /proc/[0-9]*; do cat $process/environ; done 2> /dev/null | tr '\\0' '\\n'; echo end"
+
+
+@needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+def test_a_confined_program_reads_no_process_outside(tmp_path: Path, mark: str, level: str) -> None:
+    """The environment of an open process of the same user; without a sandbox it is there to be read."""
+    with subprocess.Popen(["sleep", mark], env={"TOKEN": CANARY, "PATH": os.environ["PATH"]}) as other:
+        try:
+            assert CANARY in program("none", "sh", "-c", OTHERS).call(job(tmp_path))["stdout"]
+            told = program(level, "sh", "-c", OTHERS).call(job(tmp_path))["stdout"]
+            assert told.endswith("end\n") and CANARY not in told
+        finally:
+            other.kill()
+
+
+CONDUCTOR = "import sys; from conductor.__main__ import main; print(main(['show', '/nowhere']), flush=True); sys.stdin.read()"
+
+
+def test_a_limited_program_does_not_read_the_environment_of_the_conductor(tmp_path: Path, root: Path) -> None:
+    """Where no sandbox can be had, the command line's process closes itself to its own user."""
+    environment = {"TOKEN": CANARY, "PATH": os.environ["PATH"]}
+    start = [sys.executable, "-c", CONDUCTOR]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(start, env=environment, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "2\n"
+        seen = [program(level, "sh", "-c", OTHERS).call(job(tmp_path))["stdout"] for level in ("none", "limits")]
+        other.communicate("")
+    assert "end\n" in seen[1] and CANARY not in seen[1]
+    assert os.geteuid() != 0 or CANARY in seen[0]
 
 
 CONNECT = """
