@@ -202,6 +202,41 @@ def test_a_confined_program_sees_no_home_folder(tmp_path: Path, level: str) -> N
         secret.unlink()
 
 
+@needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+@pytest.mark.parametrize("place", ["config", "base/config", "base", ".", "link"])
+def test_a_confined_program_sees_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, place: str) -> None:
+    """Wherever they lie: elsewhere, in the workflow's folder, right in it or around it; what lies beside them is seen."""
+    (tmp_path / "base" / "files").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("config")
+    for folder in ("config", "base", "base/config", "."):
+        (tmp_path / folder / "keys").mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "keys" / "prod.key").write_text(CANARY)
+    (tmp_path / "base" / "work.py").write_text("seen")
+    monkeypatch.setenv("FQ_CONFIG", str(tmp_path / place))
+    script = f"cat {tmp_path}/{place}/keys/prod.key; cat {tmp_path}/base/work.py; cat ../work.py; echo x > f; cat f"
+    told = program(level, "sh", "-c", script).call(job(tmp_path / "base" / "files", base=tmp_path / "base"))
+    assert told["stdout"] == "seenseenx\n" and "prod.key" in told["stderr"]
+
+
+@needs_sandbox
+@pytest.mark.parametrize("variable", ["FQ_CONFIG", "XDG_CONFIG_HOME"])
+def test_workers_know_where_the_keys_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Also from a path that begins in the folder where the conductor was started."""
+    keys = tmp_path / ("config" if variable == "FQ_CONFIG" else "config/function-quest") / "keys"
+    keys.mkdir(parents=True)
+    (keys / "prod.key").write_text(CANARY)
+    (tmp_path / "files").mkdir()
+    monkeypatch.delenv("FQ_CONFIG")
+    monkeypatch.setenv(variable, "config")
+    monkeypatch.chdir(tmp_path)
+    worker = Worker(tmp_path, tmp_path / "files", tmp_path / "log")
+    send(worker, "command", {"argv": ["sh", "-c", f"cat {keys}/prod.key; echo end"], "sandbox": CONFINED[0]})
+    answer = reply(worker) or {}
+    worker.end()
+    assert answer["value"]["stdout"] == "end\n"
+
+
 @pytest.mark.parametrize("level", [level for level in HERE if level != "none"])
 def test_a_limited_program_has_no_capabilities_whoever_runs_it(tmp_path: Path, level: str) -> None:
     """Not even those of root; nor does a program get one back that it starts."""
