@@ -1,9 +1,9 @@
 """What a program may take and reach: limits, and the best sandbox that this machine has.
 
-The levels, from none on: `limits` (resources, the end of the whole tree, no new privileges), `landlock` (also: it writes
-nowhere but in the run's `files/`, and opens no TCP connection) and `bwrap` (also: process and network namespaces of its own, a
-private /tmp). In the last two it does not see people's home folders, but for the workflow's folder and this interpreter's, and
-never the private keys of the conductor.
+The levels, from none on: `limits` (resources, the end of the whole tree, no capabilities), `landlock` (also: it writes nowhere
+but in the run's `files/`, a temporary folder and /dev/shm, and makes no socket) and `bwrap` (also: process and network
+namespaces of its own, a private /tmp). In the last two it does not see people's home folders, but for the workflow's folder
+and this interpreter's, and never the private keys of the conductor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from conductor.instruments.supervisor import landlock_version
+from conductor.instruments.supervisor import can_filter, landlock_version
 
 LEVELS = ("none", "limits", "landlock", "bwrap")
 TEMPORARY = 256 << 20  # bytes that a program may have in its private /tmp
@@ -63,9 +63,11 @@ def available() -> tuple[str, str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         why = "bwrap is not installed" if isinstance(error, FileNotFoundError) else f"bwrap does not work here: {error}"
     version = landlock_version()
-    if version >= 4:  # before, it could not forbid connections
-        return "landlock", why
-    return "limits", f"{why}; the kernel's Landlock has version {version}, and 4 is needed"
+    if version < 4:  # it could not forbid connections
+        return "limits", f"{why}; the kernel's Landlock has version {version}, and 4 is needed"
+    if not can_filter():
+        return "limits", f"{why}; system calls cannot be filtered here, which Landlock needs beside it"
+    return "landlock", why
 
 
 def choose(asked: str | None) -> str:

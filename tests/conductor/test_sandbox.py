@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -370,6 +371,98 @@ def test_a_confined_program_opens_no_connection(tmp_path: Path, level: str) -> N
         with pytest.raises(CallError, match="ended with status 1"):
             program(level, *argv).call(job(tmp_path))
         assert program(level, *argv, network=True).call(job(tmp_path))["code"] == 0
+
+
+REACHES = """
+import socket, sys
+kind, address = sys.argv[1:]
+if kind == "unix":
+    socket.socket(socket.AF_UNIX).connect(address)
+else:
+    protocol = 262 if kind == "mptcp" else 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM, protocol) as own:
+        own.connect(("127.0.0.1", int(address)))
+        own.send(b"x")
+"""
+
+
+@pytest.mark.skipif("landlock" not in HERE, reason=f"this machine has no Landlock: {available()[1]}")
+@pytest.mark.parametrize("kind", ["tcp", "udp", "mptcp", "unix"])
+def test_landlock_is_helped_to_forbid_every_socket(tmp_path: Path, kind: str) -> None:
+    """Also those that Landlock knows nothing of; a service of the machine behind a path might do everything for its user."""
+    (tmp_path / "files").mkdir()
+    path = str(tmp_path / "socket")
+    family = socket.AF_UNIX if kind == "unix" else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as server:
+        server.bind(path if kind == "unix" else ("127.0.0.1", 0))
+        if kind != "udp":
+            server.listen()
+        argv = ("{python}", "-S", "-c", REACHES, kind, path if kind == "unix" else str(server.getsockname()[1]))
+        with pytest.raises(CallError, match="PermissionError"):
+            program("landlock", *argv).call(job(tmp_path / "files"))
+        if kind != "mptcp" or Path("/proc/sys/net/mptcp/enabled").exists():
+            assert program("landlock", *argv, network=True).call(job(tmp_path / "files"))["code"] == 0
+
+
+CALLS = """
+import ctypes, errno, os, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def told(call, *arguments):
+    try:
+        call(*arguments)
+    except OSError as error:
+        return error.errno
+    return 0
+handle = os.open(sys.argv[1], os.O_RDONLY)
+found = [
+    told(os.chmod, sys.argv[1], 0o4755), told(os.fchmod, handle, 0o6755), told(os.chmod, "own", 0o4700),
+    told(os.setxattr, sys.argv[1], "user.a", b"b"), told(os.removexattr, handle, "user.a"),
+    told(os.chmod, "own", 0o2750), told(os.truncate, sys.argv[1], 0), told(socket.socketpair),
+]
+libc.syscall(425, 1, ctypes.create_string_buffer(200))
+found.append(ctypes.get_errno())
+print([errno.errorcode.get(code, code) for code in found])
+"""
+
+
+@pytest.mark.skipif("landlock" not in HERE, reason=f"this machine has no Landlock: {available()[1]}")
+def test_landlock_is_helped_with_what_is_no_reading_or_writing(tmp_path: Path) -> None:
+    """Nothing is made setuid, not even through a descriptor, and attributes stay as they are; other modes may be changed."""
+    (tmp_path / "outside").write_text("x")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "own").touch()
+    command = program("landlock", "{python}", "-S", "-c", CALLS, str(tmp_path / "outside"))
+    told = command.call(job(tmp_path / "files", base=tmp_path))["stdout"]
+    refused = ["EPERM"] * 3 + ["ENOTSUP"] * 2
+    assert told == f"{[*refused, 0, 'EACCES', 0, 'ENOSYS']}\n"
+    assert (tmp_path / "files" / "own").stat().st_mode & 0o7777 == 0o2750
+    assert (tmp_path / "outside").read_text() == "x" and not (tmp_path / "outside").stat().st_mode & 0o6000
+
+
+POOL = """
+import multiprocessing
+if __name__ == "__main__":
+    with multiprocessing.Pool(2) as pool:
+        print(pool.map(abs, [-1, 2]))
+"""
+BUILDS = """
+set -e
+echo 'int main(void) { return 7; }' > a.c
+cc -o a a.c
+./a || echo $?
+mkdir -p d/e; cp -a a d/e/; tar -cf d.tar d; rm -r d; tar -xf d.tar; d/e/a || echo $?
+"""
+
+
+@needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+def test_ordinary_programs_run_in_a_sandbox(tmp_path: Path, level: str) -> None:
+    """Processes that share memory; a compiler and an archiver, which set modes and times."""
+    (tmp_path / "pool.py").write_text(POOL)
+    pool = program(level, "{python}", "pool.py").call(job(tmp_path, seconds=60.0))
+    assert pool["stdout"] == "[1, 2]\n"
+    if shutil.which("cc") and shutil.which("tar"):
+        assert program(level, "sh", "-c", BUILDS).call(job(tmp_path, seconds=60.0))["stdout"] == "7\n7\n"
 
 
 def test_a_function_may_require_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
