@@ -12,6 +12,7 @@ from rich.console import Console
 
 from conductor.commands import Handler, audits, bundles, journals, looking, running
 from conductor.errors import ConductorError, Stopped, printable
+from conductor.instruments.supervisor import close_to_others
 
 GROUPS = (running, looking, journals, audits, bundles)
 
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 solved, 1 the run ended otherwise, 2 a mistake (one sentence on stderr), 130 interrupted,
     141 nobody read an export on, 143 stopped by SIGTERM."""
     arguments = _parser().parse_args(argv)
+    close_to_others()  # the environment holds the secrets of all functions
     handle: Handler = arguments.handle
     try:
         return handle(arguments, _Console(width=None if sys.stdout.isatty() else 140))

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from typing import Any
 
+from conductor.instruments import leftovers
 from conductor.instruments.base import CallError, Instrument, Job
 from conductor.instruments.sandbox import Limits, choose, confine
 from conductor.instruments.supervised import Outcome, Supervised
@@ -45,7 +46,8 @@ class CommandInstrument(Instrument):
 
     It sees `ENVIRONMENT` and the variables that the plan's `environment` names. `limits` (see `Limits`) replaces some of
     `LIMITS`, `sandbox` is the level that the machine must have at least (`none`: it runs in none), and only with
-    `network: true` may it open connections where a sandbox can forbid that.
+    `network: true` may it open connections where a sandbox can forbid that. In a sandbox it may leave no links that lead out
+    of `files/`, nor sockets, named pipes and devices: they are removed, and the call fails with `invalid`.
     """
 
     def __init__(
@@ -72,9 +74,18 @@ class CommandInstrument(Instrument):
         """Run the program for the job. Raises CallError: `timeout`, `error` for its exit status, `invalid` for its output."""
         argv = [fill(part, job) for part in self._argv]
         text = json.dumps({"args": job.args, "inputs": job.inputs}) if self._stdin is None else fill(self._stdin, job)
-        with tempfile.TemporaryDirectory(prefix="conductor-", ignore_cleanup_errors=True) as temporary:
-            outcome, kept, printed = self._run(job, argv, text.encode(), temporary)
+        confined = self.level in ("landlock", "bwrap")
+        before = leftovers.find(job.folder) if confined else set()
+        left = ""
+        try:
+            with tempfile.TemporaryDirectory(prefix="conductor-", ignore_cleanup_errors=True) as temporary:
+                outcome, kept, printed = self._run(job, argv, text.encode(), temporary)
+        finally:
+            if confined:
+                left = leftovers.remove(job.folder, leftovers.find(job.folder) - before)
         self._judge(argv[0], job, outcome, kept)
+        if left:
+            raise CallError(f"{argv[0]} left in files/ what leads out of it, or is no file: {left}", "invalid")
         cut = {name: count for name, count in printed.items() if count > KEPT[name]}
         if not self._json:
             return {"code": outcome.code, **kept, **({"cut": cut} if cut else {})}
@@ -110,6 +121,7 @@ class CommandInstrument(Instrument):
                     stderr=pipes["stderr"][1],
                     seconds=job.seconds,
                     no_new_privs=self.level != "none",
+                    capabilities=self.level in ("none", "bwrap"),  # bwrap needs some, and drops them all itself
                     landlock=rules,
                 )
             finally:

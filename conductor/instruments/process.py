@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 from conductor.instruments.base import MAX_REPLY
 from conductor.instruments.sandbox import Limits
 from conductor.instruments.supervised import Supervised
+from conductor.trust import config_folder
 
 _ROOT = Path(__file__).resolve().parents[2]  # where the package `conductor` is found
 # What a worker sees of the conductor's environment; a plan's `environment` names more.
@@ -24,6 +26,8 @@ def environment(named: Sequence[str] = ()) -> dict[str, str]:
     """The variables that a worker sees."""
     seen = {n: v for n, v in os.environ.items() if n in _NAMES or n in named or n.startswith(_FAMILIES)}
     seen["PYTHONPATH"] = os.pathsep.join(path for path in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if path)
+    with contextlib.suppress(RuntimeError):  # who has no home has no keys there
+        seen["FQ_CONFIG"] = os.path.abspath(config_folder())  # which sandboxes hide
     return seen
 
 
@@ -50,6 +54,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 no_new_privs=False,
+                capabilities=True,
             )
         process = self._run.process
         assert process.stdin is not None and process.stdout is not None

@@ -1,12 +1,14 @@
 """What a program may take and reach: limits, and the best sandbox that this machine has.
 
-The levels, from none on: `limits` (resources, the end of the whole tree, no new privileges), `landlock` (also: it writes
-nowhere but in the run's `files/`, and opens no TCP connection) and `bwrap` (also: process and network namespaces of its own, a
-private /tmp). In the last two it does not see people's home folders, but for the workflow's folder and this interpreter's.
+The levels, from none on: `limits` (resources, the end of the whole tree, no capabilities), `landlock` (also: it writes nowhere
+but in the run's `files/`, a temporary folder and /dev/shm, and makes no socket) and `bwrap` (also: process and network
+namespaces of its own, a private /tmp). In the last two it does not see people's home folders, but for the workflow's folder
+and this interpreter's, and never the private keys of the conductor.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -16,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from conductor.instruments.supervisor import landlock_version
+from conductor.instruments.supervisor import can_filter, landlock_version
 
 LEVELS = ("none", "limits", "landlock", "bwrap")
 TEMPORARY = 256 << 20  # bytes that a program may have in its private /tmp
@@ -61,9 +63,11 @@ def available() -> tuple[str, str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         why = "bwrap is not installed" if isinstance(error, FileNotFoundError) else f"bwrap does not work here: {error}"
     version = landlock_version()
-    if version >= 4:  # before, it could not forbid connections
-        return "landlock", why
-    return "limits", f"{why}; the kernel's Landlock has version {version}, and 4 is needed"
+    if version < 4:  # it could not forbid connections
+        return "limits", f"{why}; the kernel's Landlock has version {version}, and 4 is needed"
+    if not can_filter():
+        return "limits", f"{why}; system calls cannot be filtered here, which Landlock needs beside it"
+    return "landlock", why
 
 
 def choose(asked: str | None) -> str:
@@ -89,34 +93,55 @@ def confine(
     level: str, argv: list[str], folder: Path, base: Path, temporary: str, network: bool
 ) -> tuple[list[str], dict[str, Any] | None]:
     """(what to start for `argv` at a level, what the supervisor has to ask of Landlock). It works in `folder`."""
-    homes = {path for path in (*_HOMES, os.environ.get("HOME", "")) if path not in ("", "/") and os.path.isdir(path)}
-    seen = [str(base), sys.prefix, sys.base_prefix]
+    hidden = _hidden()
+    seen = {str(base), sys.prefix, sys.base_prefix}
     program = shutil.which(argv[0])
     if program is not None:
-        seen.append(os.path.dirname(os.path.realpath(program)))
+        seen.add(os.path.dirname(os.path.realpath(program)))
     if level == "bwrap":
-        size = ["--size", str(TEMPORARY)]
-        hide = [part for path in sorted({*homes, "/var/tmp"}) for part in (*size, "--tmpfs", path)]
-        if not network:
-            hide += ["--tmpfs", "/run"]
-        show = [
-            part for path in sorted(set(seen)) if os.path.isdir(path) and path != "/" for part in ("--ro-bind", path, path)
+        hidden |= {"/var/tmp"} if network else {"/var/tmp", "/run"}
+        # What lies deeper is mounted later, over what lies about it; at one place what is shown, and last where it may write.
+        mounts = [(_depth(path), 0, path, ["--size", str(TEMPORARY), "--tmpfs", path]) for path in hidden]
+        mounts += [
+            (_depth(path), 1, path, ["--ro-bind", path, path])
+            for path in seen
+            if os.path.isdir(path) and path != "/" and not _beneath(path, str(folder))
         ]
+        mounts.append((_depth(str(folder)), 2, str(folder), ["--bind", str(folder), str(folder)]))
         isolate = ["--unshare-all", *(["--share-net"] if network else []), "--die-with-parent", "--cap-drop", "ALL"]
-        return [
-            *_bwrap(),
-            *hide,
-            *show,
-            "--bind",
-            str(folder),
-            str(folder),
-            *isolate,
-            "--chdir",
-            str(folder),
-            "--",
-            *argv,
-        ], None
+        places = [part for *_, parts in sorted(mounts) for part in parts]
+        return [*_bwrap(), *places, *isolate, "--chdir", str(folder), "--", *argv], None
     if level == "landlock":
-        reads = [f"/{name}" for name in os.listdir("/") if f"/{name}" not in homes]
-        return argv, {"reads": [*reads, *seen], "writes": [str(folder), temporary, *_DEVICES], "network": network}
+        reads = [path for top in ("/", *sorted(seen)) for path in _without(os.path.realpath(top), hidden)]
+        return argv, {"reads": reads, "writes": [str(folder), temporary, *_DEVICES], "network": network}
     return argv, None
+
+
+def _hidden() -> set[str]:
+    """The real paths of the folders that no program in a sandbox sees: people's homes, and the conductor's configuration with
+    the private keys in it (these by themselves too: what lies about them may be a folder that is shown)."""
+    config = os.environ.get("FQ_CONFIG", "")  # of a worker: set by `process.environment`
+    folders = [*_HOMES, os.environ.get("HOME", ""), config, os.path.join(config, "keys")]
+    return {os.path.realpath(path) for path in folders if os.path.isabs(path) and os.path.isdir(path)} - {"/"}
+
+
+def _depth(path: str) -> int:
+    return len(Path(os.path.realpath(path)).parts)
+
+
+def _beneath(path: str, folder: str) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def _without(top: str, hidden: set[str]) -> list[str]:
+    """Paths that together are `top` but for what is hidden beneath it. A rule holds for all that lies beneath a path, so the
+    folders on the way to what is hidden are not among them, only what lies in them; links neither, for where they lead to has
+    a path of its own."""
+    if not any(path != top and Path(path).is_relative_to(top) for path in hidden):
+        return [top]
+    found: list[str] = []
+    with contextlib.suppress(OSError), os.scandir(top) as entries:
+        for entry in entries:
+            if entry.path not in hidden and not entry.is_symlink():
+                found += _without(entry.path, hidden)
+    return found

@@ -41,15 +41,18 @@ class Supervised:
         stderr: _Stream,
         seconds: float | None = None,
         no_new_privs: bool = True,
+        capabilities: bool = False,
         landlock: dict[str, Any] | None = None,
     ) -> None:
-        """Starts it in `folder`. `landlock`: what `sandbox.confine` gave."""
+        """Starts it in `folder`. `capabilities`: it keeps those that the conductor has. `landlock`: what `sandbox.confine`
+        gave."""
         spec = {
             "argv": argv,
             "folder": str(folder),
             "limits": asdict(limits),
             "seconds": seconds,
             "no_new_privs": no_new_privs,
+            "capabilities": capabilities,
             "landlock": landlock,
         }
         handles: list[int] = []

@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
 import select
 import signal
+import stat
+import struct
 import sys
 import time
 from typing import Any
 
 TICK = 0.02  # s between looks at limits that the kernel does not hold
 PATIENCE = 5.0  # s in which what is killed has to be gone
-_SET_PDEATHSIG, _SET_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 36, 38  # prctl
+_SET_PDEATHSIG, _SET_DUMPABLE, _DROP_BOUNDING, _SET_SUBREAPER, _SET_NO_NEW_PRIVS, _AMBIENT = 1, 4, 24, 36, 38, 47  # prctl
+_SET_SECCOMP, _FILTER = 22, 2
+_CAPABILITIES, _CAPABILITY_VERSION, _CLEAR_AMBIENT = 64, 0x20080522, 4
 _RESOURCES = {
     "memory": (resource.RLIMIT_AS, 1 << 20),
     "cpu": (resource.RLIMIT_CPU, 1),
@@ -31,6 +36,13 @@ _RESOURCES = {
 # Landlock's rights over files, by the version that brought them, and those that a thing that is no folder can have.
 _READ, _WRITE, _FILE = 0b1101, 0x1FF2, 0b111
 _REFER, _TRUNCATE, _TCP, _SCOPES = 1 << 13, 1 << 14, 0b11, 0b11
+# Of a machine: its number for filters; system calls that make sockets, that change extended attributes, and that change modes
+# (with the place of the mode among their arguments).
+_CALLS: dict[str, tuple[int, int, tuple[int, ...], dict[int, int]]] = {
+    "x86_64": (0xC000003E, 41, (188, 189, 190, 197, 198, 199, 463, 466), {90: 1, 91: 1, 268: 2, 452: 2}),
+    "aarch64": (0xC00000B7, 198, (5, 6, 7, 14, 15, 16, 463, 466), {52: 1, 53: 2, 452: 2}),
+}
+_IO_URING, _FOREIGN = 425, 0x40000000  # the latter and above: calls of another kind of program (x32)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -44,6 +56,20 @@ def _checked(result: int) -> int:
 def landlock_version() -> int:
     """The kernel's Landlock version; 0 if it has none."""
     return max(0, int(_libc.syscall(444, None, ctypes.c_size_t(0), 1)))
+
+
+def close_to_others() -> None:
+    """From now on only who has capabilities sees this process's environment and memory; an exec ends it."""
+    _checked(_libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0))
+
+
+def drop_capabilities() -> None:
+    """Gives up all capabilities; with no_new_privs set no program gets one back, whoever's it is. With them a program of root
+    would pass by what Landlock forbids: it would read the environment of every process. Raises OSError."""
+    for capability in range(_CAPABILITIES):  # those that there are not, and all for who has none, are refused
+        _libc.prctl(_DROP_BOUNDING, capability, 0, 0, 0)
+    _checked(_libc.prctl(_AMBIENT, _CLEAR_AMBIENT, 0, 0, 0))
+    _checked(_libc.capset((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()))
 
 
 def restrict(reads: list[str], writes: list[str], network: bool) -> None:
@@ -65,6 +91,34 @@ def restrict(reads: list[str], writes: list[str], network: bool) -> None:
                 os.close(handle)
     _checked(_libc.syscall(446, ruleset, 0))
     os.close(ruleset)
+
+
+def can_filter() -> bool:
+    """Whether `forbid_calls` works here: the machine is known, and the kernel takes filters."""
+    if os.uname().machine not in _CALLS or sys.maxsize < 1 << 32:
+        return False
+    return bool(_libc.prctl(_SET_SECCOMP, _FILTER, None, 0, 0)) and ctypes.get_errno() == errno.EFAULT
+
+
+def forbid_calls(network: bool) -> None:
+    """What Landlock does not hold: from now on this process makes no socket unless `network` (pairs it may make), makes no
+    program setuid and changes no extended attributes, wherever they lie. io_uring, which passes by filters, is not there, nor
+    are the calls of programs for 32 bits. Needs no_new_privs. Raises OSError."""
+    machine, socket, attributes, modes = _CALLS[os.uname().machine]
+    refused = {_IO_URING: errno.ENOSYS, **dict.fromkeys(attributes, errno.EOPNOTSUPP)}
+    if not network:
+        refused[socket] = errno.EACCES
+    load, equal, above, any_of, end = 0x20, 0x15, 0x35, 0x45, 0x06  # of a 32-bit word; the jumps: over so many, if, else
+    allow, refuse = (end, 0, 0, 0x7FFF0000), 0x00050000
+    lines = [(load, 0, 0, 4), (equal, 1, 0, machine), (end, 0, 0, refuse | errno.ENOSYS)]
+    lines += [(load, 0, 0, 0), (above, 0, 1, _FOREIGN), (end, 0, 0, refuse | errno.ENOSYS)]
+    for call, code in refused.items():
+        lines += [(equal, 0, 1, call), (end, 0, 0, refuse | code)]
+    for call, place in modes.items():
+        lines += [(equal, 0, 4, call), (load, 0, 0, 16 + 8 * place), (any_of, 0, 1, stat.S_ISUID)]
+        lines += [(end, 0, 0, refuse | errno.EPERM), allow]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in [*lines, allow]))
+    _checked(_libc.prctl(_SET_SECCOMP, _FILTER, struct.pack("@HP", len(lines) + 1, ctypes.addressof(program)), 0, 0))
 
 
 def children(process: int) -> list[int]:
@@ -151,6 +205,9 @@ def _become(spec: dict[str, Any]) -> None:
         _checked(_libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     if spec["landlock"] is not None:
         restrict(**spec["landlock"])
+        forbid_calls(spec["landlock"]["network"])
+    if not spec["capabilities"]:
+        drop_capabilities()
     os.execvpe(spec["argv"][0], spec["argv"], os.environ)
 
 
@@ -184,6 +241,7 @@ def watch(process: int, spec: dict[str, Any], control: int) -> str:
 
 def main(spec_file: int, control: int, status: int) -> None:
     """See the module's text."""
+    close_to_others()
     os.set_inheritable(control, False)
     os.set_inheritable(status, False)
     with os.fdopen(spec_file, "rb") as file:

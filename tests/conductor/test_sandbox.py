@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from conductor.errors import ConductorError
-from conductor.instruments import CallError
+from conductor.instruments import CallError, leftovers
 from conductor.instruments.command import LIMITS, CommandInstrument
 from conductor.instruments.process import Worker
 from conductor.instruments.sandbox import LEVELS, available, choose
@@ -201,6 +203,159 @@ def test_a_confined_program_sees_no_home_folder(tmp_path: Path, level: str) -> N
         secret.unlink()
 
 
+@needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_confined_program_leaves_no_way_out_of_its_folder(tmp_path: Path, level: str, ends: bool) -> None:
+    """Links to places outside, also by way of another, in a folder that cannot be read, and pipes: they are gone, whether the
+    program ended by itself or was ended; what a function writes then stays in the folder."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "files").mkdir()
+    script = (
+        f"ln -s {victim} state.json; mkdir -p a/b shut; ln -s ../../.. a/b/up; ln -s a/b/up/victim by; ln -s /etc shut/l; "
+        "mkfifo pipe; ln -s /nowhere none; chmod 0300 shut; chmod 0 a; "
+    )
+    command = program(level, "sh", "-c", script + ("" if ends else "sleep 60"))
+    words = r"sh left in files/ what .*: a/b/up \(a link to \.\./\.\./\.\., removed\), by .*and 1 more$"
+    with pytest.raises(CallError, match=words if ends else "did not end") as caught:
+        command.call(job(tmp_path / "files", seconds=20.0 if ends else 2.0))
+    assert caught.value.kind == ("invalid" if ends else "timeout")
+    (tmp_path / "files" / "state.json").write_text("theirs")
+    (tmp_path / "files" / "by").write_text("theirs")
+    assert victim.read_text() == "mine"
+    left = {str(path.relative_to(tmp_path / "files")) for path in (tmp_path / "files").rglob("*")}
+    assert left == {"state.json", "by", "a", "a/b", "shut"}
+
+
+@needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+def test_links_within_the_folder_and_those_of_functions_stay(tmp_path: Path, level: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "data").symlink_to(tmp_path / "data")
+    script = "mkdir d; echo x > f; ln -s ../f d/l; ln -s $PWD/d/l m; ln -s later n; cat m"
+    assert program(level, "sh", "-c", script).call(job(tmp_path / "files", base=tmp_path))["stdout"] == "x\n"
+    assert sorted(path.name for path in (tmp_path / "files").rglob("*") if path.is_symlink()) == ["data", "l", "m", "n"]
+    with pytest.raises(CallError, match=r"moved \(a link to .*/data, removed\)$"):
+        program(level, "mv", "data", "moved").call(job(tmp_path / "files", base=tmp_path))
+
+
+@needs_sandbox
+def test_a_folder_that_lies_too_deep_to_be_looked_through_is_refused(tmp_path: Path) -> None:
+    script = "i=0; while [ $i -lt 200 ]; do mkdir d; cd -P d; i=$((i+1)); done; ln -s /etc l"
+    with pytest.raises(CallError, match=r"\(a folder that lies too deep\)$"):
+        program(CONFINED[0], "sh", "-c", script).call(job(tmp_path))
+
+
+SWAPS = """
+import contextlib, os
+while True:
+    os.rename("d", "e")
+    with contextlib.suppress(FileExistsError):
+        os.symlink("/etc", "e/link")
+    os.symlink("../elsewhere", "d")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink("d")
+    os.rename("e", "d")
+"""
+
+
+def test_no_link_is_followed_while_leftovers_are_looked_for(tmp_path: Path) -> None:
+    """A folder that turns into a link to elsewhere and back all the time: what lies elsewhere is not removed."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link").symlink_to("/etc")
+    folder = tmp_path / "files"
+    (folder / "d").mkdir(parents=True)
+    known = leftovers.Leftover(("d", "link"), "a link")
+    with subprocess.Popen([sys.executable, "-S", "-c", SWAPS], cwd=folder) as program:
+        try:
+            told = [leftovers.remove(folder, {known, *leftovers.find(folder)}) for _ in range(2000)]
+            assert program.poll() is None
+        finally:
+            program.kill()
+    assert any("d/link (a link, removed)" in words for words in told)
+    assert (tmp_path / "elsewhere" / "link").is_symlink()
+
+
+@needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+@pytest.mark.parametrize("place", ["config", "base/config", "base", ".", "link"])
+def test_a_confined_program_sees_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, place: str) -> None:
+    """Wherever they lie: elsewhere, in the workflow's folder, right in it or around it; what lies beside them is seen."""
+    (tmp_path / "base" / "files").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("config")
+    for folder in ("config", "base", "base/config", "."):
+        (tmp_path / folder / "keys").mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "keys" / "prod.key").write_text(CANARY)
+    (tmp_path / "base" / "work.py").write_text("seen")
+    monkeypatch.setenv("FQ_CONFIG", str(tmp_path / place))
+    script = f"cat {tmp_path}/{place}/keys/prod.key; cat {tmp_path}/base/work.py; cat ../work.py; echo x > f; cat f"
+    told = program(level, "sh", "-c", script).call(job(tmp_path / "base" / "files", base=tmp_path / "base"))
+    assert told["stdout"] == "seenseenx\n" and "prod.key" in told["stderr"]
+
+
+@needs_sandbox
+@pytest.mark.parametrize("variable", ["FQ_CONFIG", "XDG_CONFIG_HOME"])
+def test_workers_know_where_the_keys_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Also from a path that begins in the folder where the conductor was started."""
+    keys = tmp_path / ("config" if variable == "FQ_CONFIG" else "config/function-quest") / "keys"
+    keys.mkdir(parents=True)
+    (keys / "prod.key").write_text(CANARY)
+    (tmp_path / "files").mkdir()
+    monkeypatch.delenv("FQ_CONFIG")
+    monkeypatch.setenv(variable, "config")
+    monkeypatch.chdir(tmp_path)
+    worker = Worker(tmp_path, tmp_path / "files", tmp_path / "log")
+    send(worker, "command", {"argv": ["sh", "-c", f"cat {keys}/prod.key; echo end"], "sandbox": CONFINED[0]})
+    answer = reply(worker) or {}
+    worker.end()
+    assert answer["value"]["stdout"] == "end\n"
+
+
+@pytest.mark.parametrize("level", [level for level in HERE if level != "none"])
+def test_a_limited_program_has_no_capabilities_whoever_runs_it(tmp_path: Path, level: str) -> None:
+    """Not even those of root; nor does a program get one back that it starts."""
+    script = "grep -E '^(Cap|NoNewPrivs)' /proc/self/status"
+    told = program(level, "sh", "-c", f'{script}; sh -c "{script}"').call(job(tmp_path))["stdout"]
+    found = [(name, int(value, 16)) for name, _, value in (line.partition(":") for line in told.splitlines())]
+    bounding = 0 if os.geteuid() == 0 else dict(found)["CapBnd"]  # who may not drop it cannot use it either
+    names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
+    assert found == 2 * [(name, {"NoNewPrivs": 1, "CapBnd": bounding}.get(name, 0)) for name in names]
+
+
+OTHERS = "for process in /proc/[0-9]*; do cat $process/environ; done 2> /dev/null | tr '\\0' '\\n'; echo end"
+
+
+@needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+def test_a_confined_program_reads_no_process_outside(tmp_path: Path, mark: str, level: str) -> None:
+    """The environment of an open process of the same user; without a sandbox it is there to be read."""
+    with subprocess.Popen(["sleep", mark], env={"TOKEN": CANARY, "PATH": os.environ["PATH"]}) as other:
+        try:
+            assert CANARY in program("none", "sh", "-c", OTHERS).call(job(tmp_path))["stdout"]
+            told = program(level, "sh", "-c", OTHERS).call(job(tmp_path))["stdout"]
+            assert told.endswith("end\n") and CANARY not in told
+        finally:
+            other.kill()
+
+
+CONDUCTOR = "import sys; from conductor.__main__ import main; print(main(['show', '/nowhere']), flush=True); sys.stdin.read()"
+
+
+def test_a_limited_program_does_not_read_the_environment_of_the_conductor(tmp_path: Path, root: Path) -> None:
+    """Where no sandbox can be had, the command line's process closes itself to its own user."""
+    environment = {"TOKEN": CANARY, "PATH": os.environ["PATH"]}
+    start = [sys.executable, "-c", CONDUCTOR]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(start, env=environment, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "2\n"
+        seen = [program(level, "sh", "-c", OTHERS).call(job(tmp_path))["stdout"] for level in ("none", "limits")]
+        other.communicate("")
+    assert "end\n" in seen[1] and CANARY not in seen[1]
+    assert os.geteuid() != 0 or CANARY in seen[0]
+
+
 CONNECT = """
 import socket, sys
 server = socket.create_server(("127.0.0.1", 0)) if sys.argv[1] == "0" else None
@@ -216,6 +371,98 @@ def test_a_confined_program_opens_no_connection(tmp_path: Path, level: str) -> N
         with pytest.raises(CallError, match="ended with status 1"):
             program(level, *argv).call(job(tmp_path))
         assert program(level, *argv, network=True).call(job(tmp_path))["code"] == 0
+
+
+REACHES = """
+import socket, sys
+kind, address = sys.argv[1:]
+if kind == "unix":
+    socket.socket(socket.AF_UNIX).connect(address)
+else:
+    protocol = 262 if kind == "mptcp" else 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM, protocol) as own:
+        own.connect(("127.0.0.1", int(address)))
+        own.send(b"x")
+"""
+
+
+@pytest.mark.skipif("landlock" not in HERE, reason=f"this machine has no Landlock: {available()[1]}")
+@pytest.mark.parametrize("kind", ["tcp", "udp", "mptcp", "unix"])
+def test_landlock_is_helped_to_forbid_every_socket(tmp_path: Path, kind: str) -> None:
+    """Also those that Landlock knows nothing of; a service of the machine behind a path might do everything for its user."""
+    (tmp_path / "files").mkdir()
+    path = str(tmp_path / "socket")
+    family = socket.AF_UNIX if kind == "unix" else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as server:
+        server.bind(path if kind == "unix" else ("127.0.0.1", 0))
+        if kind != "udp":
+            server.listen()
+        argv = ("{python}", "-S", "-c", REACHES, kind, path if kind == "unix" else str(server.getsockname()[1]))
+        with pytest.raises(CallError, match="PermissionError"):
+            program("landlock", *argv).call(job(tmp_path / "files"))
+        if kind != "mptcp" or Path("/proc/sys/net/mptcp/enabled").exists():
+            assert program("landlock", *argv, network=True).call(job(tmp_path / "files"))["code"] == 0
+
+
+CALLS = """
+import ctypes, errno, os, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def told(call, *arguments):
+    try:
+        call(*arguments)
+    except OSError as error:
+        return error.errno
+    return 0
+handle = os.open(sys.argv[1], os.O_RDONLY)
+found = [
+    told(os.chmod, sys.argv[1], 0o4755), told(os.fchmod, handle, 0o6755), told(os.chmod, "own", 0o4700),
+    told(os.setxattr, sys.argv[1], "user.a", b"b"), told(os.removexattr, handle, "user.a"),
+    told(os.chmod, "own", 0o2750), told(os.truncate, sys.argv[1], 0), told(socket.socketpair),
+]
+libc.syscall(425, 1, ctypes.create_string_buffer(200))
+found.append(ctypes.get_errno())
+print([errno.errorcode.get(code, code) for code in found])
+"""
+
+
+@pytest.mark.skipif("landlock" not in HERE, reason=f"this machine has no Landlock: {available()[1]}")
+def test_landlock_is_helped_with_what_is_no_reading_or_writing(tmp_path: Path) -> None:
+    """Nothing is made setuid, not even through a descriptor, and attributes stay as they are; other modes may be changed."""
+    (tmp_path / "outside").write_text("x")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "own").touch()
+    command = program("landlock", "{python}", "-S", "-c", CALLS, str(tmp_path / "outside"))
+    told = command.call(job(tmp_path / "files", base=tmp_path))["stdout"]
+    refused = ["EPERM"] * 3 + ["ENOTSUP"] * 2
+    assert told == f"{[*refused, 0, 'EACCES', 0, 'ENOSYS']}\n"
+    assert (tmp_path / "files" / "own").stat().st_mode & 0o7777 == 0o2750
+    assert (tmp_path / "outside").read_text() == "x" and not (tmp_path / "outside").stat().st_mode & 0o6000
+
+
+POOL = """
+import multiprocessing
+if __name__ == "__main__":
+    with multiprocessing.Pool(2) as pool:
+        print(pool.map(abs, [-1, 2]))
+"""
+BUILDS = """
+set -e
+echo 'int main(void) { return 7; }' > a.c
+cc -o a a.c
+./a || echo $?
+mkdir -p d/e; cp -a a d/e/; tar -cf d.tar d; rm -r d; tar -xf d.tar; d/e/a || echo $?
+"""
+
+
+@needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+def test_ordinary_programs_run_in_a_sandbox(tmp_path: Path, level: str) -> None:
+    """Processes that share memory; a compiler and an archiver, which set modes and times."""
+    (tmp_path / "pool.py").write_text(POOL)
+    pool = program(level, "{python}", "pool.py").call(job(tmp_path, seconds=60.0))
+    assert pool["stdout"] == "[1, 2]\n"
+    if shutil.which("cc") and shutil.which("tar"):
+        assert program(level, "sh", "-c", BUILDS).call(job(tmp_path, seconds=60.0))["stdout"] == "7\n7\n"
 
 
 def test_a_function_may_require_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
