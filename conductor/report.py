@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from conductor.decision_maker import NEED_BUNDLE, ROUND_NOTE
+from conductor.errors import printable
 from conductor.guard import SHARE
 from conductor.journal import Row, journal_path, read_journal, read_run, run_folder
 from conductor.pit_interface import Fold, Folded, PitInterface, fold
@@ -193,7 +194,7 @@ def print_run(report: RunReport, console: Console) -> None:
         )
         table.add_row(
             call.task, call.function, call.variant, str(call.attempt), f"{call.wait:.2f}", f"{call.load:.2f}",
-            f"{call.run:.2f}", quality, escape(result[:80]),
+            f"{call.run:.2f}", quality, escape(printable(result[:80])),
         )  # fmt: skip
     console.print(table)
     counts = ", ".join(

@@ -102,7 +102,15 @@ def _show(arguments: argparse.Namespace, console: Console) -> int:
 def _export(arguments: argparse.Namespace, console: Console) -> int:
     lines = (json.dumps(row._asdict(), sort_keys=True) + "\n" for row in read_journal(arguments.run))
     if arguments.out is None:
-        sys.stdout.writelines(lines)
+        if sys.__stdout__ is None:  # it was closed
+            raise ConductorError("standard output is closed; name a file (--out FILE)")
+        try:
+            sys.stdout.writelines(lines)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise ConductorError(f"standard output: cannot be written ({error.strerror})") from error
         return 0
     try:
         with open(arguments.out, "x", encoding="utf-8") as file:

@@ -15,7 +15,7 @@ from conductor.bundle import load_bundle
 from conductor.commands import add_run
 from conductor.commands.bundles import add_trust, trust_of
 from conductor.decision_maker import NEED_BUNDLE, STRATEGIES
-from conductor.errors import ConductorError
+from conductor.errors import ConductorError, printable
 from conductor.orchestrator import begin, resume_all
 from conductor.report import print_comparison, print_run, report_run
 from conductor.run import Observer, RunResult
@@ -58,7 +58,7 @@ class Display:
         """An observer of `conductor.orchestrator`."""
         style = _STYLES.get(kind, "")
         self._console.print(
-            f"{time / 1e6:8.2f} s  {kind:<11} {text}", style=style, markup=False, highlight=False, soft_wrap=True
+            f"{time / 1e6:8.2f} s  {kind:<11} {printable(text)}", style=style, markup=False, highlight=False, soft_wrap=True
         )
         if kind == "finished":
             self._progress.advance(self._bar)
