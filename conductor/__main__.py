@@ -59,7 +59,7 @@ def _complain(text: str) -> None:
 
 
 class _Console(Console):
-    """One whose reader may go away (`| head`), or whose disk be full: a run goes on without, for it is not there to be read."""
+    """One whose reader may go away (`| head`), or whose disk be full: a run goes on without, it is not there to be read."""
 
     def __init__(self, command: str) -> None:
         super().__init__(width=None if sys.stdout.isatty() else 140)

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from conductor.commands import add_run
-from conductor.errors import ConductorError
+from conductor.errors import ConductorError, printable
 from conductor.head import read_head
 from conductor.journal import Row, journal_path, read_journal, sqlite_note
 from conductor.pit_interface import fold
@@ -55,6 +55,7 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
     console.print(
         f"{path}: {verified.last.seq + 1} rows, whole and replayed bit for bit, {status}; last hash {verified.last.hash}",
         soft_wrap=True,
+        markup=False,
     )
     if note := sqlite_note():
         console.print(note, soft_wrap=True, markup=False)
@@ -88,7 +89,7 @@ def _show(arguments: argparse.Namespace, console: Console) -> int:
     table.add_column("what", overflow="fold")
     unsolved = {}
     for row in read_journal(arguments.run):
-        table.add_row(str(row.seq), str(row.run), f"{row.time / 1e6:.3f}", row.kind, escape(_brief(row)))
+        table.add_row(str(row.seq), str(row.run), f"{row.time / 1e6:.3f}", row.kind, escape(printable(_brief(row))))
         if row.kind == "end" and row.data["status"] != "solved":
             unsolved[row.run] = row.data["status"]
     console.print(table)

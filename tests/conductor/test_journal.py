@@ -16,7 +16,7 @@ from conductor.errors import ConductorError, DiskFull
 from conductor.head import Head, read_head
 from conductor.journal import KINDS, Journal, read_journal, read_run, run_folder, sqlite_note
 
-RUN: dict[str, Any] = dict.fromkeys(KINDS["run"], "")
+RUN: dict[str, Any] = {key: {} if key in ("workflow", "tables", "rule", "sandbox") else "" for key in KINDS["run"]}
 
 
 def reload_row(copy: int) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def test_unknown_rows_are_refused_not_skipped(folder: Path, monkeypatch: pytest.
     """As a later version might write them: whole and well chained."""
     journal = Journal(folder, new=False)
     with monkeypatch.context() as patch:
-        patch.setitem(KINDS, kind, {"copy"})
+        patch.setitem(KINDS, kind, {"copy": bool})
         journal.add(kind, 60, {"copy": 1})
     journal.commit()
     journal.close()
