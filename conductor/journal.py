@@ -228,6 +228,8 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
 
 def _verified(connection: sqlite3.Connection, path: Path, head: Head | None) -> Iterator[Row]:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0 and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:  # all of it was in the log
+        raise ConductorError(f"{path}: {_EMPTY}" if head is None else f"{path}: is empty, {_cut(path, head)}")
     if version != SCHEMA:
         raise ConductorError(f"{path}: has journal schema {version}; this conductor reads schema {SCHEMA}")
     previous, runs, number = _GENESIS, 0, -1
@@ -258,10 +260,11 @@ def _verified(connection: sqlite3.Connection, path: Path, head: Head | None) -> 
     if number < 0:
         raise ConductorError(f"{path}: {_EMPTY}")
     if head is not None and number < head.seq:
-        raise ConductorError(
-            f"{path}: ends with row {number}, and {HEAD} says that row {head.seq} was written: the end was cut off (was a "
-            f"{path.name}-wal left behind?); delete {HEAD} to take what is there"
-        )
+        raise ConductorError(f"{path}: ends with row {number}, {_cut(path, head)}; delete {HEAD} to take what is there")
+
+
+def _cut(path: Path, head: Head) -> str:
+    return f"and {HEAD} says that row {head.seq} was written: the end was cut off (was a {path.name}-wal left behind?)"
 
 
 class Journal:

@@ -188,6 +188,27 @@ def test_a_log_left_behind_is_noticed(folder: Path) -> None:
     assert len(list(read_journal(folder))) == 7
 
 
+def test_a_log_that_was_left_behind_is_missed(tmp_path: Path) -> None:
+    """As after a kill: all that was written may stand in the log, and the file be empty."""
+    journal = Journal(tmp_path / "run", new=True)
+    for row in (("run", 0, RUN), ("reload", 10, reload_row(1))):
+        journal.add(*row)
+        journal.commit()
+    (tmp_path / "copy").mkdir()
+    for name in ("journal.sqlite", "journal.head"):
+        shutil.copy(tmp_path / "run" / name, tmp_path / "copy")
+    with pytest.raises(
+        ConductorError, match=r"is empty, and journal\.head says that row 1 .* a journal\.sqlite-wal left behind"
+    ):
+        list(read_journal(tmp_path / "copy"))
+    (tmp_path / "copy" / "journal.head").unlink()
+    with pytest.raises(ConductorError, match="is empty; its run never began"):
+        list(read_journal(tmp_path / "copy"))
+    shutil.copy(tmp_path / "run" / "journal.sqlite-wal", tmp_path / "copy")
+    journal.close()
+    assert len(list(read_journal(tmp_path / "copy"))) == 2
+
+
 def test_another_journal_under_an_old_head_is_noticed(folder: Path) -> None:
     other = Journal(folder.parent / "other", new=True)
     other.add("run", 0, {**RUN, "id": "other"})
