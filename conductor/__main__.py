@@ -96,6 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConductorError as error:
         _complain(printable(str(error)))
         return 2
+    except OSError as error:  # a place that nobody thought of
+        if error.filename is None:
+            raise
+        _complain(printable(f"{error.filename}: cannot be read or written ({error.strerror})"))
+        return 2
     except KeyboardInterrupt as error:  # with its folder, if a run was under way
         goes_on = f"; nothing recorded is lost, `conductor resume {error}` goes on" if error.args else ""
         _complain(f"interrupted{goes_on}")

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -138,10 +139,14 @@ def journal_path(place: str | os.PathLike[str]) -> Path:
     """The journal of a run: of its own folder, of the folder around it, or the file itself. Raises ConductorError if there is
     none."""
     path = Path(place)
-    if path.is_dir():
-        around = path.absolute().parent / FILE
-        path = around if not (path / FILE).is_file() and around.is_file() else path / FILE
-    if not path.is_file():
+    try:
+        if path.is_dir():
+            around = path.absolute().parent / FILE
+            path = around if not (path / FILE).is_file() and around.is_file() else path / FILE
+        found = path.is_file()
+    except OSError as error:
+        raise ConductorError(f"{path}: cannot be read ({error.strerror})") from error
+    if not found:
         raise ConductorError(f"{path}: there is no journal; name the folder of a run (`--runs` DIR/...)")
     return path
 
@@ -271,10 +276,12 @@ class Journal:
     """The one writer of a journal. Rows given to `add` become durable together, with the next `commit`."""
 
     def __init__(self, folder: Path, *, new: bool, heads: Path | None = None) -> None:
-        """Open the journal of a folder for writing. `heads`: another folder that gets `<name of the folder>.head`.
+        """Open the journal of a folder for writing. `heads`: another folder, made if need be, that gets
+        `<name of the folder>.head`.
 
         Raises:
-            ConductorError: another conductor writes it; the folder cannot be written; it exists though `new`, or is missing.
+            ConductorError: another conductor writes it; a folder cannot be written; it exists though `new`, or is missing. A
+                folder that was made for it is gone again.
         """
         self.folder = folder
         self.path = folder / FILE
@@ -283,27 +290,32 @@ class Journal:
         self._connection: sqlite3.Connection | None = None
         self._heads: list[HeadFile] = []
         self._next, self._hash = 0, _GENESIS
+        made = False
         try:
             if new:
+                made = not folder.exists()
                 folder.mkdir(parents=True, exist_ok=True)
             elif not self.path.is_file():
                 raise ConductorError(f"{self.path}: there is no journal to go on with")
             # Not on the database file itself: closing any descriptor of it would drop SQLite's own locks.
             self._lock = os.open(folder / "journal.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise ConductorError(f"{folder}: cannot be written ({error.strerror}); choose another `--runs` folder") from error
+            if made:
+                shutil.rmtree(folder, ignore_errors=True)
+            right = "choose another `--runs` folder" if new else "who goes on with a run must be able to write into its folder"
+            raise ConductorError(f"{folder}: cannot be written ({error.strerror}); {right}") from error
         try:
             self._open(new, heads)
-        except BlockingIOError as error:
+        except BaseException as error:
             self.close()
-            raise ConductorError(
-                f"{self.path}: another conductor is writing this journal; wait for it or end it first"
-            ) from error
-        except (sqlite3.Error, OSError) as error:
-            self.close()
-            raise ConductorError(f"{self.path}: cannot be written: {error}") from error
-        except ConductorError:
-            self.close()
+            if made:  # nothing half-made is left
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, BlockingIOError):
+                raise ConductorError(
+                    f"{self.path}: another conductor is writing this journal; wait for it or end it first"
+                ) from error
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise ConductorError(f"{self.path}: cannot be written: {error}") from error
             raise
 
     def _open(self, new: bool, heads: Path | None) -> None:
@@ -322,8 +334,12 @@ class Journal:
             self._connection.execute("ROLLBACK")
             for row in read_journal(self.path):
                 self._next, self._hash = row.seq + 1, row.hash
-        places = [self.folder / HEAD] + ([heads / f"{self.folder.name}.head"] if heads is not None else [])
-        self._heads = [HeadFile(place) for place in places]
+        for place in [self.folder / HEAD] + ([heads / f"{self.folder.name}.head"] if heads is not None else []):
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                self._heads.append(HeadFile(place))
+            except OSError as error:
+                raise ConductorError(f"{place}: this head cannot be written ({error.strerror})") from error
         self._write_heads()
 
     def add(self, kind: str, time: int, data: dict[str, Any], run: int = 0) -> Row:

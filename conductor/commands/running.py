@@ -103,7 +103,7 @@ def register(commands: Commands) -> None:
     go_on.set_defaults(handle=_resume)
     stop = commands.add_parser("stop-policy", help="let the rule decide from now on in a run that is under way (or SIGUSR1)")
     add_run(stop)
-    stop.add_argument("--undo", action="store_true", help="let the policy decide again")
+    stop.add_argument("--undo", action="store_true", help="let the policy decide again (SIGUSR1 cannot be undone)")
     stop.set_defaults(handle=_stop_policy)
 
 
@@ -170,5 +170,6 @@ def _resume(arguments: argparse.Namespace, console: Console) -> int:
 def _stop_policy(arguments: argparse.Namespace, console: Console) -> int:
     file = guard.throw(arguments.run, undo=arguments.undo)
     text = "the policy decides again" if arguments.undo else f"the policy is asked no more; without {file} it decides again"
-    console.print(f"{text}, from the next decision on", soft_wrap=True, markup=False)
+    unless = ", unless its conductor got SIGUSR1, which holds until it ends" if arguments.undo else ""
+    console.print(f"{text}, from the next decision on{unless}", soft_wrap=True, markup=False)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import signal
 import sqlite3
@@ -224,15 +225,29 @@ def test_another_journal_under_an_old_head_is_noticed(folder: Path) -> None:
 
 def test_a_head_kept_elsewhere(folder: Path) -> None:
     heads = folder.parent / "heads"
-    with pytest.raises(ConductorError, match="cannot be written"):
-        Journal(folder, new=False, heads=heads)
-    heads.mkdir()
+    for place in (folder.parent / "file", Path("/proc/heads")):
+        (folder.parent / "file").touch()
+        for new in (False, True):
+            with pytest.raises(ConductorError, match=rf"^{place}/\w+\.head: this head cannot be written"):
+                Journal(folder.parent / "other" if new else folder, new=new, heads=place)
+    assert not (folder.parent / "other").exists()
     journal = Journal(folder, new=False, heads=heads)
     row = journal.add("reload", 60, reload_row(9))
     assert read_head(heads / "run.head") == Head(5, list(read_journal(folder))[-1].hash)  # not before it is committed
     journal.commit()
     journal.close()
     assert read_head(heads / "run.head") == read_head(folder / "journal.head") == Head(6, row.hash)
+
+
+def test_a_journal_that_has_no_room_to_begin_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(ConductorError, match=r"run/journal\.sqlite: cannot be written"):
+            Journal(tmp_path / "run", new=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_writers_cannot_add_the_same_row(folder: Path) -> None:
