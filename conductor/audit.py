@@ -67,7 +67,7 @@ class Replay:
         try:
             spec = RuleSpec.model_validate(self.run["rule"])
             self.rule, self.rule_name = Rule(spec.name, spec.params), spec.name
-        except (ValidationError, PitError) as error:
+        except (ValidationError, PitError, ValueError, OverflowError) as error:
             raise ConductorError(f"row `run`: rule: {error}") from error
 
     def moments(self) -> Iterator[Moment]:

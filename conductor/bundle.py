@@ -211,7 +211,7 @@ def load_bundle(place: str | os.PathLike[str], trust: Trust | None = None) -> Bu
 def sign_bundle(folder: str | os.PathLike[str], key: str) -> Bundle:
     """Sign a bundle that passes every check with one's own key; an older signature is replaced. Raises ConductorError."""
     path = Path(folder)
-    if not path.is_dir():
+    if os.path.isfile(path):
         raise ConductorError(f"{path}: is no folder; sign a bundle before it is packed")
     contents = _read(path)
     contents.pop(SIGNATURE, None)
@@ -226,7 +226,7 @@ def sign_bundle(folder: str | os.PathLike[str], key: str) -> Bundle:
 def pack_bundle(place: str | os.PathLike[str], out: str | os.PathLike[str]) -> Bundle:
     """Write a bundle that passes every check but the signature's as a zip, which must not exist yet. Raises ConductorError."""
     bundle, target = load_bundle(place, ANYONE), Path(out)
-    if target.exists():
+    if os.path.lexists(target):
         raise ConductorError(f"{target}: exists already; choose another name")
     try:
         replace(target, archive.pack(bundle.contents))
@@ -305,12 +305,21 @@ def _read_folder(path: Path) -> dict[str, bytes]:
         raise ConductorError(f"{path}: holds a bundle and is none; name {path / 'bundle'}")
     with os.scandir(path) as entries:
         names = sorted(entry.name for entry in itertools.islice(entries, len(_NAMES) + 1))
+    if MANIFEST not in names and (inside := _bundles_in(path)):
+        raise ConductorError(f"{path}: holds no {MANIFEST} and so is no bundle; did you mean {path / inside[0]}?")
     if len(names) > len(_NAMES):
         raise ConductorError(f"{path}: holds more than {len(_NAMES)} files; a bundle must not")
     for name in names:
         contents[name] = _read_file(path / name, left, str(path), os.O_NOFOLLOW)
         left -= len(contents[name])
     return contents
+
+
+def _bundles_in(path: Path) -> list[str]:
+    """The folders in a folder that seem to be bundles, if it is none itself."""
+    with os.scandir(path) as entries:
+        names = sorted(entry.name for entry in itertools.islice(entries, 1000))
+    return [] if MANIFEST in names else [name for name in names if os.path.isfile(path / name / MANIFEST)]
 
 
 def _read_file(path: Path, most: int, whole: str, flags: int) -> bytes:

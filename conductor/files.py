@@ -25,6 +25,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
+def is_digest(value: Any) -> bool:
+    """Whether a value is a sha256 as it is written here, and so a file's name that leads nowhere else."""
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
 def parse_canonical(content: bytes, where: str, *, sort: bool = True) -> Any:
     """Read canonical JSON. Raises ConductorError, naming `where`, for anything else (double keys, NaN, spaces)."""
     try:

@@ -20,7 +20,7 @@ from conductor.manifest import RangesSpec
 SHARE = 0.05  # of the live columns outside their quantiles, from which on a decision is far
 WINDOW, TRIP, BACK = 50, 20, 5  # decisions that are remembered; far ones among them that trip the guard, and that let it go
 STOP_FILE = "policy.stop"  # in a run's folder
-STOP = threading.Event()  # of this process: every policy in it stops (`conductor run` sets it at SIGUSR1)
+STOP = threading.Event()  # of this process: every policy in it stops, until its end (`conductor run` sets it at SIGUSR1)
 
 
 class RangeGuard:

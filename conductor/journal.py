@@ -15,37 +15,88 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from conductor.errors import ConductorError, DiskFull
-from conductor.files import canonical, parse_canonical, sync_directory
+from conductor.files import canonical, is_digest, parse_canonical, sync_directory
 from conductor.head import FILE as HEAD
 from conductor.head import Head, HeadFile, read_head
 
 SCHEMA = 3  # PRAGMA user_version; a journal of another schema is refused
 FILE = "journal.sqlite"
-# Row kind -> the keys of its payload, all of them needed.
-KINDS = {
+MOST = 2**62  # no number of a payload is larger
+Check = Callable[[Any], bool]
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _whole(low: int, high: int) -> Check:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= MOST
+
+
+def _or(other: Any, check: Check) -> Check:
+    return lambda value: value == other or check(value)
+
+
+_COUNT, _DIGEST = _whole(0, MOST), is_digest
+# Row kind -> the keys of its payload, all of them needed, and what each value must be.
+KINDS: dict[str, Mapping[str, Check]] = {
     # `folder`: of the run, inside the journal's ("." for a run alone); `began`: UTC, for people, the only time of day anywhere
     # `sandbox`: what each variant runs in, by its name
     # `bundle`, `shadow`: the sha256 of a manifest, or ""; `signature`, `shadow_signature`: what was known of their maker, and
     # whether that was let pass; `rule`: name and parameters of what decides when the policy cannot
-    "run": {"id", "folder", "began", "workflow", "workflow_digest", "base", "strategy", "exposure", "tables", "sandbox"}
-    | {"bundle", "signature", "rule", "shadow", "shadow_signature"},
+    "run": {
+        **dict.fromkeys(("id", "folder", "began", "strategy", "exposure"), _name),
+        **dict.fromkeys(("workflow_digest", "base", "bundle", "signature", "shadow", "shadow_signature"), _text),
+        **{"workflow": _table, "tables": _table, "rule": _table, "sandbox": _texts},
+    },
     # `by`: who decided, and with which `bundle` if the policy did; `note`: why not the policy, or ""; `latency`: us of the
     # choice; `distance`, `tripped`: of the guard; `shadow`: what another policy would have done (conductor.decision_maker)
-    "action": {"action", "observation", "mask", "by", "bundle", "note", "latency", "distance", "tripped", "shadow"},
-    "event": {"kind", "subject", "error", "elapsed", "quality", "size", "price", "applied", "output", "text"},
-    "intent": {"call", "task", "function", "variant", "key", "attempt", "copy"},
-    "reload": {"copy", "model", "reason"},  # a copy that the Pit holds for loaded was really loaded again
-    "resume": {"lost", "sandbox"},  # calls whose worker died with the conductor
-    "snapshot": {"file", "state"},  # sha256 of a file in `snapshots/`, and the Pit's state hash
-    "parked": {"reason", "since"},  # nothing could be recorded since then (us); it was waited for
-    "stop": {"reason"},  # the conductor was asked to end; `resume` goes on
-    "end": {"status", "state"},
+    "action": {
+        **{"action": _whole(0, 127), "observation": _DIGEST, "mask": _DIGEST, "by": _name, "bundle": _text, "note": _name},
+        **{"latency": _COUNT, "distance": _or(None, _number), "tripped": _flag, "shadow": _or(None, _whole(-1, 127))},
+    },
+    "event": {
+        **{"kind": _name, "subject": _whole(-1, 2**31 - 1), "error": _name, "elapsed": _COUNT, "quality": _number},
+        **{"size": _COUNT, "price": _COUNT, "applied": _flag, "output": _or("", _DIGEST), "text": _text},
+    },
+    "intent": {
+        **dict.fromkeys(("task", "function", "variant", "key"), _name),
+        **{"call": _COUNT, "attempt": _COUNT, "copy": _whole(-1, MOST)},
+    },
+    "reload": {"copy": _COUNT, "model": _name, "reason": _text},  # one that the Pit holds for loaded was really loaded again
+    # `lost`: calls whose worker died with the conductor
+    "resume": {"lost": lambda value: isinstance(value, list) and all(map(_COUNT, value)), "sandbox": _texts},
+    "snapshot": {"file": _DIGEST, "state": _text},  # sha256 of a file in `snapshots/`, and the Pit's state hash
+    "parked": {"reason": _text, "since": _COUNT},  # nothing could be recorded since then (us); it was waited for
+    "stop": {"reason": _text},  # the conductor was asked to end; `resume` goes on
+    "end": {"status": _name, "state": _text},
 }
 _GENESIS = "0" * 64
 _EMPTY = "is empty; its run never began"
@@ -88,10 +139,14 @@ def journal_path(place: str | os.PathLike[str]) -> Path:
     """The journal of a run: of its own folder, of the folder around it, or the file itself. Raises ConductorError if there is
     none."""
     path = Path(place)
-    if path.is_dir():
-        around = path.absolute().parent / FILE
-        path = around if not (path / FILE).is_file() and around.is_file() else path / FILE
-    if not path.is_file():
+    try:
+        if path.is_dir():
+            around = path.absolute().parent / FILE
+            path = around if not (path / FILE).is_file() and around.is_file() else path / FILE
+        found = path.is_file()
+    except OSError as error:
+        raise ConductorError(f"{path}: cannot be read ({error.strerror})") from error
+    if not found:
         raise ConductorError(f"{path}: there is no journal; name the folder of a run (`--runs` DIR/...)")
     return path
 
@@ -131,8 +186,8 @@ def read_journal(place: str | os.PathLike[str]) -> Iterator[Row]:
     """Every row of every run in order, each verified before it is given out; opened read-only.
 
     Raises:
-        ConductorError: no journal, another schema, a broken chain, an unknown kind, a payload with other keys, or an end
-            before the row that the head beside it names.
+        ConductorError: no journal, another schema, a broken chain, an unknown kind, a payload with other keys or values, or an
+            end before the row that the head beside it names.
     """
     path = journal_path(place)
     try:
@@ -161,7 +216,8 @@ def peek(path: Path, *kinds: str) -> list[Row]:
             found = connection.execute(f"SELECT * FROM rows WHERE kind IN ({marks}) ORDER BY seq", kinds).fetchall()
         finally:
             connection.close()
-        return [Row(seq, run, kind, time, json.loads(payload), row_hash) for seq, run, kind, time, payload, row_hash in found]
+        rows = [Row(seq, run, kind, time, json.loads(payload), row_hash) for seq, run, kind, time, payload, row_hash in found]
+        return [row for row in rows if isinstance(row.data, dict)]
     except (sqlite3.Error, ValueError, TypeError) as error:
         raise ConductorError(f"{path}: cannot be read as a journal: {error}") from error
 
@@ -177,6 +233,8 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
 
 def _verified(connection: sqlite3.Connection, path: Path, head: Head | None) -> Iterator[Row]:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0 and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:  # all of it was in the log
+        raise ConductorError(f"{path}: {_EMPTY}" if head is None else f"{path}: is empty, {_cut(path, head)}")
     if version != SCHEMA:
         raise ConductorError(f"{path}: has journal schema {version}; this conductor reads schema {SCHEMA}")
     previous, runs, number = _GENESIS, 0, -1
@@ -195,8 +253,11 @@ def _verified(connection: sqlite3.Connection, path: Path, head: Head | None) -> 
             raise ConductorError(f"{where}: a run begins with its only `run` row, and runs are numbered in order")
         runs += kind == "run"
         data = parse_canonical(f"{payload}\n".encode(), where, sort=False)
-        if not isinstance(data, dict) or set(data) != KINDS[kind]:
+        if not isinstance(data, dict) or set(data) != set(KINDS[kind]):
             raise ConductorError(f"{where}: a row of kind {kind} has the keys {', '.join(sorted(KINDS[kind]))}")
+        for key, check in KINDS[kind].items():
+            if not check(data[key]):
+                raise ConductorError(f"{where} ({kind}): {key} is {str(data[key])[:80]!r}, which no conductor writes")
         if head is not None and seq == head.seq and row_hash != head.hash:
             raise ConductorError(f"{where}: is not the row {seq} that {HEAD} names; this is another journal than it was")
         yield Row(seq, run, kind, time, data, row_hash)
@@ -204,20 +265,23 @@ def _verified(connection: sqlite3.Connection, path: Path, head: Head | None) -> 
     if number < 0:
         raise ConductorError(f"{path}: {_EMPTY}")
     if head is not None and number < head.seq:
-        raise ConductorError(
-            f"{path}: ends with row {number}, and {HEAD} says that row {head.seq} was written: the end was cut off (was a "
-            f"{path.name}-wal left behind?); delete {HEAD} to take what is there"
-        )
+        raise ConductorError(f"{path}: ends with row {number}, {_cut(path, head)}; delete {HEAD} to take what is there")
+
+
+def _cut(path: Path, head: Head) -> str:
+    return f"and {HEAD} says that row {head.seq} was written: the end was cut off (was a {path.name}-wal left behind?)"
 
 
 class Journal:
     """The one writer of a journal. Rows given to `add` become durable together, with the next `commit`."""
 
     def __init__(self, folder: Path, *, new: bool, heads: Path | None = None) -> None:
-        """Open the journal of a folder for writing. `heads`: another folder that gets `<name of the folder>.head`.
+        """Open the journal of a folder for writing. `heads`: another folder, made if need be, that gets
+        `<name of the folder>.head`.
 
         Raises:
-            ConductorError: another conductor writes it; the folder cannot be written; it exists though `new`, or is missing.
+            ConductorError: another conductor writes it; a folder cannot be written; it exists though `new`, or is missing. A
+                folder that was made for it is gone again.
         """
         self.folder = folder
         self.path = folder / FILE
@@ -226,27 +290,32 @@ class Journal:
         self._connection: sqlite3.Connection | None = None
         self._heads: list[HeadFile] = []
         self._next, self._hash = 0, _GENESIS
+        made = False
         try:
             if new:
+                made = not folder.exists()
                 folder.mkdir(parents=True, exist_ok=True)
             elif not self.path.is_file():
                 raise ConductorError(f"{self.path}: there is no journal to go on with")
             # Not on the database file itself: closing any descriptor of it would drop SQLite's own locks.
             self._lock = os.open(folder / "journal.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise ConductorError(f"{folder}: cannot be written ({error.strerror}); choose another `--runs` folder") from error
+            if made:
+                shutil.rmtree(folder, ignore_errors=True)
+            right = "choose another `--runs` folder" if new else "who goes on with a run must be able to write into its folder"
+            raise ConductorError(f"{folder}: cannot be written ({error.strerror}); {right}") from error
         try:
             self._open(new, heads)
-        except BlockingIOError as error:
+        except BaseException as error:
             self.close()
-            raise ConductorError(
-                f"{self.path}: another conductor is writing this journal; wait for it or end it first"
-            ) from error
-        except (sqlite3.Error, OSError) as error:
-            self.close()
-            raise ConductorError(f"{self.path}: cannot be written: {error}") from error
-        except ConductorError:
-            self.close()
+            if made:  # nothing half-made is left
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, BlockingIOError):
+                raise ConductorError(
+                    f"{self.path}: another conductor is writing this journal; wait for it or end it first"
+                ) from error
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise ConductorError(f"{self.path}: cannot be written: {error}") from error
             raise
 
     def _open(self, new: bool, heads: Path | None) -> None:
@@ -265,13 +334,17 @@ class Journal:
             self._connection.execute("ROLLBACK")
             for row in read_journal(self.path):
                 self._next, self._hash = row.seq + 1, row.hash
-        places = [self.folder / HEAD] + ([heads / f"{self.folder.name}.head"] if heads is not None else [])
-        self._heads = [HeadFile(place) for place in places]
+        for place in [self.folder / HEAD] + ([heads / f"{self.folder.name}.head"] if heads is not None else []):
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                self._heads.append(HeadFile(place))
+            except OSError as error:
+                raise ConductorError(f"{place}: this head cannot be written ({error.strerror})") from error
         self._write_heads()
 
     def add(self, kind: str, time: int, data: dict[str, Any], run: int = 0) -> Row:
         """Append a row (not yet durable). `time` in microseconds since its run began."""
-        if set(data) != KINDS[kind]:
+        if set(data) != set(KINDS[kind]):
             raise KeyError(f"a row of kind {kind} needs exactly {sorted(KINDS[kind])}")
         payload = canonical(data, sort=False).decode()[:-1]
         seq, row_hash = self._next, _chain(self._hash, self._next, run, kind, time, payload)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from conductor.errors import ConductorError
@@ -184,7 +185,7 @@ def _mark(off: bool) -> str:
 def print_figures(measured: Measured, console: Console) -> None:
     """The table, and what to do about it."""
     figures, runs = measured.figures, measured.runs
-    title = f"measured in {runs} run{'s' if runs > 1 else ''}; the catalogue is that of {measured.last}"
+    title = f"measured in {runs} run{'s' if runs > 1 else ''}; the catalogue is that of {escape(measured.last)}"
     table = Table("what", box=box.SIMPLE_HEAD, title=title)
     for name in ("ended well", "failed", "mean s", "5 to 95 %", "catalogue s", "quality", "catalogue"):
         table.add_column(name, justify="right")

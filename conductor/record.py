@@ -7,7 +7,6 @@ about. Nothing of the game is known here: the columns that belong to it stay emp
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,7 +81,7 @@ def record_run(place: str | os.PathLike[str], out: str | os.PathLike[str], obser
     Raises:
         ConductorError: as `decisions`, or pyarrow is missing, or the file exists or cannot be written.
     """
-    if Path(out).is_file():
+    if os.path.isfile(out):
         raise ConductorError(f"{out}: exists already and is not overwritten; name a new file")
     try:
         record.arrow_schema(observations)  # pyarrow is missed before the journal is read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from conductor.decision_maker import NEED_BUNDLE, ROUND_NOTE
+from conductor.errors import printable
 from conductor.guard import SHARE
 from conductor.journal import Row, journal_path, read_journal, read_run, run_folder
 from conductor.pit_interface import Fold, Folded, PitInterface, fold
@@ -178,9 +180,39 @@ def verify_run(place: str | os.PathLike[str]) -> Folded:
     return verify_journal(place).runs[0]
 
 
+def _lines(report: RunReport) -> Iterator[str]:
+    """What a run came to, in words."""
+    counts = ", ".join(
+        f"{count} by {'' if name == 'sequential' else 'the '}{name}" for name, count in report.decisions.items()
+    )
+    yield (
+        f"{report.status}: {report.done} of {report.tasks} tasks in {report.makespan:.2f} s, cost {report.spent:.3f}; "
+        f"{report.events['loaded']} loads, {report.events['unloaded']} unloads, {report.events['reload']} reloads; "
+        f"decisions: {counts}"
+    )
+    if report.run["bundle"] and report.run["strategy"] in NEED_BUNDLE:
+        yield f"bundle: {report.run['bundle']}, {report.run['signature']}"
+    if report.measured:
+        yield f"far from what the policy was trained on: {report.far} of {report.measured} decisions"
+    if report.shadowed:
+        agreed = f"agreed in {report.agreed} of {report.shadowed} decisions"
+        yield f"shadow {report.run['shadow']}, {report.run['shadow_signature']}: {agreed}"
+    if report.reason:
+        yield report.reason
+    yield "score: " + ", ".join(f"{name} {value:.3f}" for name, value in report.score.items())
+    for sign in report.health:
+        yield (
+            f"health of {sign.name}: {sign.pattern} since {sign.since / 1e6:.2f} s; chance of failure {sign.chance:.2f}, "
+            f"durations {sign.level:.2f} of what was calm, quality {sign.coherence:.2f} of what was expected"
+        )
+    for healing in report.healings:
+        after = "nothing known yet" if healing.after is None else f"{healing.before:.2f} -> {healing.after:.2f}"
+        yield f"healing at {healing.time / 1e6:.2f} s: {healing.action} of {healing.subject}: {after}"
+
+
 def print_run(report: RunReport, console: Console) -> None:
     """The calls of a run and what they came to."""
-    table = Table("task", "function", "variant", box=box.SIMPLE_HEAD, title=report.run["id"])
+    table = Table("task", "function", "variant", box=box.SIMPLE_HEAD, title=escape(report.run["id"]))
     for name in ("attempt", "wait s", "load s", "run s", "quality"):
         table.add_column(name, justify="right")
     table.add_column("result", overflow="fold")
@@ -193,36 +225,11 @@ def print_run(report: RunReport, console: Console) -> None:
         )
         table.add_row(
             call.task, call.function, call.variant, str(call.attempt), f"{call.wait:.2f}", f"{call.load:.2f}",
-            f"{call.run:.2f}", quality, escape(result[:80]),
+            f"{call.run:.2f}", quality, escape(printable(result[:80])),
         )  # fmt: skip
     console.print(table)
-    counts = ", ".join(
-        f"{count} by {'' if name == 'sequential' else 'the '}{name}" for name, count in report.decisions.items()
-    )
-    console.print(
-        f"{report.status}: {report.done} of {report.tasks} tasks in {report.makespan:.2f} s, cost {report.spent:.3f}; "
-        f"{report.events['loaded']} loads, {report.events['unloaded']} unloads, {report.events['reload']} reloads; "
-        f"decisions: {counts}"
-    )
-    if report.run["bundle"] and report.run["strategy"] in NEED_BUNDLE:
-        console.print(f"bundle: {report.run['bundle']}, {report.run['signature']}", soft_wrap=True, highlight=False)
-    if report.measured:
-        console.print(f"far from what the policy was trained on: {report.far} of {report.measured} decisions")
-    if report.shadowed:
-        agreed = f"agreed in {report.agreed} of {report.shadowed} decisions"
-        shadow = f"shadow {report.run['shadow']}, {report.run['shadow_signature']}"
-        console.print(f"{shadow}: {agreed}", soft_wrap=True, highlight=False)
-    if report.reason:
-        console.print(report.reason, soft_wrap=True)
-    console.print("score: " + ", ".join(f"{name} {value:.3f}" for name, value in report.score.items()))
-    for sign in report.health:
-        console.print(
-            f"health of {sign.name}: {sign.pattern} since {sign.since / 1e6:.2f} s; chance of failure {sign.chance:.2f}, "
-            f"durations {sign.level:.2f} of what was calm, quality {sign.coherence:.2f} of what was expected"
-        )
-    for healing in report.healings:
-        after = "nothing known yet" if healing.after is None else f"{healing.before:.2f} -> {healing.after:.2f}"
-        console.print(f"healing at {healing.time / 1e6:.2f} s: {healing.action} of {healing.subject}: {after}")
+    for line in _lines(report):
+        console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
     for name, digest in report.outputs.items():
         console.print(f"output of {name}: outputs/{digest}", markup=False)
     console.print(f"files, logs and journal: {report.folder}", soft_wrap=True, markup=False)

@@ -42,8 +42,13 @@ class Session:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         self.folder = Path(runs).absolute() / f"many-{advice.strategy}-{stamp}-{secrets.token_hex(2)}"
         journal = Journal(self.folder, new=True, heads=heads)
-        advice.save(self.folder)
-        self.loop = Orchestrator(journal, workshop=Workshop(self.folder, workers))
+        try:
+            advice.save(self.folder)
+            self.loop = Orchestrator(journal, workshop=Workshop(self.folder, workers))
+        except BaseException:
+            journal.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
         self._begun = 0
 
     def check(self, workflow: Workflow) -> None:

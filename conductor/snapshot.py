@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 from conductor.errors import ConductorError
-from conductor.files import write_once
+from conductor.files import is_digest, write_once
 from conductor.pit_interface import PitInterface
 
 FOLDER = "snapshots"
@@ -33,6 +33,8 @@ def write_snapshot(folder: Path, view: PitInterface) -> str:
 
 def read_snapshot(folder: Path, name: str, view: PitInterface) -> bool:
     """Put a snapshot into a view of the same workflow; whether it is there, whole and of this Pit."""
+    if not is_digest(name):
+        return False
     try:
         content = (folder / FOLDER / name).read_bytes()
     except OSError:

@@ -10,21 +10,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import stat
 import zlib
 from pathlib import Path
 from typing import Any
 
 from conductor.errors import ConductorError, DiskFull
-from conductor.files import canonical, clear_scratch, write_once
+from conductor.files import canonical, clear_scratch, is_digest, write_once
 from pit.layout import TIER_COLD, TIER_HOT
 from pit.spec import StoreSpec
 
 FOLDER = "outputs"
+MOST = 2**30  # bytes of an output that is read
 
 
 def read_output(folder: Path, name: str) -> Any:
-    """The output of a run folder with this digest. Raises ConductorError if it is missing or was changed."""
-    return json.loads(_content(folder / FOLDER / name))
+    """The output of a run folder with this digest. Raises ConductorError if it is missing or was changed, or is no output."""
+    if not is_digest(name):
+        raise ConductorError(f"{folder}: names the output {name[:80]!r}; a sha256 is needed")
+    path = folder / FOLDER / name
+    try:
+        return json.loads(_content(path))
+    except (ValueError, RecursionError) as error:
+        raise ConductorError(f"{path}: this output is no JSON: {error}") from error
 
 
 def _cold(path: Path) -> Path:
@@ -35,14 +44,27 @@ def _cold(path: Path) -> Path:
 def _content(path: Path) -> bytes:
     """The canonical JSON of an output, compressed or not. Raises ConductorError if it is missing or was changed."""
     try:
-        content = path.read_bytes() if path.exists() else zlib.decompress(_cold(path).read_bytes())
+        if path.exists():
+            content = _read(path)
+        else:
+            content = zlib.decompressobj().decompress(_read(_cold(path)), MOST + 1)  # a small file may hold endless zeros
     except OSError as error:
         raise ConductorError(f"{path}: this output cannot be read ({error.strerror})") from error
     except zlib.error:
         content = b""
+    if len(content) > MOST:
+        raise ConductorError(f"{path}: this output is larger than {MOST} bytes")
     if hashlib.sha256(content).hexdigest() != path.name:
         raise ConductorError(f"{path}: this output was changed after it was recorded")
     return content
+
+
+def _read(path: Path) -> bytes:
+    """A plain file of at most `MOST` bytes, and one more if there are more. Raises OSError, ConductorError."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # a pipe would be waited for
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ConductorError(f"{path}: this output is no plain file")
+        return file.read(MOST + 1)
 
 
 class Outputs:

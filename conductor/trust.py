@@ -1,7 +1,8 @@
 """Who made a bundle: Ed25519 keys, the keys that are trusted here, and the signature of a manifest (`manifest.sig`).
 
-Keys and the trust store lie in $FQ_CONFIG, or else in `function-quest` of the user's configuration folder. A signature
-covers the manifest's bytes, which name every other file by its hash. `cryptography` is imported where a key is used.
+Keys and the trust store lie in $FQ_CONFIG, or else in `function-quest` of the user's configuration folder. Where it cannot be
+looked for them, nobody is let in. A signature covers the manifest's bytes, which name every other file by its hash.
+`cryptography` is imported where a key is used.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ SIGNATURE = "manifest.sig"
 MAX_SIGNATURE = 1024  # bytes of that file
 STORE = "trust.json"
 _MAX_FILE = 2**20  # bytes of a key file or of the store
+_UNKNOWN = "so that nothing is known of the keys that are trusted; set FQ_CONFIG to the folder in which they lie"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
@@ -135,7 +137,7 @@ def read_trust(*, require: bool = False, allow_unsigned: bool = False) -> Trust:
     """What is asked of a bundle here: a signature, if the trust store has a key or `require`.
 
     Raises:
-        ConductorError: the store is damaged, or others may write it.
+        ConductorError: the store is damaged, others may write it, or it cannot be told whether there is one.
     """
     keys = _read_store()
     return Trust(keys, required=bool(keys) or require, allow_unsigned=allow_unsigned)
@@ -143,10 +145,47 @@ def read_trust(*, require: bool = False, allow_unsigned: bool = False) -> Trust:
 
 # ------------------------------------------------------------------ files
 def config_folder() -> Path:
-    """Where keys and the trust store lie: $FQ_CONFIG, $XDG_CONFIG_HOME/function-quest or ~/.config/function-quest."""
+    """Where keys and the trust store lie: $FQ_CONFIG, $XDG_CONFIG_HOME/function-quest or ~/.config/function-quest, be it there
+    or not. Raises ConductorError if none of the three is set."""
     if given := os.environ.get("FQ_CONFIG"):
         return Path(given)
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "function-quest"
+    if given := os.environ.get("XDG_CONFIG_HOME"):
+        return Path(given) / "function-quest"
+    if home := os.environ.get("HOME"):
+        return Path(home) / ".config" / "function-quest"
+    raise ConductorError(f"HOME is not set, {_UNKNOWN}")
+
+
+def _folder(*, make: bool = False) -> Path:
+    """`config_folder`, where it is there or may come to be; `make`: something is about to be written into it.
+
+    Raises:
+        ConductorError: it cannot be told whether keys are trusted: a folder that is missed must not be taken for an empty one.
+    """
+    path = config_folder()
+    if os.environ.get("FQ_CONFIG"):
+        if _absent(path) and not (make and path.parent.is_dir()):
+            raise ConductorError(f"FQ_CONFIG names {path}, which does not exist; name the folder of your keys, or make it")
+    elif not os.environ.get("XDG_CONFIG_HOME") and _absent(path.parent.parent):
+        raise ConductorError(f"HOME names {path.parent.parent}, which does not exist, {_UNKNOWN}")
+    if not _absent(path) and not path.is_dir():
+        raise ConductorError(f"{path}: is no folder; keys and the trust store lie in one (FQ_CONFIG)")
+    return path
+
+
+def _absent(path: Path) -> bool:
+    """Whether nothing stands there. Raises ConductorError where that cannot be told, or if a link on the way leads nowhere."""
+    for place in (path, *path.parents):
+        try:
+            os.lstat(place)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConductorError(f"{path}: cannot be read ({error.strerror})") from error
+        if not os.path.exists(place):
+            raise ConductorError(f"{place}: is a link that leads nowhere; mend it or take it away")
+        return place != path
+    return True
 
 
 def _read(path: Path, forbidden: int, advice: str) -> bytes:
@@ -163,9 +202,9 @@ def _read(path: Path, forbidden: int, advice: str) -> bytes:
     return content
 
 
-def _read_store() -> dict[str, TrustedKey]:
-    path = config_folder() / STORE
-    if not path.exists():
+def _read_store(*, make: bool = False) -> dict[str, TrustedKey]:
+    path = _folder(make=make) / STORE
+    if _absent(path):
         return {}
     advice = f"others may write it, and so decide whom you trust; chmod go-w {path}"
     content = _read(path, stat.S_IWGRP | stat.S_IWOTH, advice)
@@ -182,7 +221,7 @@ def _read_store() -> dict[str, TrustedKey]:
 
 def _write_store(keys: Mapping[str, TrustedKey]) -> None:
     data = {"format": "fq.trust/1", "keys": {key: known.model_dump() for key, known in keys.items()}}
-    _write(config_folder() / STORE, canonical(data), 0o644)
+    _write(_folder(make=True) / STORE, canonical(data), 0o644)
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
@@ -224,8 +263,8 @@ def new_key(name: str) -> Key:
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    path = config_folder() / "keys" / f"{_checked(name)}.key"
-    if path.exists() or path.with_suffix(".pub").exists():
+    path = _folder(make=True) / "keys" / f"{_checked(name)}.key"
+    if not (_absent(path) and _absent(path.with_suffix(".pub"))):
         raise ConductorError(f"{path}: exists already; choose another name")
     private = Ed25519PrivateKey.generate()
     secret = private.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
@@ -236,8 +275,12 @@ def new_key(name: str) -> Key:
 
 
 def own_keys() -> list[Key]:
-    """The pairs of keys that lie here, by name. Raises ConductorError for a public half that is damaged."""
-    found = sorted((config_folder() / "keys").glob("*.key"))
+    """The pairs of keys that lie here, by name. Raises ConductorError for a public half that is damaged or cannot be read."""
+    folder = _folder() / "keys"
+    try:
+        found = [] if _absent(folder) else [folder / name for name in sorted(os.listdir(folder)) if name.endswith(".key")]
+    except OSError as error:
+        raise ConductorError(f"{folder}: cannot be read ({error.strerror})") from error
     return [Key(path.stem, _id_of(read_public(path.with_suffix(".pub"))), path.with_suffix(".pub")) for path in found]
 
 
@@ -270,8 +313,8 @@ def private_key(name: str) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    path = config_folder() / "keys" / f"{_checked(name)}.key"
-    if not path.is_file():
+    path = _folder() / "keys" / f"{_checked(name)}.key"
+    if _absent(path):
         raise ConductorError(f"key {name!r} does not lie in {path.parent}; `conductor keys new {name}` makes it")
     content = _read(path, stat.S_IRWXG | stat.S_IRWXO, f"others may read this private key; chmod 600 {path}")
     try:
@@ -290,7 +333,7 @@ def trust_key(path: Path, name: str | None = None) -> Key:
         ConductorError: no public key, or its name stands for another key already.
     """
     public = _hex_of(read_public(path))
-    key, keys = key_id(public), _read_store()
+    key, keys = key_id(public), _read_store(make=True)
     name = _checked(path.stem if name is None else name)
     if any(known.name == name and other != key for other, known in keys.items()):
         raise ConductorError(f"{name}: another key is trusted under this name; `--name` gives this one another")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,10 @@ os.environ["NUMBA_NUM_THREADS"] = "2"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["WANDB_MODE"] = "disabled"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests in the background lets it be ignored
-os.environ["FQ_CONFIG"] = os.devnull  # nobody's keys and trust store: a test that needs a folder sets its own
+_NOBODY = tempfile.TemporaryDirectory(
+    prefix="fq-config-"
+)  # nobody's keys and trust store: a test that needs some sets its own
+os.environ["FQ_CONFIG"] = _NOBODY.name
 
 # A first example may compile a kernel for seconds, so no deadline; in CI the same examples are drawn every time.
 settings.register_profile(

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from conductor.commands import add_run
-from conductor.errors import ConductorError
+from conductor.errors import ConductorError, printable
 from conductor.head import read_head
 from conductor.journal import Row, journal_path, read_journal, sqlite_note
 from conductor.pit_interface import fold
@@ -55,6 +55,7 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
     console.print(
         f"{path}: {verified.last.seq + 1} rows, whole and replayed bit for bit, {status}; last hash {verified.last.hash}",
         soft_wrap=True,
+        markup=False,
     )
     if note := sqlite_note():
         console.print(note, soft_wrap=True, markup=False)
@@ -88,7 +89,7 @@ def _show(arguments: argparse.Namespace, console: Console) -> int:
     table.add_column("what", overflow="fold")
     unsolved = {}
     for row in read_journal(arguments.run):
-        table.add_row(str(row.seq), str(row.run), f"{row.time / 1e6:.3f}", row.kind, escape(_brief(row)))
+        table.add_row(str(row.seq), str(row.run), f"{row.time / 1e6:.3f}", row.kind, escape(printable(_brief(row))))
         if row.kind == "end" and row.data["status"] != "solved":
             unsolved[row.run] = row.data["status"]
     console.print(table)
@@ -102,7 +103,15 @@ def _show(arguments: argparse.Namespace, console: Console) -> int:
 def _export(arguments: argparse.Namespace, console: Console) -> int:
     lines = (json.dumps(row._asdict(), sort_keys=True) + "\n" for row in read_journal(arguments.run))
     if arguments.out is None:
-        sys.stdout.writelines(lines)
+        if sys.__stdout__ is None:  # it was closed
+            raise ConductorError("standard output is closed; name a file (--out FILE)")
+        try:
+            sys.stdout.writelines(lines)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise ConductorError(f"standard output: cannot be written ({error.strerror})") from error
         return 0
     try:
         with open(arguments.out, "x", encoding="utf-8") as file:

@@ -15,7 +15,7 @@ from conductor.bundle import load_bundle
 from conductor.commands import add_run
 from conductor.commands.bundles import add_trust, trust_of
 from conductor.decision_maker import NEED_BUNDLE, STRATEGIES
-from conductor.errors import ConductorError
+from conductor.errors import ConductorError, printable
 from conductor.orchestrator import begin, resume_all
 from conductor.report import print_comparison, print_run, report_run
 from conductor.run import Observer, RunResult
@@ -58,7 +58,7 @@ class Display:
         """An observer of `conductor.orchestrator`."""
         style = _STYLES.get(kind, "")
         self._console.print(
-            f"{time / 1e6:8.2f} s  {kind:<11} {text}", style=style, markup=False, highlight=False, soft_wrap=True
+            f"{time / 1e6:8.2f} s  {kind:<11} {printable(text)}", style=style, markup=False, highlight=False, soft_wrap=True
         )
         if kind == "finished":
             self._progress.advance(self._bar)
@@ -103,7 +103,7 @@ def register(commands: Commands) -> None:
     go_on.set_defaults(handle=_resume)
     stop = commands.add_parser("stop-policy", help="let the rule decide from now on in a run that is under way (or SIGUSR1)")
     add_run(stop)
-    stop.add_argument("--undo", action="store_true", help="let the policy decide again")
+    stop.add_argument("--undo", action="store_true", help="let the policy decide again (SIGUSR1 cannot be undone)")
     stop.set_defaults(handle=_stop_policy)
 
 
@@ -170,5 +170,6 @@ def _resume(arguments: argparse.Namespace, console: Console) -> int:
 def _stop_policy(arguments: argparse.Namespace, console: Console) -> int:
     file = guard.throw(arguments.run, undo=arguments.undo)
     text = "the policy decides again" if arguments.undo else f"the policy is asked no more; without {file} it decides again"
-    console.print(f"{text}, from the next decision on", soft_wrap=True, markup=False)
+    unless = ", unless its conductor got SIGUSR1, which holds until it ends" if arguments.undo else ""
+    console.print(f"{text}, from the next decision on{unless}", soft_wrap=True, markup=False)
     return 0

@@ -328,3 +328,12 @@ def test_nothing_in_the_conductor_unpickles(root: Path) -> None:
             module = node.module if isinstance(node, ast.ImportFrom) else None
             assert not {"pickle", "cloudpickle", "marshal", "shelve", "multiprocessing"} & {*names, module}, file
             assert not (isinstance(node, ast.Name) and node.id in ("eval", "exec")), file
+
+
+def test_a_folder_of_bundles_says_which_may_be_meant(tmp_path: Path) -> None:
+    for number in range(8):
+        write_bundle(tmp_path / "bundles" / f"level-{number:02}", **bundle_parts()) if number == 3 else (
+            tmp_path / "bundles" / f"level-{number:02}"
+        ).mkdir(parents=True)
+    with pytest.raises(ConductorError, match=r"holds no manifest\.json and so is no bundle; did you mean .*/level-03\?$"):
+        load_bundle(tmp_path / "bundles")

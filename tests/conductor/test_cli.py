@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,6 +131,49 @@ def test_who_reads_may_go_and_a_run_goes_on(write_workflow: Write, command: str)
         assert process.stderr.read() == ""
     assert process.returncode == (0 if command == "run" else 141)
     assert list(read_journal(next((file.parent / "runs").iterdir())))[-1].kind == "end"
+
+
+def to_shell(words: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line with its standard streams as a shell puts them, for example `>&-`."""
+    return subprocess.run(
+        ["sh", "-c", f'"$0" -m conductor "$@" {words}', sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("words", [">/dev/full", ">&-", ">/dev/full 2>/dev/full", "<&- >&- 2>&-"])
+def test_a_run_does_not_depend_on_where_it_prints(write_workflow: Write, words: str) -> None:
+    """What only reads says that its output is lost; where it was closed, that was wanted."""
+    file = write_workflow(small_workflow())
+    runs = file.parent / "runs"
+    done = to_shell(words, "run", file, "--runs", runs)
+    (folder,) = runs.iterdir()
+    told = "conductor: standard output: cannot be written (No space left on device)"
+    full, seen = "full" in words, "2>" not in words
+    assert (done.returncode, done.stderr) == (0, f"{told}; the run goes on without\n" if full and seen else "")
+    assert list(read_journal(folder))[-1].data["status"] == "solved"
+    for arguments in (["show", folder], ["journal", "verify", folder], ["journal", "export", folder]):
+        done = to_shell(words, *arguments)
+        lost = full or "export" in arguments
+        assert done.returncode == (2 if lost else 0), (arguments, done)
+        sentence = told if full else "conductor: standard output is closed; name a file (--out FILE)"
+        assert done.stderr == (f"{sentence}\n" if lost and seen else ""), arguments
+    assert to_shell(words, "--help").returncode == 0
+
+
+def test_what_an_encoding_does_not_hold_is_escaped(write_workflow: Write) -> None:
+    argv = ["sh", "-c", "printf '\\360\\237\\222\\245' >&2; exit 3"]
+    workflow = small_workflow(plain={"kind": "command", "argv": argv})
+    workflow["system"]["max_attempts"] = 1
+    file = write_workflow(workflow)
+    for encoding, word in (("ascii", "\\U0001f4a5"), ("utf-8", "\U0001f4a5")):
+        done = to_shell("", "run", file, "--runs", file.parent / "runs", PYTHONIOENCODING=encoding)
+        assert done.returncode == 1 and done.stderr == "" and "failed: 3 of 4 tasks" in done.stdout, done
+        assert word in done.stdout
 
 
 def test_help() -> None:

@@ -21,7 +21,7 @@ from conductor.journal import FILE, KINDS, Journal, Row, read_journal
 STEP = int(os.environ.get("FQ_STEP", "397"))
 FLIPS = int(os.environ.get("FQ_FLIPS", "100"))
 WAL = f"{FILE}-wal"
-RUN: dict[str, Any] = dict.fromkeys(KINDS["run"], "")
+RUN: dict[str, Any] = {key: {} if key in ("workflow", "tables", "rule", "sandbox") else "" for key in KINDS["run"]}
 
 
 @pytest.fixture(scope="module", params=["closed", "killed"])

@@ -316,7 +316,9 @@ def test_an_audit_spans_a_restart(killed: Path, tmp_path: Path) -> None:
     assert found.made_again["policy"] == found.decisions == kinds.count("action")
 
 
-def test_the_switch_takes_the_decisions_and_gives_them_back(write_workflow: Write, tmp_path: Path) -> None:
+def test_the_switch_takes_the_decisions_and_gives_them_back(
+    write_workflow: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = write_bundle(tmp_path / "policy", **preferring("standard"))
     workflow = many(4)
     for i, task in enumerate(workflow["tasks"]):
@@ -335,6 +337,8 @@ def test_the_switch_takes_the_decisions_and_gives_them_back(write_workflow: Writ
     assert notes[0] == "" and notes[-1] == "" and "stopped" in notes
     check(folder, heard, "the policy was stopped; critical_path decides instead", "stopped", notes.count("stopped"))
     assert not (folder / STOP_FILE).exists()
+    told = capsys.readouterr().out
+    assert "from the next decision on, unless its conductor got SIGUSR1, which holds until it ends\n" in told
     with pytest.raises(ConductorError, match="this run has ended"):
         throw(folder)
     with pytest.raises(ConductorError, match="there is no journal"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import signal
 import sqlite3
@@ -16,7 +17,7 @@ from conductor.errors import ConductorError, DiskFull
 from conductor.head import Head, read_head
 from conductor.journal import KINDS, Journal, read_journal, read_run, run_folder, sqlite_note
 
-RUN: dict[str, Any] = dict.fromkeys(KINDS["run"], "")
+RUN: dict[str, Any] = {key: {} if key in ("workflow", "tables", "rule", "sandbox") else "" for key in KINDS["run"]}
 
 
 def reload_row(copy: int) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def test_unknown_rows_are_refused_not_skipped(folder: Path, monkeypatch: pytest.
     """As a later version might write them: whole and well chained."""
     journal = Journal(folder, new=False)
     with monkeypatch.context() as patch:
-        patch.setitem(KINDS, kind, {"copy"})
+        patch.setitem(KINDS, kind, {"copy": bool})
         journal.add(kind, 60, {"copy": 1})
     journal.commit()
     journal.close()
@@ -188,6 +189,27 @@ def test_a_log_left_behind_is_noticed(folder: Path) -> None:
     assert len(list(read_journal(folder))) == 7
 
 
+def test_a_log_that_was_left_behind_is_missed(tmp_path: Path) -> None:
+    """As after a kill: all that was written may stand in the log, and the file be empty."""
+    journal = Journal(tmp_path / "run", new=True)
+    for row in (("run", 0, RUN), ("reload", 10, reload_row(1))):
+        journal.add(*row)
+        journal.commit()
+    (tmp_path / "copy").mkdir()
+    for name in ("journal.sqlite", "journal.head"):
+        shutil.copy(tmp_path / "run" / name, tmp_path / "copy")
+    with pytest.raises(
+        ConductorError, match=r"is empty, and journal\.head says that row 1 .* a journal\.sqlite-wal left behind"
+    ):
+        list(read_journal(tmp_path / "copy"))
+    (tmp_path / "copy" / "journal.head").unlink()
+    with pytest.raises(ConductorError, match="is empty; its run never began"):
+        list(read_journal(tmp_path / "copy"))
+    shutil.copy(tmp_path / "run" / "journal.sqlite-wal", tmp_path / "copy")
+    journal.close()
+    assert len(list(read_journal(tmp_path / "copy"))) == 2
+
+
 def test_another_journal_under_an_old_head_is_noticed(folder: Path) -> None:
     other = Journal(folder.parent / "other", new=True)
     other.add("run", 0, {**RUN, "id": "other"})
@@ -203,15 +225,29 @@ def test_another_journal_under_an_old_head_is_noticed(folder: Path) -> None:
 
 def test_a_head_kept_elsewhere(folder: Path) -> None:
     heads = folder.parent / "heads"
-    with pytest.raises(ConductorError, match="cannot be written"):
-        Journal(folder, new=False, heads=heads)
-    heads.mkdir()
+    for place in (folder.parent / "file", Path("/proc/heads")):
+        (folder.parent / "file").touch()
+        for new in (False, True):
+            with pytest.raises(ConductorError, match=rf"^{place}/\w+\.head: this head cannot be written"):
+                Journal(folder.parent / "other" if new else folder, new=new, heads=place)
+    assert not (folder.parent / "other").exists()
     journal = Journal(folder, new=False, heads=heads)
     row = journal.add("reload", 60, reload_row(9))
     assert read_head(heads / "run.head") == Head(5, list(read_journal(folder))[-1].hash)  # not before it is committed
     journal.commit()
     journal.close()
     assert read_head(heads / "run.head") == read_head(folder / "journal.head") == Head(6, row.hash)
+
+
+def test_a_journal_that_has_no_room_to_begin_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(ConductorError, match=r"run/journal\.sqlite: cannot be written"):
+            Journal(tmp_path / "run", new=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_writers_cannot_add_the_same_row(folder: Path) -> None:

@@ -27,6 +27,7 @@ from tests.conductor.helpers import bundle_parts, reseal, small_workflow
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of keys."""
+    (tmp_path / "config").mkdir()
     monkeypatch.setenv("FQ_CONFIG", str(tmp_path / "config"))
     return tmp_path / "config"
 
@@ -205,6 +206,57 @@ def test_where_keys_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", "/c")
     assert trust.config_folder() == Path("/c/.config/function-quest")
+
+
+def test_keys_that_are_not_found_are_not_taken_for_none(
+    signed: Bundle, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once a key is trusted, no way to miss the store lets an unsigned bundle in."""
+    (signed.path / trust.SIGNATURE).unlink()
+
+    def refused(words: str, **environment: str) -> None:
+        with monkeypatch.context() as patch:
+            for name in ("FQ_CONFIG", "XDG_CONFIG_HOME", "HOME"):
+                patch.delenv(name, raising=False)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            for arguments in (["verify", str(signed.path)], ["keys", "list"]):
+                assert main(arguments) == 2, arguments
+                error = capsys.readouterr().err
+                assert error.startswith("conductor: ") and error.count("\n") == 1 and words in error, error
+
+    nowhere = str(tmp_path / "nowhere")
+    (tmp_path / "link").symlink_to(nowhere)
+    refused("FQ_CONFIG names /nonexistent/keys, which does not exist", FQ_CONFIG="/nonexistent/keys")
+    refused(f"FQ_CONFIG names {nowhere}, which does not exist", FQ_CONFIG=nowhere)
+    refused("/dev/null: is no folder", FQ_CONFIG=os.devnull)
+    refused(f"{tmp_path}/link: is a link that leads nowhere", FQ_CONFIG=str(tmp_path / "link"))
+    refused(f"{tmp_path}/link: is a link that leads nowhere", XDG_CONFIG_HOME=str(tmp_path / "link"))
+    refused("cannot be read (Not a directory)", XDG_CONFIG_HOME=os.devnull)
+    refused("HOME is not set, so that nothing is known of the keys")
+    refused(f"HOME names {nowhere}, which does not exist", HOME=nowhere)
+    (config / trust.STORE).rename(config / "elsewhere")
+    (config / trust.STORE).symlink_to(nowhere)
+    refused(f"{trust.STORE}: is a link that leads nowhere", FQ_CONFIG=str(config))
+    (config / trust.STORE).unlink()
+    (config / trust.STORE).symlink_to("elsewhere")
+    with pytest.raises(ConductorError, match="only bundles signed by ours"):
+        load_bundle(signed.path)
+
+
+def test_a_folder_of_keys_is_made_where_its_parent_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FQ_CONFIG", str(tmp_path / "new"))
+    key = new_key("ours")
+    assert key.public.parent == tmp_path / "new" / "keys"
+    monkeypatch.setenv("FQ_CONFIG", str(tmp_path / "other"))
+    trust_key(key.public)
+    assert list(read_trust().keys) == [key.key]
+    monkeypatch.setenv("FQ_CONFIG", str(tmp_path / "away" / "new"))
+    with pytest.raises(ConductorError, match=r"names .*new, which does not exist"):
+        new_key("ours")
+    monkeypatch.delenv("FQ_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))  # which is made when it is needed
+    assert not read_trust().keys and new_key("ours").public.is_file()
 
 
 def test_the_command_line(config: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
