@@ -13,6 +13,7 @@ from conductor.instruments import CallError, Instrument, Job
 from conductor.instruments.base import COMMON, make_instrument, resolve_callable
 from conductor.instruments.command import CommandInstrument
 from conductor.instruments.process import Worker
+from conductor.shapes import shape
 from conductor.workflow import FunctionPlan
 
 
@@ -115,6 +116,7 @@ def test_what_a_function_prints_or_reads_does_not_disturb_the_protocol(tmp_path:
     assert "x\n{}\n" in (tmp_path / "log").read_text()
 
 
+ECHO = {"kind": "python", "call": "builtins:repr"}
 SECRETS = {"TOK": "quality", "PIN": "123456", "LONG": "123456.75", "LINE": "nabcdef", "TWO": 'a"\n\u20acxyz'}
 
 
@@ -240,6 +242,14 @@ def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_pa
         ("command", {"argv": ["true"], "limits": {"memry": 1}}, "numbers by these names are needed: memory, cpu"),
         ("command", {"argv": ["true"], "limits": {"memory": 0.5}}, "limits.memory is 0.5; a whole number from 1"),
         ("command", {"argv": ["true"], "sandbox": "vault"}, "choose one of none, limits, landlock, bwrap"),
+        *(
+            (
+                "proxy",
+                {"of": ECHO, "faults": {}, "delay_seconds": wrong},
+                r"delay_seconds is .*\[shortest, longest\] is needed",
+            )
+            for wrong in (3, "12", [1], [2, 1], [True, 2], [0, float("inf")])
+        ),
         ("proxy", {"of": {"call": "os:getcwd"}, "faults": {}}, "another instrument is needed, with its kind"),
         ("proxy", {"of": {"kind": "spell"}, "faults": {}}, "kind 'spell' is unknown"),
         ("proxy", {"of": {"kind": "python", "call": "os:getcwd"}, "faults": {"slow": 1}}, "chances by these names are needed"),
@@ -249,6 +259,14 @@ def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_pa
 def test_wrong_options_are_a_sentence(kind: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make_instrument(kind, options)
+
+
+def test_the_shape_of_a_deep_output_is_found_at_once() -> None:
+    deep: Any = 1
+    for _ in range(20):
+        deep = [deep]
+    assert len(repr(shape(deep))) < 1000  # and not twice as long with each level
+    assert shape([1, "a", 2.5]) == shape(["b", 3]) != shape([1])
 
 
 def test_instruments_of_the_house() -> None:
