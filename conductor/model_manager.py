@@ -378,7 +378,10 @@ class ModelManager:
                     Report("finished", call, reply["error"], reply["elapsed"], reply["value"], reply["quality"], reply["text"])
                 )
         if replies is None:
-            self._gone(place, "", "error")
+            fault = place.worker.fault
+            self._gone(
+                place, f"the worker process wrote what is no reply ({fault}); see {self._logs}" if fault else "", "error"
+            )
         elif self._workshop is not None and place.age >= 0 and not place.calls and not place.writing:
             self._give_back(self._workshop, place)
 

@@ -12,7 +12,7 @@ def shape(value: Any) -> Any:
     if isinstance(value, dict):
         return tuple(sorted((str(key), shape(x)) for key, x in value.items()))
     if isinstance(value, list):
-        return ("list", *sorted({repr(shape(x)) for x in value}))
+        return ("list", *sorted({shape(x) for x in value}, key=repr))
     return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
 
 

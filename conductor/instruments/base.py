@@ -17,6 +17,8 @@ from typing import Any
 
 GROUP = "function_quest.instruments"
 MAX_REPLY = 64 << 20  # bytes of one output as JSON
+MAX_DEPTH = 100  # levels of lists and objects in one another in an output
+ERRORS = ("error", "timeout", "throttled", "precondition", "access", "invalid", "lost")  # of a CallError
 COMMON = ("seconds", "configure", "environment", "secrets", "variants")  # keys of every function, which are no instrument's
 BUILT_IN = {
     "python": "conductor.instruments.python:PythonInstrument",
@@ -70,6 +72,17 @@ class Instrument(ABC):
     @abstractmethod
     def call(self, job: Job) -> Any:
         """Do the work; returns a JSON value or a `Result`. An exception fails the call, `CallError` with a chosen error."""
+
+
+def too_deep(value: Any) -> bool:
+    """Whether a JSON value has more than `MAX_DEPTH` levels: who looks into it one by one would come to no end."""
+    level = [value] if isinstance(value, dict | list | tuple) else []
+    for _ in range(MAX_DEPTH):
+        parts = (part for whole in level for part in (whole.values() if isinstance(whole, dict) else whole))
+        level = [part for part in parts if isinstance(part, dict | list | tuple)]
+        if not level:
+            return False
+    return True
 
 
 def resolve(name: str) -> Any:

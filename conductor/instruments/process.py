@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from conductor.instruments.base import MAX_REPLY
+from conductor.instruments.base import ERRORS, MAX_DEPTH, MAX_REPLY, too_deep
 from conductor.instruments.sandbox import Limits
 from conductor.instruments.supervised import Supervised
 from conductor.trust import config_folder
 
+MAX_ELAPSED = 10**15  # us: no call takes longer
 _ROOT = Path(__file__).resolve().parents[2]  # where the package `conductor` is found
 # What a worker sees of the conductor's environment; a plan's `environment` names more.
 _NAMES = {"PATH", "HOME", "LANG", "LANGUAGE", "USER", "LOGNAME", "SHELL", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
@@ -29,6 +31,37 @@ def environment(named: Sequence[str] = ()) -> dict[str, str]:
     with contextlib.suppress(RuntimeError):  # who has no home has no keys there
         seen["FQ_CONFIG"] = os.path.abspath(config_folder())  # which sandboxes hide
     return seen
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return number
+
+
+def _constant(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _reply(line: bytearray) -> dict[str, Any]:
+    """A worker's line as a reply. Raises ValueError for anything else: code that runs there can write what it likes."""
+    reply = json.loads(line, parse_float=_number, parse_constant=_constant)
+    if not isinstance(reply, dict) or reply.keys() != {"id", "error", "text", "value", "quality", "elapsed"}:
+        raise ValueError("it has other keys than a reply")
+    quality = reply["quality"]
+    if not (
+        type(reply["id"]) is int
+        and reply["error"] in ("ok", *ERRORS)
+        and isinstance(reply["text"], str)
+        and (quality is None or (type(quality) in (int, float) and 0 <= quality <= 1))
+        and type(reply["elapsed"]) is int
+        and 0 < reply["elapsed"] <= MAX_ELAPSED
+    ):
+        raise ValueError("a key of it holds what no reply does")
+    if too_deep(reply["value"]):
+        raise ValueError(f"its value has more than {MAX_DEPTH} levels")
+    return reply
 
 
 class Worker:
@@ -59,6 +92,7 @@ class Worker:
         process = self._run.process
         assert process.stdin is not None and process.stdout is not None
         self._stdin, self._stdout = process.stdin, process.stdout
+        self.fault = ""  # what the worker wrote that is no reply; else, when replies are over, it has ended
         self._unread, self._unsent = bytearray(), bytearray()
         self._next = 0
         for pipe in (self._stdin, self._stdout):
@@ -91,21 +125,25 @@ class Worker:
         return True
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """The replies that have arrived; None when the worker is gone (or spoke no protocol)."""
+        """The replies that have arrived; None when the worker is gone, or has written what is no reply (`fault`)."""
         try:
             chunk = os.read(self.fileno(), 1 << 18)
         except BlockingIOError:
             return []
         self._unread += chunk
-        if not chunk or len(self._unread) > MAX_REPLY + (1 << 18):
+        if not chunk:
+            return None
+        if len(self._unread) > MAX_REPLY + (1 << 18):
+            self.fault = f"more than {MAX_REPLY} bytes in one line"
             return None
         if b"\n" not in chunk:
             return []
         *lines, rest = self._unread.split(b"\n")
         self._unread = bytearray(rest)
         try:
-            return [json.loads(line) for line in lines]
-        except ValueError:
+            return [_reply(line) for line in lines]
+        except (ValueError, RecursionError) as error:
+            self.fault = str(error)[:200]
             return None
 
     def end(self) -> int | None:

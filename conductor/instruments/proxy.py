@@ -6,6 +6,7 @@ import math
 import os
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from conductor.instruments.base import CallError, Instrument, Job, Result, make_instrument
@@ -17,13 +18,13 @@ class ProxyInstrument(Instrument):
     """`{kind: proxy, of: {kind: python, call: "work:f"}, seed: 1, faults: {throttle: 0.1, exit: 0.02}}`.
 
     `faults` gives the chance of each, independently, for one attempt at one task; the same seed, task and attempt meet the
-    same fate in every run. Before the call: `delay` by `seconds` [from, to], `throttle` and `error` (it fails and is not
+    same fate in every run. Before the call: `delay` by `delay_seconds` [from, to], `throttle` and `error` (it fails and is not
     called), `exit` (the worker process ends with status 137). After it: `drop` (its result never comes: the time limit ends
     it), `corrupt` (one text or number of the output is another one), `schema` (the output stands in an envelope).
     """
 
     def __init__(
-        self, *, of: dict[str, Any], faults: dict[str, float], seed: int = 0, seconds: tuple[float, float] = (0.1, 1.0)
+        self, *, of: dict[str, Any], faults: dict[str, float], seed: int = 0, delay_seconds: Sequence[float] = (0.1, 1.0)
     ) -> None:
         if not isinstance(of, dict) or not isinstance(of.get("kind"), str):
             raise ValueError(f"of is {of!r}; another instrument is needed, with its kind")
@@ -32,10 +33,11 @@ class ProxyInstrument(Instrument):
         for name, chance in faults.items():
             if isinstance(chance, bool) or not isinstance(chance, int | float) or not 0 <= chance <= 1:
                 raise ValueError(f"faults.{name} is {chance!r}; a chance from 0 to 1 is needed")
-        if len(seconds) != 2 or not 0 <= seconds[0] <= seconds[1] < math.inf:
-            raise ValueError(f"seconds is {seconds!r}; [shortest, longest] is needed")
+        pair = isinstance(delay_seconds, list | tuple) and [type(x) in (int, float) for x in delay_seconds] == [True, True]
+        if not pair or not 0 <= delay_seconds[0] <= delay_seconds[1] < math.inf:
+            raise ValueError(f"delay_seconds is {delay_seconds!r}; [shortest, longest] is needed")
         self._inner = make_instrument(of["kind"], {name: value for name, value in of.items() if name != "kind"})
-        self._faults, self._seed, self._seconds = faults, seed, seconds
+        self._faults, self._seed, self._delay = faults, seed, delay_seconds
         self.level = self._inner.level
 
     def call(self, job: Job) -> Any:
@@ -43,7 +45,7 @@ class ProxyInstrument(Instrument):
         source = random.Random(f"{self._seed}/{job.task}/{job.attempt}")
         drawn = {name: source.random() < self._faults.get(name, 0.0) for name in FAULTS}
         if drawn["delay"]:
-            time.sleep(source.uniform(*self._seconds))
+            time.sleep(source.uniform(*self._delay))
         if drawn["exit"]:
             os._exit(137)
         if drawn["throttle"]:

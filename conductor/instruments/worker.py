@@ -8,39 +8,84 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
-from conductor.instruments.base import MAX_REPLY, CallError, Instrument, Job, Result, make_instrument, resolve_callable
+from conductor.instruments.base import (
+    MAX_DEPTH,
+    MAX_REPLY,
+    CallError,
+    Instrument,
+    Job,
+    Result,
+    make_instrument,
+    resolve_callable,
+    too_deep,
+)
 
 MAX_TEXT = 2000  # characters of an error's text
 MIN_SECRET = 6  # characters: shorter values are in too many texts by chance
 
 
+class Secrets:
+    """Values that a user's code was given and must not give away: `[NAME]` stands for each."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}  # value -> name
+        self._values = re.compile("(?!)")  # any of them, the longest first
+
+    def learn(self, secrets: dict[str, str]) -> None:
+        """One more call's, by their names."""
+        names = {**self._names, **{value: name for name, value in secrets.items() if len(value) >= MIN_SECRET}}
+        if names.keys() != self._names.keys():
+            self._names = names
+            self._values = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+    def hide(self, text: str) -> str:
+        """The text without them."""
+        return self._values.sub(lambda match: f"[{self._names[match.group()]}]", text)
+
+    def hide_in(self, value: Any) -> Any:
+        """A JSON value without them: in its texts and keys, and in place of a number that is one, digit for digit. Other
+        numbers may hold the digits of one by chance. Raises what `json.dumps` does."""
+        if not self._names:
+            return value
+        text = json.dumps(value, allow_nan=False)
+        return self._walk(
+            json.loads(text, parse_int=lambda n: self._number(n, int), parse_float=lambda n: self._number(n, float))
+        )
+
+    def _number(self, digits: str, kind: Callable[[str], Any]) -> Any:
+        return f"[{self._names[digits]}]" if digits in self._names else kind(digits)
+
+    def _walk(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.hide(value)
+        if isinstance(value, list):
+            return [self._walk(part) for part in value]
+        if isinstance(value, dict):
+            return {self.hide(key): self._walk(part) for key, part in value.items()}
+        return value
+
+
 class _Log(io.TextIOBase):
     """What a user's code prints, without secrets."""
 
-    def __init__(self, stream: TextIO, secrets: dict[str, str]) -> None:
+    def __init__(self, stream: TextIO, secrets: Secrets) -> None:
         self._stream, self._secrets = stream, secrets
 
     def write(self, text: str) -> int:
         """Writes it on."""
-        self._stream.write(hide(text, self._secrets))
+        self._stream.write(self._secrets.hide(text))
         self._stream.flush()
         return len(text)
-
-
-def hide(text: str, secrets: dict[str, str]) -> str:
-    """The text with `[NAME]` in place of the value of each secret, by its name."""
-    for name, value in secrets.items():
-        if len(value) >= MIN_SECRET:
-            text = text.replace(value, f"[{name}]")
-    return text
 
 
 class Server:
@@ -50,8 +95,7 @@ class Server:
         self._base, self._folder = base, folder
         self._model: Any = None
         self._instruments: dict[str, Instrument] = {}
-        self._secrets: dict[str, str] = {}
-        self._quoted: dict[str, str] = {}  # the same as they stand in JSON
+        self._secrets = Secrets()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads)
         # Requests and replies get descriptors of their own; what a user's code prints goes to the log, what it reads is empty.
@@ -78,23 +122,30 @@ class Server:
                 reply["quality"] = _quality(result.quality)
                 result = result.value
             reply["value"] = result
-            line = json.dumps(reply, allow_nan=False)
+            if too_deep(result):
+                raise CallError(f"the output has more than {MAX_DEPTH} levels of lists and objects in one another", "invalid")
+            line = json.dumps({**reply, "value": self._secrets.hide_in(result)}, allow_nan=False)
             if len(line) > MAX_REPLY:
                 raise CallError(f"the output has {len(line)} bytes as JSON; at most {MAX_REPLY} are taken", "invalid")
         except CallError as error:
-            line = _failure(reply, error.kind, str(error))
+            line = self._failure(reply, error.kind, str(error))
         except (TypeError, ValueError, RecursionError) as error:
             known = isinstance(reply["value"], type(None))
             text = f"{type(error).__name__}: {error}" if known else f"the output is no JSON value: {error}"
-            line = _failure(reply, "error" if known else "invalid", text)
+            line = self._failure(reply, "error" if known else "invalid", text)
             traceback.print_exc()
         except BaseException as error:  # a user's code may raise anything, also SystemExit
-            line = _failure(reply, "error", f"{type(error).__name__}: {error}")
+            line = self._failure(reply, "error", f"{type(error).__name__}: {error}")
             traceback.print_exc()
         elapsed = max(1, (time.perf_counter_ns() - begin) // 1000)
         with self._lock:
-            self._replies.write(f'{{"elapsed":{elapsed},{hide(line, self._quoted)[1:]}\n'.encode())
+            self._replies.write(f'{{"elapsed":{elapsed},{line[1:]}\n'.encode())
             self._replies.flush()
+
+    def _failure(self, reply: dict[str, Any], kind: str, text: str) -> str:
+        """The reply for an error; its text may come to stand on a terminal, which it must not command."""
+        plain = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in self._secrets.hide(text)[:MAX_TEXT])
+        return json.dumps({**reply, "error": kind, "text": plain, "value": None, "quality": None})
 
     def _do_check(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make every instrument and find every loader: the sentences of those that cannot be, the sandbox of each function."""
@@ -123,8 +174,7 @@ class Server:
         resolve_callable(request["call"])(function=request["function"], variant=request["variant"])
 
     def _do_call(self, request: dict[str, Any]) -> Any:
-        self._secrets.update(request["secrets"])
-        self._quoted.update({name: json.dumps(value)[1:-1] for name, value in request["secrets"].items()})
+        self._secrets.learn(request["secrets"])
         environment = {**request["environment"], **request["secrets"]}
         folder = self._folder
         if "folder" in request:  # of the run that leases this worker, which does one call at a time, for this call
@@ -146,12 +196,6 @@ def _quality(value: Any) -> float | None:
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise CallError(f"quality is {value!r}; a number in [0, 1] is needed", "invalid")
     return float(value)
-
-
-def _failure(reply: dict[str, Any], kind: str, text: str) -> str:
-    """The reply for an error; its text may come to stand on a terminal, which it must not command."""
-    plain = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text[:MAX_TEXT])
-    return json.dumps({**reply, "error": kind, "text": plain, "value": None, "quality": None})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from conductor.instruments import CallError, Instrument, Job
 from conductor.instruments.base import COMMON, make_instrument, resolve_callable
 from conductor.instruments.command import CommandInstrument
 from conductor.instruments.process import Worker
+from conductor.shapes import shape
 from conductor.workflow import FunctionPlan
 
 
@@ -33,11 +34,11 @@ def wait_for(condition: Any, seconds: float = 60.0) -> bool:
     return bool(condition())
 
 
-def send(worker: Worker, kind: str, options: dict[str, Any], **more: Any) -> None:
+def send(worker: Worker, kind: str, options: dict[str, Any], secrets: dict[str, str] | None = None, **more: Any) -> None:
     """One call by an instrument; `more` are fields of its job."""
     fields = {"key": "k", "task": "t", "function": "f", "variant": "standard", "attempt": 1, "args": {}, "inputs": {}}
     instrument = {"kind": kind, "options": options}
-    request = {"name": str(options), "instrument": instrument, "environment": {}, "secrets": {}}
+    request = {"name": str(options), "instrument": instrument, "environment": {}, "secrets": secrets or {}}
     worker.send({"do": "call", **request, "job": {**fields, "seconds": 60, **more}})
 
 
@@ -50,6 +51,21 @@ def reply(worker: Worker) -> dict[str, Any] | None:
             return replies[0] if replies else None
         time.sleep(0.02)
     raise AssertionError("no reply within a minute")
+
+
+FORGER = """
+import os, time
+def f(job):  # writes into every pipe that it has inherited
+    if job.attempt > 1:
+        return job.attempt
+    for number in range(3, 40):
+        try:
+            if os.readlink(f"/proc/self/fd/{number}").startswith("pipe:"):
+                os.write(number, job.args["write"].encode() + b"\\n")
+        except OSError:
+            pass
+    time.sleep(30)
+"""
 
 
 def test_placeholders_are_arguments_and_never_a_shell(tmp_path: Path) -> None:
@@ -100,6 +116,97 @@ def test_what_a_function_prints_or_reads_does_not_disturb_the_protocol(tmp_path:
     assert "x\n{}\n" in (tmp_path / "log").read_text()
 
 
+ECHO = {"kind": "python", "call": "builtins:repr"}
+SECRETS = {"TOK": "quality", "PIN": "123456", "LONG": "123456.75", "LINE": "nabcdef", "TWO": 'a"\n\u20acxyz'}
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("its quality", "its [TOK]"),
+        ({"quality": ["quality", {"value": "qualities"}]}, {"[TOK]": ["[TOK]", {"value": "qualities"}]}),
+        (
+            {"when": 1234567890, "ratio": 0.71234567, "id": "9123456"},
+            {"when": 1234567890, "ratio": 0.71234567, "id": "9[PIN]"},
+        ),
+        ([123456, 123456.75, -123456, 123456.5, True, None], ["[PIN]", "[LONG]", -123456, 123456.5, True, None]),
+        ("\nabcdef nabcdef", "\nabcdef [LINE]"),
+        ({5: ('a"\n\u20acxyz!',)}, {"5": ["[TWO]!"]}),
+        ("x123456.75", "x[LONG]"),
+    ],
+)
+def test_secrets_are_taken_out_of_texts_and_nothing_else(tmp_path: Path, given: Any, taken: Any) -> None:
+    """Neither of the reply's own keys nor of numbers that hold the digits of one by chance."""
+    (tmp_path / "gives.py").write_text(f"def value(job): return {given!r}\ndef error(job): raise ValueError({given!r})\n")
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    send(worker, "python", {"call": "gives:value"}, SECRETS)
+    answer = reply(worker)
+    assert answer is not None and (answer["error"], answer["value"], answer["quality"]) == ("ok", taken, None)
+    send(worker, "python", {"call": "gives:error"}, SECRETS)
+    answer = reply(worker)
+    worker.end()
+    assert answer is not None and answer["error"] == "error" and answer["value"] is None
+    if isinstance(given, str):
+        assert answer["text"] == f"ValueError: {taken}"
+
+
+def test_a_secret_at_the_end_of_a_long_error_is_not_cut_before_it_is_found(tmp_path: Path) -> None:
+    (tmp_path / "gives.py").write_text("def error(job): raise ValueError('x' * 1980 + job.environment['TOK'])\n")
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    send(worker, "python", {"call": "gives:error"}, {"TOK": "canary-" * 5})
+    answer = reply(worker)
+    worker.end()
+    assert answer is not None and answer["text"].endswith("x[TOK]")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "[1]",
+        "null",
+        "not JSON",
+        "{}",
+        "[" * 100_000,
+        '{"id":1}',
+        '{"elapsed":5,"id":1,"error":"ok","text":"","value":null}',
+        '{"elapsed":5,"id":1,"error":"ok","text":"","value":null,"quality":null,"more":1}',
+        '{"elapsed":5,"id":"1","error":"ok","text":"","value":null,"quality":null}',
+        '{"elapsed":5,"id":1,"error":"nokind","text":"","value":null,"quality":null}',
+        '{"elapsed":5,"id":1,"error":["ok"],"text":"","value":null,"quality":null}',
+        '{"elapsed":5,"id":1,"error":"ok","text":5,"value":null,"quality":null}',
+        '{"elapsed":5,"id":1,"error":"ok","text":"","value":NaN,"quality":null}',
+        f'{{"elapsed":5,"id":1,"error":"ok","text":"","value":{"[" * 101 + "]" * 101},"quality":null}}',
+        '{"elapsed":5,"id":1,"error":"ok","text":"","value":1e999,"quality":null}',
+        '{"elapsed":5,"id":1,"error":"ok","text":"","value":null,"quality":2}',
+        '{"elapsed":5,"id":1,"error":"ok","text":"","value":null,"quality":true}',
+        '{"elapsed":0,"id":1,"error":"ok","text":"","value":null,"quality":null}',
+        '{"elapsed":1e3,"id":1,"error":"ok","text":"","value":null,"quality":null}',
+        f'{{"elapsed":1{"0" * 40},"id":1,"error":"ok","text":"","value":null,"quality":null}}',
+    ],
+)
+def test_what_is_no_reply_is_not_taken_for_one(tmp_path: Path, written: str) -> None:
+    """Code in a worker can find the pipe of replies and write into it what it likes."""
+    (tmp_path / "forger.py").write_text(FORGER)
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    send(worker, "python", {"call": "forger:f"}, args={"write": written})
+    answer = reply(worker)
+    worker.end()
+    assert answer is None and worker.fault
+
+
+@pytest.mark.parametrize(("levels", "error"), [(100, "ok"), (101, "invalid"), (3000, "invalid")])
+def test_an_output_is_not_too_deep_to_look_into(tmp_path: Path, levels: int, error: str) -> None:
+    (tmp_path / "deep.py").write_text(
+        f"def f(job):\n value = 1\n for i in range({levels}): value = {{'a': value}} if i % 2 else [value]\n return value\n"
+    )
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    send(worker, "python", {"call": "deep:f"}, {"TOKEN": "secret-value"})
+    answer = reply(worker)
+    worker.end()
+    assert answer is not None and answer["error"] == error
+    assert error == "ok" or "more than 100 levels of lists and objects" in answer["text"]
+
+
 def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_path: Path) -> None:
     """Requests larger than a pipe, while another call keeps the interpreter to itself, wait until it reads."""
     (tmp_path / "busy.py").write_text(
@@ -135,6 +242,14 @@ def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_pa
         ("command", {"argv": ["true"], "limits": {"memry": 1}}, "numbers by these names are needed: memory, cpu"),
         ("command", {"argv": ["true"], "limits": {"memory": 0.5}}, "limits.memory is 0.5; a whole number from 1"),
         ("command", {"argv": ["true"], "sandbox": "vault"}, "choose one of none, limits, landlock, bwrap"),
+        *(
+            (
+                "proxy",
+                {"of": ECHO, "faults": {}, "delay_seconds": wrong},
+                r"delay_seconds is .*\[shortest, longest\] is needed",
+            )
+            for wrong in (3, "12", [1], [2, 1], [True, 2], [0, float("inf")])
+        ),
         ("proxy", {"of": {"call": "os:getcwd"}, "faults": {}}, "another instrument is needed, with its kind"),
         ("proxy", {"of": {"kind": "spell"}, "faults": {}}, "kind 'spell' is unknown"),
         ("proxy", {"of": {"kind": "python", "call": "os:getcwd"}, "faults": {"slow": 1}}, "chances by these names are needed"),
@@ -144,6 +259,14 @@ def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_pa
 def test_wrong_options_are_a_sentence(kind: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make_instrument(kind, options)
+
+
+def test_the_shape_of_a_deep_output_is_found_at_once() -> None:
+    deep: Any = 1
+    for _ in range(20):
+        deep = [deep]
+    assert len(repr(shape(deep))) < 1000  # and not twice as long with each level
+    assert shape([1, "a", 2.5]) == shape(["b", 3]) != shape([1])
 
 
 def test_instruments_of_the_house() -> None:

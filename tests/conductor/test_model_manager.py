@@ -14,6 +14,7 @@ import pytest
 from conductor.instruments.sandbox import Limits
 from conductor.model_manager import ModelManager, Report
 from conductor.workflow import Plan
+from tests.conductor.test_instruments import FORGER
 
 MODELS = """
 import os, time
@@ -36,7 +37,10 @@ def manager(tmp_path: Path) -> Iterator[ModelManager]:
     """A model `m` that serves two calls at once, one that loads slowly, one that loads only if `files/weights` is there."""
     (tmp_path / "models.py").write_text(MODELS)
     plan = Plan.model_validate({
-        "functions": {"ask": {"kind": "python", "call": "models:ask", "seconds": 60}},
+        "functions": {
+            "ask": {"kind": "python", "call": "models:ask", "seconds": 60},
+            "forge": {"kind": "python", "call": "forger:f", "seconds": 60},
+        },
         "models": {
             "m": {"load": "models:load"},
             "slow": {"load": "models:load", "args": {"seconds": 60.0}, "seconds": 0.5},
@@ -114,6 +118,21 @@ def test_a_copy_that_dies_while_it_is_warm_is_loaded_again(manager: ModelManager
     manager.start(2, 0, job("b"))
     _, after = until(manager, "started", "finished")
     assert after.value[0] == after.value[1] != before
+
+
+@pytest.mark.parametrize("copy", [0, -1])
+def test_a_worker_that_writes_what_is_no_reply_is_replaced(manager: ModelManager, tmp_path: Path, copy: int) -> None:
+    """Its call ends in an error, and the next one is served."""
+    (tmp_path / "forger.py").write_text(FORGER)
+    if copy >= 0:
+        manager.load(copy, "m")
+        until(manager, "loaded")
+    again = ["reload"] if copy >= 0 else []
+    manager.start(1, copy, {**job("a", write="[1]"), "function": "forge"})
+    finished = until(manager, "finished", *again)[0]
+    assert (finished.subject, finished.error) == (1, "error") and "wrote what is no reply" in finished.text
+    manager.start(2, copy, {**job("a", attempt=2), "function": "forge"})
+    assert until(manager, *(["started"] if again else []), "finished")[-1].value == 2
 
 
 def test_a_reload_that_fails_is_tried_again_with_the_next_call(manager: ModelManager, tmp_path: Path) -> None:

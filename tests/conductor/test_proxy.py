@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from conductor.errors import ConductorError
 from conductor.instruments import CallError, Result
 from conductor.instruments.proxy import ProxyInstrument
 from conductor.orchestrator import begin
@@ -21,7 +22,7 @@ ECHO = {"kind": "command", "argv": ["echo", "-n", "hello"]}
 
 
 def proxy(**more: Any) -> ProxyInstrument:
-    return ProxyInstrument(**{"of": ECHO, "faults": {}, "seconds": (0.0, 0.0), **more})
+    return ProxyInstrument(**{"of": ECHO, "faults": {}, "delay_seconds": (0.0, 0.0), **more})
 
 
 def test_without_faults_it_is_the_other_instrument(tmp_path: Path) -> None:
@@ -42,6 +43,15 @@ def test_faults_that_change_the_output(tmp_path: Path) -> None:
         corrupt = proxy(faults={"corrupt": 1}, seed=seed).call(job(tmp_path)).value
         assert corrupt.keys() == plain.keys() and sum(corrupt[name] != plain[name] for name in plain) == 1
     assert proxy(faults={"schema": 1}).call(job(tmp_path)).value == {"version": 2, "data": plain}
+
+
+def test_how_long_a_delay_takes_is_no_time_limit(write_workflow: Callable[[dict[str, Any]], Path]) -> None:
+    """The time limit is every function's, so that the proxy's own key has another name."""
+    plan = {"kind": "proxy", "of": {"kind": "python", "call": "work:add"}, "faults": {"delay": 1}, "seconds": 5}
+    read = load_workflow(write_workflow(small_workflow(fa={**plan, "delay_seconds": [0, 0.5]}))).plan.functions["fa"]
+    assert read.seconds == 5 and read.instrument("standard")["options"]["delay_seconds"] == [0, 0.5]
+    with pytest.raises(ConductorError, match=r"instruments\.functions\.fa\.seconds.*valid number"):
+        load_workflow(write_workflow(small_workflow(fa={**plan, "seconds": [0, 0.5]})))
 
 
 def fates(seed: int, folder: Path) -> list[str]:
@@ -72,7 +82,7 @@ def test_a_run_with_faults_ends_with_the_right_output(
     plan = {
         name: {
             "kind": "proxy", "of": {"kind": "python", "call": "work:add"}, "faults": {**faults}, "seed": 5, "seconds": 3,
-            "variants": {"standard": {"seconds": [0.0, 0.1]}},
+            "delay_seconds": [0.0, 0.1],
         }
         for name in names
     }  # fmt: skip
