@@ -1,5 +1,6 @@
 """The door of every command: reads its YAML, its schema and its `key=value` arguments, and turns a user's mistake
-into one sentence and exit code 2. Anything else that goes wrong is a fault of ours and keeps its traceback.
+into one sentence and exit code 2, Ctrl-C into one and 130. Anything else that goes wrong is a fault of ours and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from yaml import YAMLError
 from experiments.errors import ExperimentError
 
 Schema = TypeVar("Schema")
+
+INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
 
 
 def configs_dir() -> Path:
@@ -72,9 +75,10 @@ def sentence(error: Exception, schema: type) -> str | None:
     return None
 
 
-def guarded(work: Callable[[], Any], schema: type) -> Any:
+def guarded(work: Callable[[], Any], schema: type, interrupted: str | None = "interrupted") -> Any:
     """Runs `work`; a user's mistake ends the process with one sentence on stderr and exit code 2, a reader of its output who
-    has gone away (`| head`) with 141 and no word."""
+    has gone away (`| head`) with 141 and no word. So does Ctrl-C, with its own sentence or `interrupted`, and its own code or
+    130; None: it is passed on."""
     try:
         result = work()
         sys.stdout.flush()
@@ -82,6 +86,11 @@ def guarded(work: Callable[[], Any], schema: type) -> Any:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except KeyboardInterrupt as stop:
+        if interrupted is None:
+            raise
+        print(f"\n{str(stop) or interrupted}", file=sys.stderr)
+        raise SystemExit(getattr(stop, "code", INTERRUPTED)) from None
     except Exception as error:
         text = sentence(error, schema)
         if text is None:

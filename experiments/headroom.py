@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from experiments.errors import ExperimentError
 from experiments.files import check_out, read_json, write_json
 from experiments.probes import PROBES, probe
 from experiments.readme import HEADROOM, check_readme, headroom_text, write_between
+from experiments.side_by_side import pool
 
 WANTED = 0.05  # headroom from which a level can carry a claim
 
@@ -113,20 +114,21 @@ def headroom(cfg: HeadroomConfig) -> list[dict[str, Any]]:
     check_out(cfg.out)
     check_readme(cfg.readme, HEADROOM)
     share = 4 if cfg.fast else 1
-    found = []
-    with ProcessPoolExecutor(cfg.jobs) as pool:
-        words = level_words(cfg.levels)
+    words = level_words(cfg.levels)
+    rows = {}
+    with pool(cfg.jobs) as workers:
         counts = (cfg.split, cfg.n // share, cfg.lookahead // share, max(1, cfg.rollouts // share), cfg.fit)
-        running = [pool.submit(measure, word, *counts) for word in words]
-        for word, future in zip(words, running, strict=True):
-            row = future.result()
-            found.append(row)
+        running = {workers.submit(measure, word, *counts): word for word in words}
+        for future in as_completed(running):
+            word, row = running[future], future.result()
+            rows[word] = row
+            if cfg.out is not None:
+                _keep(Path(cfg.out), row)
             print(
                 f"level {word}: {row['gain']:.3f} to gain, headroom {row['headroom']:.3f} ({row['seconds']:.0f} s)",
                 file=sys.stderr,
             )
-            if cfg.out is not None:
-                _keep(Path(cfg.out), row)
+    found = [rows[word] for word in words]
     print(markdown(found))
     if cfg.readme is not None and cfg.out is not None:
         write_between(Path(cfg.readme), headroom_text(read_json(Path(cfg.out))["levels"]), HEADROOM)
@@ -144,7 +146,11 @@ def _keep(path: Path, row: dict[str, Any]) -> None:
 def main() -> None:
     """The command line."""
     cli.one_thread_per_process()
-    cli.guarded(lambda: headroom(cli.read("headroom", HeadroomConfig, sys.argv[1:], __doc__ or "")), HeadroomConfig)
+    cli.guarded(
+        lambda: headroom(cli.read("headroom", HeadroomConfig, sys.argv[1:], __doc__ or "")),
+        HeadroomConfig,
+        "interrupted; the levels that were finished are in the file that `out` names",
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from experiments import cli, statistics
 from experiments.errors import ExperimentError
 from experiments.files import write_folder, write_json
 from experiments.readme import check_readme, refresh
-from experiments.side_by_side import INTERRUPTED, Job, run_all
+from experiments.side_by_side import Job, run_all
 from experiments.sources import code_digest
 
 if TYPE_CHECKING:
@@ -260,14 +260,11 @@ def results(cfg: ResultsConfig) -> list[dict[str, Any]]:
 def main() -> None:
     """The command line."""
     cli.one_thread_per_process()
-    try:
-        cli.guarded(
-            lambda: results(cli.read("results", ResultsConfig, sys.argv[1:], __doc__ or "")),
-            ResultsConfig,
-        )
-    except KeyboardInterrupt:
-        print("\ninterrupted: whole trainings stay and are used again by the same command", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+    cli.guarded(
+        lambda: results(cli.read("results", ResultsConfig, sys.argv[1:], __doc__ or "")),
+        ResultsConfig,
+        "interrupted: whole trainings stay and are used again by the same command",
+    )
 
 
 if __name__ == "__main__":

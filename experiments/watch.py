@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from fq_env.engine import Engine
     from fq_env.level import Level
 
-INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
 WATCHING = "view to watch"
 HOME, TO_END_OF_LINE, BELOW = "\x1b[H", "\x1b[K", "\x1b[J"  # of a terminal: a frame is drawn over the one before
 INDENT = " " * 8  # of what a line goes on with; its first word takes so much
@@ -181,11 +180,7 @@ def write_pictures(cfg: WatchConfig, pictures: list[np.ndarray], view: dict[str,
 def main() -> None:
     """The command line."""
     cli.one_thread_per_process()
-    try:
-        cli.guarded(lambda: watch(cli.read("watch", WatchConfig, sys.argv[1:], __doc__ or "")), WatchConfig)
-    except KeyboardInterrupt:
-        print()
-        raise SystemExit(INTERRUPTED) from None
+    cli.guarded(lambda: watch(cli.read("watch", WatchConfig, sys.argv[1:], __doc__ or "")), WatchConfig)
 
 
 if __name__ == "__main__":

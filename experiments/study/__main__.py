@@ -11,7 +11,6 @@ from typing import Any
 
 from experiments import cli
 from experiments.readme import STUDIES, check_readme
-from experiments.side_by_side import INTERRUPTED
 from experiments.study.settings import StudyConfig, checked
 
 
@@ -28,11 +27,11 @@ def study(cfg: StudyConfig) -> dict[str, Any]:
 def main() -> None:
     """The command line."""
     cli.one_thread_per_process()
-    try:
-        cli.guarded(lambda: study(cli.read("study", StudyConfig, sys.argv[1:], __doc__ or "")), StudyConfig)
-    except KeyboardInterrupt:
-        print("\ninterrupted: what was trained stays and is used again by the same command", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+    cli.guarded(
+        lambda: study(cli.read("study", StudyConfig, sys.argv[1:], __doc__ or "")),
+        StudyConfig,
+        "interrupted: what was trained stays and is used again by the same command",
+    )
 
 
 if __name__ == "__main__":

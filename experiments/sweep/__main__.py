@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a sweep as Ctrl-C does."""
 
+    code = 128 + signal.SIGTERM
+
 
 def begin(arguments: settings.Arguments) -> Path:
     """The folder of a new sweep, or of the one that is gone on with. Raises ExperimentError if it cannot be either."""
@@ -109,11 +111,7 @@ def main() -> None:
         cli.show_help("sweep", __doc__ or "")
     cli.one_thread_per_process()
     signal.signal(signal.SIGTERM, _end)
-    try:
-        cli.guarded(lambda: sweep(sys.argv[1:]), settings.Keys)
-    except KeyboardInterrupt as stop:
-        print(f"\n{str(stop) or 'interrupted before the sweep began'}", file=sys.stderr)
-        raise SystemExit(143 if isinstance(stop, Terminated) else 130) from None
+    cli.guarded(lambda: sweep(sys.argv[1:]), settings.Keys, "interrupted before the sweep began")
 
 
 if __name__ == "__main__":
