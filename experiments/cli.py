@@ -32,6 +32,11 @@ def configs_dir() -> Path:
     return inside if inside.is_dir() else inside.parent.parent / "configs"
 
 
+def default(name: str, key: str) -> Any:
+    """What `configs/NAME.yaml` gives for a key."""
+    return OmegaConf.select(OmegaConf.load(configs_dir() / f"{name}.yaml"), key)
+
+
 def keys_of(schema: type, prefix: str = "") -> list[str]:
     """All keys of a dataclass schema, dotted: `["level", "evaluation", "evaluation.every", ...]`."""
     keys = []

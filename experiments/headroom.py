@@ -20,7 +20,7 @@ from experiments import cli, statistics
 from experiments.errors import ExperimentError
 from experiments.files import check_out, read_json, write_json
 from experiments.probes import PROBES, probe
-from experiments.readme import HEADROOM, check_readme, headroom_text, write_between
+from experiments.readme import HEADROOM, headroom_text, readme_of, write_between
 from experiments.side_by_side import pool
 
 WANTED = 0.05  # headroom from which a level can carry a claim
@@ -112,7 +112,7 @@ def headroom(cfg: HeadroomConfig) -> list[dict[str, Any]]:
             "must be at least 16, 4, 1, 1 and 1"
         )
     check_out(cfg.out)
-    check_readme(cfg.readme, HEADROOM)
+    readme = readme_of(cfg.readme, "headroom", cfg.out, HEADROOM)
     share = 4 if cfg.fast else 1
     words = level_words(cfg.levels)
     rows = {}
@@ -130,9 +130,9 @@ def headroom(cfg: HeadroomConfig) -> list[dict[str, Any]]:
             )
     found = [rows[word] for word in words]
     print(markdown(found))
-    if cfg.readme is not None and cfg.out is not None:
-        write_between(Path(cfg.readme), headroom_text(read_json(Path(cfg.out))["levels"]), HEADROOM)
-        print(f"\nrefreshed: {cfg.readme}")
+    if readme is not None and cfg.out is not None:
+        write_between(Path(readme), headroom_text(read_json(Path(cfg.out))["levels"]), HEADROOM)
+        print(f"\nrefreshed: {readme}")
     return found
 
 

@@ -22,7 +22,7 @@ from omegaconf import MISSING
 from experiments import cli, statistics
 from experiments.errors import ExperimentError
 from experiments.files import write_folder, write_json
-from experiments.readme import check_readme, refresh
+from experiments.readme import readme_of, refresh
 from experiments.side_by_side import Job, run_all
 from experiments.sources import code_digest
 
@@ -226,7 +226,7 @@ def results(cfg: ResultsConfig) -> list[dict[str, Any]]:
         if getattr(cfg, key) < low:
             raise ExperimentError(f"{key}={getattr(cfg, key)}: must be at least {low}")
     levels = [wanted(cfg, level) for level in level_words(cfg.levels)]
-    check_readme(cfg.readme)
+    readme = readme_of(cfg.readme, "results", cfg.out)
     found = {level.number: stored(cfg, level) for level in levels}
     todo = []
     for level in levels:
@@ -251,9 +251,9 @@ def results(cfg: ResultsConfig) -> list[dict[str, Any]]:
     made = [found[level.number] or judge(cfg, level) for level in levels]
     for result in made:
         print(f"\nlevel {result['level']}, {result['name']}\n\n{statistics.markdown(result['rows'], result['probe'])}")
-    if cfg.readme is not None:
-        refresh(Path(cfg.readme), Path(cfg.out))
-        print(f"\nrefreshed: {cfg.readme}")
+    if readme is not None:
+        refresh(Path(readme), Path(cfg.out))
+        print(f"\nrefreshed: {readme}")
     return made
 
 
