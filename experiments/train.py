@@ -60,9 +60,13 @@ def train(cfg: TrainConfig, command: str = "", on_look: OnLook | None = None) ->
     from experiments.calibrate import unfitted
 
     levels, exposure = trained_levels(cfg.level), shown(cfg)
-    folder = run_folder.make(cfg)
     about = run_folder.versions(cfg, exposure, command or f"python -m experiments.train level={cfg.level} seed={cfg.seed}")
-    run_folder.begin(folder, cfg, about)
+    folder = run_folder.make(cfg)
+    try:
+        run_folder.begin(folder, cfg, about)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # what nobody can go on with
+        raise
     title = levels[0].title if len(levels) == 1 else f"{len(levels)} levels, {cfg.curriculum}"
     seen = cfg.exposure or exposure
     print(f"level {title_of(cfg.level)} ({title}), seed {cfg.seed}, {cfg.algo}, exposure {seen}: {derived(cfg)}", flush=True)

@@ -38,6 +38,8 @@ def begin(arguments: settings.Arguments) -> Path:
 
     given = arguments.sweep.get("folder")
     folder = None if given is None else Path(given)
+    if folder is not None and is_new(folder) and "level" not in arguments.training:
+        raise ExperimentError(f"{folder}: holds no sweep; to begin one there, give level=")
     new = settings.define(arguments) if folder is None or is_new(folder) else None
     if folder is None:
         assert new is not None
