@@ -12,7 +12,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +23,7 @@ from omegaconf import MISSING
 from experiments import cli
 from experiments.errors import ExperimentError
 from experiments.files import read_json, write_json
+from experiments.side_by_side import pool
 from experiments.sources import ROOT
 
 if TYPE_CHECKING:
@@ -242,13 +243,13 @@ def calibrate(cfg: CalibrateConfig) -> dict[str, dict[str, Any]]:
         if level not in todo:
             print(f"level {level.number or level.name}: fitted already (results/rules); force=true fits it again")
     records: dict[str, dict[str, Any]] = {}
-    with ProcessPoolExecutor(cfg.jobs) as pool:
+    with pool(cfg.jobs) as workers:
         waiting: dict[Future[Fit], tuple[Level, int]] = {}
         for level in todo:
             begun = starts(level)
             for (name, table), seed in zip(begun.items(), seeds(cfg.seed, len(begun)), strict=True):
                 task = (level, name, weights_of(table), cfg.evaluations, cfg.n, seed, SIGMA)
-                waiting[pool.submit(_search, task)] = (level, 0)
+                waiting[workers.submit(_search, task)] = (level, 0)
         found: dict[str, list[Fit]] = {level.name: [] for level in todo}
         rounds = {level.name: [0, len(starts(level))] for level in todo}  # round, searches under way
         clock = time.perf_counter()
@@ -268,7 +269,7 @@ def calibrate(cfg: CalibrateConfig) -> dict[str, dict[str, Any]]:
                 best = sorted(found[level.name], key=lambda f: -f.score)[: cfg.restarts]
                 for fit, seed in zip(best, seeds(cfg.seed + 1, len(best)), strict=True):
                     task = (level, f"{fit.corner}, refined", fit.weights, cfg.refine, 2 * cfg.n, seed, SIGMA / 2)
-                    waiting[pool.submit(_search, task)] = (level, 1)
+                    waiting[workers.submit(_search, task)] = (level, 1)
                 rounds[level.name] = [1, len(best)]
             elif state[1] == 0:
                 records[level.name] = _write(level, found[level.name], 2 * cfg.n)
@@ -305,7 +306,11 @@ def _write(level: Level, fits: list[Fit], first: int) -> dict[str, Any]:
 def main() -> None:
     """The command line."""
     cli.one_thread_per_process()
-    cli.guarded(lambda: calibrate(cli.read("calibrate", CalibrateConfig, sys.argv[1:], __doc__ or "")), CalibrateConfig)
+    cli.guarded(
+        lambda: calibrate(cli.read("calibrate", CalibrateConfig, sys.argv[1:], __doc__ or "")),
+        CalibrateConfig,
+        "interrupted: the rules of the levels that were finished are written",
+    )
 
 
 if __name__ == "__main__":

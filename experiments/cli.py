@@ -1,5 +1,6 @@
 """The door of every command: reads its YAML, its schema and its `key=value` arguments, and turns a user's mistake
-into one sentence and exit code 2. Anything else that goes wrong is a fault of ours and keeps its traceback.
+into one sentence and exit code 2, Ctrl-C into one and 130. Anything else that goes wrong is a fault of ours and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -22,11 +23,18 @@ from experiments.errors import ExperimentError
 
 Schema = TypeVar("Schema")
 
+INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
+
 
 def configs_dir() -> Path:
     """The folder of YAML files: beside this package in a checkout, inside it in a wheel."""
     inside = Path(__file__).resolve().parent / "_configs"
     return inside if inside.is_dir() else inside.parent.parent / "configs"
+
+
+def default(name: str, key: str) -> Any:
+    """What `configs/NAME.yaml` gives for a key."""
+    return OmegaConf.select(OmegaConf.load(configs_dir() / f"{name}.yaml"), key)
 
 
 def keys_of(schema: type, prefix: str = "") -> list[str]:
@@ -72,9 +80,10 @@ def sentence(error: Exception, schema: type) -> str | None:
     return None
 
 
-def guarded(work: Callable[[], Any], schema: type) -> Any:
+def guarded(work: Callable[[], Any], schema: type, interrupted: str | None = "interrupted") -> Any:
     """Runs `work`; a user's mistake ends the process with one sentence on stderr and exit code 2, a reader of its output who
-    has gone away (`| head`) with 141 and no word."""
+    has gone away (`| head`) with 141 and no word. So does Ctrl-C, with its own sentence or `interrupted`, and its own code or
+    130; None: it is passed on."""
     try:
         result = work()
         sys.stdout.flush()
@@ -82,6 +91,11 @@ def guarded(work: Callable[[], Any], schema: type) -> Any:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except KeyboardInterrupt as stop:
+        if interrupted is None:
+            raise
+        print(f"\n{str(stop) or interrupted}", file=sys.stderr)
+        raise SystemExit(getattr(stop, "code", INTERRUPTED)) from None
     except Exception as error:
         text = sentence(error, schema)
         if text is None:

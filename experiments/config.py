@@ -246,6 +246,13 @@ def title_of(value: Any) -> str:
     return "+".join(Path(str(word)).stem.replace(",", "+") for word in words)
 
 
+def folder_of(word: Any) -> str:
+    """What a level's own folders and files are called: `level-11`, or `level-STEM` for a file that is none of the suite's."""
+    level = any_level(word)
+    of_suite = ARM.fullmatch(str(word)) or (level.number in LEVELS and level == any_level(level.number))
+    return f"level-{level.number:02d}" if of_suite else f"level-{Path(str(word)).stem}"
+
+
 def shown(cfg: TrainConfig) -> str:
     """The exposure under which a training's policy is judged and used: the one given, the last of a schedule, or the level's
     own, of several levels the one that shows most."""

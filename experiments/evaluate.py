@@ -243,14 +243,16 @@ def open_run(path: Path) -> Policy:
 
 
 def paths_of(key: str, value: Any) -> list[Path]:
-    """The folders that `key=value` names: a path, a pattern, or a list of both; each folder once.
+    """The folders that `key=value` names: a path, a pattern (but for empty folders), or a list of both; each once.
 
     Raises:
         ExperimentError: a pattern finds nothing.
     """
     found: dict[Path, Path] = {}
     for word in [] if value is None else value if isinstance(value, list) else [value]:
-        names = sorted(glob.glob(str(word))) if re.search(r"[*?\[]", str(word)) else [str(word)]
+        names = [str(word)]
+        if re.search(r"[*?\[]", str(word)):
+            names = sorted(name for name in glob.glob(str(word)) if not Path(name).is_dir() or any(Path(name).iterdir()))
         if not names:
             raise ExperimentError(f"{key}={word}: no folder matches this pattern")
         for name in names:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from experiments import cli, statistics
 from experiments.errors import ExperimentError
 from experiments.files import check_out, read_json, write_json
 from experiments.probes import PROBES, probe
-from experiments.readme import HEADROOM, check_readme, headroom_text, write_between
+from experiments.readme import HEADROOM, headroom_text, readme_of, write_between
+from experiments.side_by_side import pool
 
 WANTED = 0.05  # headroom from which a level can carry a claim
 
@@ -111,26 +112,27 @@ def headroom(cfg: HeadroomConfig) -> list[dict[str, Any]]:
             "must be at least 16, 4, 1, 1 and 1"
         )
     check_out(cfg.out)
-    check_readme(cfg.readme, HEADROOM)
+    readme = readme_of(cfg.readme, "headroom", cfg.out, HEADROOM)
     share = 4 if cfg.fast else 1
-    found = []
-    with ProcessPoolExecutor(cfg.jobs) as pool:
-        words = level_words(cfg.levels)
+    words = level_words(cfg.levels)
+    rows = {}
+    with pool(cfg.jobs) as workers:
         counts = (cfg.split, cfg.n // share, cfg.lookahead // share, max(1, cfg.rollouts // share), cfg.fit)
-        running = [pool.submit(measure, word, *counts) for word in words]
-        for word, future in zip(words, running, strict=True):
-            row = future.result()
-            found.append(row)
+        running = {workers.submit(measure, word, *counts): word for word in words}
+        for future in as_completed(running):
+            word, row = running[future], future.result()
+            rows[word] = row
+            if cfg.out is not None:
+                _keep(Path(cfg.out), row)
             print(
                 f"level {word}: {row['gain']:.3f} to gain, headroom {row['headroom']:.3f} ({row['seconds']:.0f} s)",
                 file=sys.stderr,
             )
-            if cfg.out is not None:
-                _keep(Path(cfg.out), row)
+    found = [rows[word] for word in words]
     print(markdown(found))
-    if cfg.readme is not None and cfg.out is not None:
-        write_between(Path(cfg.readme), headroom_text(read_json(Path(cfg.out))["levels"]), HEADROOM)
-        print(f"\nrefreshed: {cfg.readme}")
+    if readme is not None and cfg.out is not None:
+        write_between(Path(readme), headroom_text(read_json(Path(cfg.out))["levels"]), HEADROOM)
+        print(f"\nrefreshed: {readme}")
     return found
 
 
@@ -144,7 +146,11 @@ def _keep(path: Path, row: dict[str, Any]) -> None:
 def main() -> None:
     """The command line."""
     cli.one_thread_per_process()
-    cli.guarded(lambda: headroom(cli.read("headroom", HeadroomConfig, sys.argv[1:], __doc__ or "")), HeadroomConfig)
+    cli.guarded(
+        lambda: headroom(cli.read("headroom", HeadroomConfig, sys.argv[1:], __doc__ or "")),
+        HeadroomConfig,
+        "interrupted; the levels that were finished are in the file that `out` names",
+    )
 
 
 if __name__ == "__main__":

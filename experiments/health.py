@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from experiments import cli
 from experiments.errors import ExperimentError
 from experiments.files import check_out, write_json
 from experiments.health_streams import KINDS, Plan, Stream, draw
+from experiments.side_by_side import pool
 from pit import layout
 
 SPLITS = {"validation": 0, "test": 1 << 32}  # their first seeds
@@ -272,8 +272,8 @@ def health(cfg: HealthConfig) -> dict[str, Any]:
     check_out(cfg.out)
     count = max(10, cfg.episodes // 10) if cfg.fast else cfg.episodes
     jobs = [(kind, SPLITS[cfg.split] + i) for kind in KINDS for i in range(count)]
-    with ProcessPoolExecutor(cfg.jobs) as pool:
-        found = table(list(pool.map(run, jobs, chunksize=8)), cfg.split)
+    with pool(cfg.jobs) as workers:
+        found = table(list(workers.map(run, jobs, chunksize=8)), cfg.split)
     print(markdown(found))
     for text in short(found):
         print(f"short of what is wanted: {text}", file=sys.stderr)

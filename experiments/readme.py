@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments import statistics
+from experiments import cli, statistics
 from experiments.errors import ExperimentError
 from experiments.evaluate import CALIBRATED
 from experiments.files import write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 HEADROOM = ("<!-- headroom:begin -->", "<!-- headroom:end -->")
+AUTO, README = "auto", "README.md"
 LOOKAHEAD = "lookahead"
 WIDE, WORSE = 0.05, 0.02  # perf: headroom that counts, and how far behind the rule counts as worse
 PLAIN = "plain"  # folder, in that of the results, of those of PPO alone
@@ -27,10 +28,20 @@ brackets 95 % intervals, bootstrap over training seeds and instances; leads are 
 of `recipe=plain` where the level's own recipe is another. Levels' pages have all players."""
 
 
-def check_readme(readme: str | None, marks: tuple[str, str] = (BEGIN, END)) -> None:
-    """Before the work is done: refuses a file without the two markers. Raises ExperimentError."""
+def readme_of(readme: str | None, command: str, out: str | None, marks: tuple[str, str] = (BEGIN, END)) -> str | None:
+    """Before the work is done: the file that a command with these `readme=` and `out=` will refresh, if any.
+
+    `auto` is README.md in the current folder, if `out` is the command's own, so that all that is stored is shown, and the
+    markers are there. A file that is named must hold them. Raises ExperimentError.
+    """
+    if readme == AUTO:
+        if out is None or Path(out) != Path(cli.default(command, "out")) or not Path(README).is_file():
+            return None
+        text = Path(README).read_text(encoding="utf-8")
+        return README if marks[1] in text.partition(marks[0])[2] else None
     if readme is not None:
         _split(Path(readme), marks)
+    return readme
 
 
 def _split(readme: Path, marks: tuple[str, str]) -> tuple[str, str, str]:

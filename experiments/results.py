@@ -22,8 +22,8 @@ from omegaconf import MISSING
 from experiments import cli, statistics
 from experiments.errors import ExperimentError
 from experiments.files import write_folder, write_json
-from experiments.readme import check_readme, refresh
-from experiments.side_by_side import INTERRUPTED, Job, run_all
+from experiments.readme import readme_of, refresh
+from experiments.side_by_side import Job, run_all
 from experiments.sources import code_digest
 
 if TYPE_CHECKING:
@@ -51,8 +51,10 @@ class ResultsConfig:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The trainings of one level: `configurations[seed]`, and what their results depend on beside the seed."""
+    """The trainings of one level: `configurations[seed]`, and what their results depend on beside the seed; `name`: what its
+    files and folders are called."""
 
+    name: str
     number: int
     configurations: list[TrainConfig]
     configuration: str
@@ -78,7 +80,7 @@ def composed(overrides: list[str]) -> TrainConfig:
 
 def wanted(cfg: ResultsConfig, level: str) -> Wanted:
     """The trainings of one level. Raises ExperimentError for a configuration that cannot be trained."""
-    from experiments.config import level_of
+    from experiments.config import folder_of, level_of
     from experiments.run_folder import configuration_hash
 
     for override in cfg.overrides:
@@ -90,8 +92,8 @@ def wanted(cfg: ResultsConfig, level: str) -> Wanted:
     code = code_digest(found)
     for seed, configured in enumerate(configurations):
         name = f"seed{seed}-{configuration[:8]}-{code[:8]}"
-        configured.folder = str(Path(cfg.runs) / f"level-{found.number:02d}" / name)
-    return Wanted(found.number, configurations, configuration, code)
+        configured.folder = str(Path(cfg.runs) / folder_of(level) / name)
+    return Wanted(folder_of(level), found.number, configurations, configuration, code)
 
 
 # --------------------------------------------------------------------------- what is there, and what has to be trained
@@ -102,11 +104,11 @@ def complete(folder: Path) -> bool:
 
 def stored(cfg: ResultsConfig, level: Wanted) -> dict[str, Any] | None:
     """The stored result of a level if it is of this configuration and code, of as many seeds and instances, and whole."""
-    file = path_of(cfg, level.number)
+    file = path_of(cfg, level.name)
     try:
         result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         same = (result["configuration"], result["code"], result["n"]) == (level.configuration, level.code, cfg.n)
-        kept = result["kept"] is None or (Path(cfg.bundles) / f"level-{level.number:02d}" / "manifest.json").is_file()
+        kept = result["kept"] is None or (Path(cfg.bundles) / level.name / "manifest.json").is_file()
         return result if same and kept and len(result["trainings"]) >= cfg.seeds else None
     except FileNotFoundError:
         return None
@@ -114,9 +116,9 @@ def stored(cfg: ResultsConfig, level: Wanted) -> dict[str, Any] | None:
         raise ExperimentError(f"{file}: is no result of this command; move it away") from None
 
 
-def path_of(cfg: ResultsConfig, number: int) -> Path:
+def path_of(cfg: ResultsConfig, name: str) -> Path:
     """The file of a level's result."""
-    return Path(cfg.out) / f"level-{number:02d}.json"
+    return Path(cfg.out) / f"{name}.json"
 
 
 def train_one(configuration: TrainConfig, command: str) -> None:
@@ -194,7 +196,7 @@ def judge(cfg: ResultsConfig, level: Wanted) -> dict[str, Any]:
         "kept": keep(cfg, level, folders, int(np.argmax(validation))),
         "rows": rows,
     }
-    write_json(path_of(cfg, level.number), result)
+    write_json(path_of(cfg, level.name), result)
     return result
 
 
@@ -213,7 +215,7 @@ def keep(cfg: ResultsConfig, level: Wanted, folders: list[Path], best: int) -> d
             f"level {level.number}: the bundle of seed {best} has {size:,} bytes and is not kept; at most {MAX_BUNDLE:,} are"
         )
         return None
-    target = Path(cfg.bundles) / f"level-{level.number:02d}"
+    target = Path(cfg.bundles) / level.name
     write_folder(target, lambda folder: [shutil.copy2(file, folder) for file in source.iterdir()])
     return {"seed": best, "bytes": size}
 
@@ -226,12 +228,12 @@ def results(cfg: ResultsConfig) -> list[dict[str, Any]]:
         if getattr(cfg, key) < low:
             raise ExperimentError(f"{key}={getattr(cfg, key)}: must be at least {low}")
     levels = [wanted(cfg, level) for level in level_words(cfg.levels)]
-    check_readme(cfg.readme)
-    found = {level.number: stored(cfg, level) for level in levels}
+    readme = readme_of(cfg.readme, "results", cfg.out)
+    found = {level.name: stored(cfg, level) for level in levels}
     todo = []
     for level in levels:
-        if found[level.number] is not None:
-            print(f"level {level.number}: {path_of(cfg, level.number)} is of this configuration and code, and is used again")
+        if found[level.name] is not None:
+            print(f"level {level.number}: {path_of(cfg, level.name)} is of this configuration and code, and is used again")
             continue
         for configuration in level.configurations:
             folder = Path(str(configuration.folder))
@@ -248,26 +250,23 @@ def results(cfg: ResultsConfig) -> list[dict[str, Any]]:
         print(f"{len(todo)} trainings, {min(cfg.jobs, len(todo))} at a time", flush=True)
         train_all(todo, cfg.jobs)
     Path(cfg.out).mkdir(parents=True, exist_ok=True)
-    made = [found[level.number] or judge(cfg, level) for level in levels]
+    made = [found[level.name] or judge(cfg, level) for level in levels]
     for result in made:
         print(f"\nlevel {result['level']}, {result['name']}\n\n{statistics.markdown(result['rows'], result['probe'])}")
-    if cfg.readme is not None:
-        refresh(Path(cfg.readme), Path(cfg.out))
-        print(f"\nrefreshed: {cfg.readme}")
+    if readme is not None:
+        refresh(Path(readme), Path(cfg.out))
+        print(f"\nrefreshed: {readme}")
     return made
 
 
 def main() -> None:
     """The command line."""
     cli.one_thread_per_process()
-    try:
-        cli.guarded(
-            lambda: results(cli.read("results", ResultsConfig, sys.argv[1:], __doc__ or "")),
-            ResultsConfig,
-        )
-    except KeyboardInterrupt:
-        print("\ninterrupted: whole trainings stay and are used again by the same command", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+    cli.guarded(
+        lambda: results(cli.read("results", ResultsConfig, sys.argv[1:], __doc__ or "")),
+        ResultsConfig,
+        "interrupted: whole trainings stay and are used again by the same command",
+    )
 
 
 if __name__ == "__main__":

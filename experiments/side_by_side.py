@@ -1,12 +1,15 @@
-"""Several trainings side by side, each in a process of its own; the first that fails, or Ctrl-C, ends them all."""
+"""Several trainings, or smaller works, side by side in processes; the first that fails, or Ctrl-C, ends them all."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from experiments import cli
@@ -14,8 +17,6 @@ from experiments.errors import ExperimentError
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
-
-INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
 
 
 class Job(NamedTuple):
@@ -33,9 +34,24 @@ def quietly(work: Callable[[], object]) -> None:
     os.setsid()  # Ctrl-C reaches the parent alone, which then asks once for an end
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            cli.guarded(work, TrainConfig)
+            cli.guarded(work, TrainConfig, interrupted=None)
         except KeyboardInterrupt as stop:
-            raise SystemExit(getattr(stop, "code", INTERRUPTED)) from None
+            raise SystemExit(getattr(stop, "code", cli.INTERRUPTED)) from None
+
+
+@contextlib.contextmanager
+def pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """`jobs` processes for small works. Ctrl-C reaches the parent alone; it, or an error, ends them in the midst of theirs."""
+    before = set(multiprocessing.active_children())
+    workers = ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
+        yield workers
+    except BaseException:
+        workers.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        raise
+    workers.shutdown()
 
 
 def run_all(todo: list[Job], jobs: int) -> None:

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from experiments.interrupts import Interrupts
     from experiments.run_folder import Run
 
-INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
-
 OnLook = Callable[["Look"], None]
 
 
@@ -62,9 +60,13 @@ def train(cfg: TrainConfig, command: str = "", on_look: OnLook | None = None) ->
     from experiments.calibrate import unfitted
 
     levels, exposure = trained_levels(cfg.level), shown(cfg)
-    folder = run_folder.make(cfg)
     about = run_folder.versions(cfg, exposure, command or f"python -m experiments.train level={cfg.level} seed={cfg.seed}")
-    run_folder.begin(folder, cfg, about)
+    folder = run_folder.make(cfg)
+    try:
+        run_folder.begin(folder, cfg, about)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # what nobody can go on with
+        raise
     title = levels[0].title if len(levels) == 1 else f"{len(levels)} levels, {cfg.curriculum}"
     seen = cfg.exposure or exposure
     print(f"level {title_of(cfg.level)} ({title}), seed {cfg.seed}, {cfg.algo}, exposure {seen}: {derived(cfg)}", flush=True)
@@ -270,7 +272,7 @@ def _job(config: DictConfig) -> float:
             raise ExperimentError(f"resume={config.resume}: goes on as the run was configured; leave out {others}")
         return train(finished(config), command)
 
-    return float(cli.guarded(work, TrainConfig))
+    return float(cli.guarded(work, TrainConfig, interrupted=None))
 
 
 def main() -> None:
@@ -281,15 +283,14 @@ def main() -> None:
     if not {"-m", "--multirun"} & set(sys.argv):  # Hydra would take a comma for a sweep
         sys.argv[1:] = [re.sub(r"^level=([^\[\]'\"]*,[^\[\]'\"]*)$", r"level=[\1]", word) for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach `guarded` instead of ending in Hydra's own report
-    import hydra
 
-    register()
-    command = hydra.main(version_base="1.3", config_path=str(cli.configs_dir()), config_name="train")(_job)
-    try:
-        cli.guarded(command, TrainConfig)
-    except KeyboardInterrupt as stop:
-        print(f"\n{str(stop) or 'interrupted before the training began'}", file=sys.stderr)
-        raise SystemExit(getattr(stop, "code", INTERRUPTED)) from None
+    def command() -> None:
+        import hydra
+
+        register()
+        hydra.main(version_base="1.3", config_path=str(cli.configs_dir()), config_name="train")(_job)()
+
+    cli.guarded(command, TrainConfig, "interrupted before the training began")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ score at the end; `gif=FILE` and `png=FILE` write it as pictures.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import textwrap
@@ -19,7 +20,7 @@ import numpy as np
 from omegaconf import MISSING
 
 from experiments import cli, statistics
-from experiments.config import for_runtime
+from experiments.config import folder_of, for_runtime, title_of
 from experiments.errors import ExperimentError
 from experiments.evaluate import SPLITS, Referee, greedy, level_for, open_policies, seated
 from pit import layout
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from fq_env.engine import Engine
     from fq_env.level import Level
 
-INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
 WATCHING = "view to watch"
 HOME, TO_END_OF_LINE, BELOW = "\x1b[H", "\x1b[K", "\x1b[J"  # of a terminal: a frame is drawn over the one before
 INDENT = " " * 8  # of what a line goes on with; its first word takes so much
@@ -67,12 +67,14 @@ def contestant(cfg: WatchConfig) -> tuple[str, Level, str, Choose]:
         return cfg.player, level, level.exposure, rule_player(cfg.player, level, cfg.fit)
     path = cfg.bundle
     if path is None:
-        number = level_for(cfg.level if cfg.level is not None else 11, []).number
-        path = str(Path(cfg.bundles) / f"level-{number:02d}")
+        word = cfg.level if cfg.level is not None else 11
+        path = str(Path(cfg.bundles) / folder_of(word))
         if not Path(path).is_dir():
+            trained = Path("runs") / f"level-{title_of(word)}" / "latest" / "bundle"
+            one = f"bundle={shlex.quote(str(trained))}, which is there" if trained.is_dir() else "bundle=DIR"
             raise ExperimentError(
-                f"{path}: no bundle is kept for level {number}; name one by bundle=DIR, a rule by player=critical_path, or "
-                f"train one: python -m experiments.train level={number}"
+                f"{path}: no bundle is kept for level {word}; name one by {one}, a rule by player=critical_path, or "
+                f"train one: python -m experiments.train level={shlex.quote(str(word))}"
             )
     policies = open_policies("bundle", path)
     if len(policies) != 1:
@@ -181,11 +183,7 @@ def write_pictures(cfg: WatchConfig, pictures: list[np.ndarray], view: dict[str,
 def main() -> None:
     """The command line."""
     cli.one_thread_per_process()
-    try:
-        cli.guarded(lambda: watch(cli.read("watch", WatchConfig, sys.argv[1:], __doc__ or "")), WatchConfig)
-    except KeyboardInterrupt:
-        print()
-        raise SystemExit(INTERRUPTED) from None
+    cli.guarded(lambda: watch(cli.read("watch", WatchConfig, sys.argv[1:], __doc__ or "")), WatchConfig)
 
 
 if __name__ == "__main__":

@@ -91,10 +91,19 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
     | Num | Action | Legal when |
     |-----|--------|------------|
     | slot * 7 + 0, 1, 2 | start the slot's head as `lite`, `standard`, `premium` | it can begin or load now |
+    | slot * 7 + 3 | `queue` the head for its pool, which starts it as `standard` | the pool has no room for it now |
     | slot * 7 + 4 | `hold` the slot until a busy warm copy of its model gets free | such a copy is expected soon |
+    | slot * 7 + 5 | `hedge`: start a second call of the head, the first to succeed counts | its one call takes too long |
+    | slot * 7 + 6 | `cancel`: take the head back from its queue, or end its calls | it is queued, or takes too long |
     | 112 | `wait` for the next event | something is in flight, loads or is held |
-    | others | reserved | never (masked) |
+    | 113, 114 | `back_off`, `back_off_long`: no new calls for the pool that fails most | a pool's last call failed |
+    | 115 | `skip` an optional task | one is ready or blocked |
+    | 116 | `refresh`: run a task again whose output is stale | others still need that output |
+    | 117 | `defer` the workflow that is least urgent | several workflows have ready tasks |
+    | 118-127 | reserved | never (masked) |
 
+    A level enables a choice of them, its `system.verbs`, and always `wait`; what it leaves out is never legal. (In the old
+    model, see `level`, six of a slot's verbs are stages of a call.)
     The mask is in `info["action_mask"]` and `action_masks()`: bool (128,), never empty. An illegal action becomes `wait`
     (or the first legal action) and costs a warning; what is none of the 128 is refused.
 
@@ -120,7 +129,7 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
     ## Starting State
     Each reset draws a new workflow and new physics. `reset(seed=s)` starts the stream of train instances `s`,
     `reset()` continues it. `options={"split": "train" | "validation" | "test", "instance": i}` loads one named instance
-    exactly. `info` holds `instance_seed` (int), `phi0` (float) and `action_mask`.
+    exactly. `info` holds `instance_seed` (np.uint64), `phi0` (float) and `action_mask`.
 
     ## Episode End
     * terminated: all required tasks are done, the workflow can no longer succeed, or its horizon has passed;
@@ -175,7 +184,7 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts an episode: the next train instance, or the one that `options` name.
 
-        Returns the observation (512,) float32 and `{"instance_seed": int, "phi0": float, "action_mask": bool (128,)}`.
+        Returns the observation (512,) float32 and `{"instance_seed": np.uint64, "phi0": float, "action_mask": bool (128,)}`.
         Raises FQError for options that name no instance.
         """
         if seed is not None or options:

@@ -6,6 +6,7 @@ A level is data: a catalogue (the same `SystemSpec` as production), how workflow
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -324,12 +325,40 @@ ARMS = {"plain": plain_level, "explicit": explicit_level, "no-history": blind_le
 ARM = re.compile(rf"({'|'.join(ARMS)})-(\d{{1,2}})")
 
 
-@functools.lru_cache(maxsize=64)
-def _read(path: Path) -> Level:
+MOST_KNOWN = 64
+_FILES = ("given", "file")  # keys of the section `workflow` that can name a file
+_known: dict[Path, tuple[dict[Path, bytes], Level]] = {}  # what was read, with the digests of the files that it came from
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.blake2b(path.read_bytes()).digest() if path.is_file() else b""
+    except OSError:
+        return b""
+
+
+def _of_file(path: Path) -> Level:
+    """The level in a file: the same object as long as the file and those that it names are what they were."""
+    files, level = _known.pop(path, ({}, None))
+    if level is None or any(_digest(file) != digest for file, digest in files.items()):
+        files = {path: _digest(path)}
+        level = _read(path, files)
+    _known[path] = files, level
+    while len(_known) > MOST_KNOWN:
+        del _known[next(iter(_known))]
+    return level
+
+
+def _read(path: Path, files: dict[Path, bytes]) -> Level:
+    """Reads a level, and adds the files that it names to `files`."""
     try:
         if path.suffix == ".json":
             return recorded_level(path)
         data = load_yaml(path, "level file")
+        section = data.get("workflow")
+        named = [data.get("system"), data.get("policies"), *map((section if isinstance(section, dict) else {}).get, _FILES)]
+        if isinstance(section, dict) and "file" in section:
+            data.setdefault("system", {})  # the recording gives it; `policies` go beside what the level itself says of it
         join_system(data, path, "level file")
         if isinstance(name := data.get("workflow"), str):
             right = f"{{{'file' if name.endswith('.json') else 'given'}: {shown(name)}}}"
@@ -340,7 +369,9 @@ def _read(path: Path) -> Level:
             data["workflow"] = _conducted(data["workflow"], path)
         if isinstance(data.get("workflow"), dict) and "file" in data["workflow"]:
             data = wfformat.around(data, path)
-        return parse(Level, {"name": path.stem, **data}, f"level file {path}")
+        level = parse(Level, {"name": path.stem, **data}, f"level file {path}")
+        files |= {file: _digest(file) for file in (path.parent / name for name in named if isinstance(name, str))}
+        return level
     except PitError as error:
         raise FQError(str(error)) from None
 
@@ -377,9 +408,9 @@ def load_level(level: int | str | Path | Level) -> Level:
     if isinstance(level, int) and not isinstance(level, bool):
         if level not in LEVELS:
             raise FQError(f"level {level} does not exist; there are {', '.join(map(str, LEVELS))}, or name a YAML file")
-        return _read(LEVELS[level])
+        return _of_file(LEVELS[level])
     path = Path(str(level))
     if path.suffix not in (".yaml", ".yml", ".json"):
         known = ", ".join(map(str, LEVELS))
         raise FQError(f"level {str(level)!r} is neither a number ({known}) nor a YAML file nor a WfFormat file (.json)")
-    return _read(path)
+    return _of_file(path)

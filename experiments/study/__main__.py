@@ -7,11 +7,11 @@ conclusion. It can be stopped and started again: whole trainings are used again,
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 from experiments import cli
-from experiments.readme import STUDIES, check_readme
-from experiments.side_by_side import INTERRUPTED
+from experiments.readme import STUDIES, readme_of
 from experiments.study.settings import StudyConfig, checked
 
 
@@ -19,8 +19,7 @@ def study(cfg: StudyConfig) -> dict[str, Any]:
     """The command; what was written as JSON. Raises ExperimentError."""
     from experiments.study import ablations, old_model
 
-    settings = checked(cfg)
-    check_readme(cfg.readme, STUDIES)
+    settings = checked(replace(cfg, readme=readme_of(cfg.readme, "study", cfg.out, STUDIES)))
     run = {"implicit_vs_explicit": old_model.study, "ablations": ablations.study}[cfg.name]
     return run(settings)
 
@@ -28,11 +27,11 @@ def study(cfg: StudyConfig) -> dict[str, Any]:
 def main() -> None:
     """The command line."""
     cli.one_thread_per_process()
-    try:
-        cli.guarded(lambda: study(cli.read("study", StudyConfig, sys.argv[1:], __doc__ or "")), StudyConfig)
-    except KeyboardInterrupt:
-        print("\ninterrupted: what was trained stays and is used again by the same command", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+    cli.guarded(
+        lambda: study(cli.read("study", StudyConfig, sys.argv[1:], __doc__ or "")),
+        StudyConfig,
+        "interrupted: what was trained stays and is used again by the same command",
+    )
 
 
 if __name__ == "__main__":

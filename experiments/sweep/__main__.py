@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a sweep as Ctrl-C does."""
 
+    code = 128 + signal.SIGTERM
+
 
 def begin(arguments: settings.Arguments) -> Path:
     """The folder of a new sweep, or of the one that is gone on with. Raises ExperimentError if it cannot be either."""
@@ -36,6 +38,8 @@ def begin(arguments: settings.Arguments) -> Path:
 
     given = arguments.sweep.get("folder")
     folder = None if given is None else Path(given)
+    if folder is not None and is_new(folder) and "level" not in arguments.training:
+        raise ExperimentError(f"{folder}: holds no sweep; to begin one there, give level=")
     new = settings.define(arguments) if folder is None or is_new(folder) else None
     if folder is None:
         assert new is not None
@@ -109,11 +113,7 @@ def main() -> None:
         cli.show_help("sweep", __doc__ or "")
     cli.one_thread_per_process()
     signal.signal(signal.SIGTERM, _end)
-    try:
-        cli.guarded(lambda: sweep(sys.argv[1:]), settings.Keys)
-    except KeyboardInterrupt as stop:
-        print(f"\n{str(stop) or 'interrupted before the sweep began'}", file=sys.stderr)
-        raise SystemExit(143 if isinstance(stop, Terminated) else 130) from None
+    cli.guarded(lambda: sweep(sys.argv[1:]), settings.Keys, "interrupted before the sweep began")
 
 
 if __name__ == "__main__":

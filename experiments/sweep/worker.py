@@ -47,7 +47,7 @@ def work(folder: str) -> None:
 
     threading.Thread(target=follow, daemon=True).start()
     try:
-        cli.guarded(lambda: _work(Study(Path(folder))), Keys)
+        cli.guarded(lambda: _work(Study(Path(folder))), Keys, interrupted=None)
     except KeyboardInterrupt:
         raise SystemExit(130) from None  # a training ends so on a signal
 

@@ -36,6 +36,15 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_pattern_leaves_empty_folders_out(bundles: Path, tmp_path: Path) -> None:
+    (tmp_path / "a-0").symlink_to(bundles / "a-0")
+    (tmp_path / "a-2").mkdir()
+    assert evaluate.paths_of("runs", f"{tmp_path}/a-?") == [tmp_path / "a-0"]
+    with pytest.raises(ExperimentError, match="no folder matches"):
+        evaluate.paths_of("runs", f"{tmp_path}/*-2")
+    assert evaluate.paths_of("runs", f"{tmp_path}/a-2") == [tmp_path / "a-2"]  # by its name: what is wrong is told
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["evaluate", *words])
     evaluate.main()

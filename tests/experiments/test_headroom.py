@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import headroom
+from experiments import cli, headroom
 from experiments.errors import ExperimentError
 from experiments.headroom import HeadroomConfig
-from experiments.readme import HEADROOM, headroom_text, shown
+from experiments.readme import AUTO, BEGIN, END, HEADROOM, STUDIES, headroom_text, readme_of, shown
 
 
 def config(**changes: object) -> HeadroomConfig:
@@ -48,6 +48,41 @@ def test_the_table_of_the_readme_is_made_from_what_is_stored(tmp_path: Path) -> 
     readme.write_text("no markers")
     with pytest.raises(ExperimentError, match="headroom:begin"):
         headroom.headroom(config(readme=str(readme)))
+
+
+def test_another_out_leaves_the_readme_of_the_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself the table is written only where all levels are stored, and where its markers are."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.default("headroom", "readme") == AUTO and cli.default("headroom", "out") == "results/headroom.json"
+    Path("results").mkdir()
+    changes = {"levels": "12", "lookahead": 4, "rollouts": 1, "readme": AUTO}
+    headroom.headroom(config(**changes, out="results/headroom.json"))  # no README.md is there
+    for text in ("no markers", HEADROOM[1] + HEADROOM[0]):
+        Path("README.md").write_text(text)
+        headroom.headroom(config(**changes, out="results/headroom.json"))
+        assert Path("README.md").read_text() == text
+    Path("README.md").write_text(ours := "before\n" + "\n".join(HEADROOM) + "\nbehind\n")
+    for out in ("x.json", None):
+        headroom.headroom(config(**changes, out=out))
+        assert Path("README.md").read_text() == ours
+    headroom.headroom(config(**changes, out="results/headroom.json"))
+    assert "| 12 three_voices |" in shown(Path("README.md"), HEADROOM)
+
+
+@pytest.mark.parametrize(("command", "marks"), [("results", (BEGIN, END)), ("study", STUDIES)])
+def test_so_do_results_and_studies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, marks: tuple[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.default(command, "readme") == AUTO
+    own = cli.default(command, "out")
+    assert readme_of(AUTO, command, own, marks) is None
+    Path("README.md").write_text("\n".join(marks))
+    assert readme_of(AUTO, command, own, marks) == "README.md"
+    assert readme_of(AUTO, command, str(tmp_path / "o"), marks) is None
+    assert readme_of("README.md", command, str(tmp_path / "o"), marks) == "README.md"
+    with pytest.raises(ExperimentError, match="needs the lines"):
+        readme_of("other.md", command, own, marks)
 
 
 def test_the_table_of_this_readme_is_the_stored_one() -> None:

@@ -92,12 +92,24 @@ def test_a_large_bundle_is_not_kept(
     source.mkdir(parents=True)
     (source / "policy.safetensors").write_bytes(bytes(1000))
     monkeypatch.setattr(results, "MAX_BUNDLE", 1000)
-    level = results.Wanted(1, [], "", "")
+    level = results.Wanted("level-01", 1, [], "", "")
     assert results.keep(cfg, level, [source.parent], 0) == {"seed": 0, "bytes": 1000}
     assert (tmp_path / "bundles" / "level-01" / "policy.safetensors").stat().st_size == 1000
     monkeypatch.setattr(results, "MAX_BUNDLE", 999)
     assert results.keep(cfg, level, [source.parent], 0) is None
     assert "1,000 bytes and is not kept" in capsys.readouterr().out
+
+
+def test_levels_of_ones_own_share_no_files(tmp_path: Path) -> None:
+    for name in ("one.yaml", "other.yaml"):
+        (tmp_path / name).write_text(LEVELS[1].read_text().replace("number: 1\n", "number: 0\n"))
+    cfg = config(tmp_path)
+    one, other = (results.wanted(cfg, str(tmp_path / name)) for name in ("one.yaml", "other.yaml"))
+    assert (
+        results.path_of(cfg, one.name).name == "level-one.json" and results.path_of(cfg, other.name).name == "level-other.json"
+    )
+    folders = [Path(str(level.configurations[0].folder)).parent.name for level in (one, other)]
+    assert folders == ["level-one", "level-other"]
 
 
 def test_a_training_depends_on_its_configuration_and_its_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -200,7 +212,7 @@ def test_interrupted_trainings_go_on(tmp_path: Path) -> None:
             time.sleep(0.1)
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=120)
-    assert process.returncode == results.INTERRUPTED
+    assert process.returncode == 130
     assert "used again by the same command" in err and "Traceback" not in err
     assert not list(tmp_path.glob("out/*"))
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

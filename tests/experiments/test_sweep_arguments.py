@@ -58,14 +58,15 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         ("space.clip_range={low: 0.1, high: 3}", ("space.clip_range=", "clip_range=3")),
         ("space.batch_size=[1024,3000]", ("space.batch_size=", "batch_size=3000")),
         ("network=symphony", ("configs/sweep.yaml: space.net_arch", "symphony", "space.net_arch=null")),
-        ("folder=/proc/no/such", ("/proc/no",)),
+        ("level=1 folder=/proc/no/such", ("/proc/no",)),
+        ("folder=mistyped jobs=2", ("mistyped: holds no sweep; to begin one there, give level=",)),
     ],
 )
 def test_refuses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: str, parts: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sentence = refused(monkeypatch, capsys, arguments)
+    sentence = refused(monkeypatch, capsys, *(arguments.split() if "folder=" in arguments else [arguments]))
     for part in parts:
         assert part in sentence
     assert list(tmp_path.iterdir()) == []

@@ -215,6 +215,16 @@ def test_without_a_test_the_test_instances_are_never_played(tmp_path: Path, monk
     assert not (tmp_path / "run" / "bundle").exists()
 
 
+def test_an_interrupt_before_the_folder_is_a_run_leaves_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from experiments import run_folder
+
+    for step in ("versions", "begin", "write_json"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(run_folder, step, lambda *_: signal.raise_signal(signal.SIGINT))
+            train.train(training.config(f"runs={tmp_path}"))
+        assert not list(tmp_path.glob("level-*/*"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_says_how_to_go_on(root: Path, tmp_path: Path, number: int) -> None:

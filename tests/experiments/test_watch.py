@@ -12,8 +12,11 @@ import pytest
 from PIL import Image
 
 from experiments import cli, watch
+from experiments.config import folder_of
+from experiments.errors import ExperimentError
 from experiments.evaluate import LOOKAHEAD, WARM_WAIT, Referee, open_bundle, play_method
 from fq_env.level import load_level
+from fq_env.level_files import LEVELS
 from tests.experiments.bundles import random_bundle
 
 
@@ -115,3 +118,23 @@ def test_the_last_action_of_a_frame_is_the_one_that_was_taken() -> None:
     assert watch.taken(view, 7 + 4) == {"verb": "hold", "task": 7}
     assert watch.taken(view, 1) == {"verb": "standard", "task": 4}
     assert watch.taken(view, 112) == {"verb": "wait", "task": None}
+
+
+def test_a_level_of_ones_own_has_a_bundle_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is named by its file, not by its number, which another file may have, too."""
+    monkeypatch.chdir(tmp_path)
+    text = LEVELS[1].read_text(encoding="utf-8").replace("number: 1\n", "number: 0\n").replace("places: 1", "places: 3")
+    for name in ("one.yaml", "an other.yaml"):
+        Path(name).write_text(text, encoding="utf-8")
+    with pytest.raises(ExperimentError) as caught:
+        watch.watch(settings("level=an other.yaml"))
+    said = str(caught.value)
+    assert said.startswith("bundles/level-an other: no bundle is kept for level an other.yaml; name one by bundle=DIR, ")
+    assert said.endswith("python -m experiments.train level='an other.yaml'")
+    Path("runs/level-an other/latest/bundle").mkdir(parents=True)
+    with pytest.raises(ExperimentError, match=r"bundle='runs/level-an other/latest/bundle', which is there"):
+        watch.watch(settings("level=an other.yaml"))
+    random_bundle(Path("bundles/level-one"), weights=0, seed=0)
+    assert watch.contestant(settings("level=one.yaml"))[0] == "bundles/level-one"
+    names = {word: folder_of(word) for word in (1, "11", "plain-11", str(LEVELS[11]), "one.yaml")}
+    assert list(names.values()) == ["level-01", "level-11", "level-11", "level-11", "level-one"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -244,6 +245,24 @@ def test_render_returns_text(level):
     silent = FunctionQuestEnv(level)
     silent.reset()
     assert silent.render() is None
+
+
+def test_the_documentation_names_every_action_by_its_number():
+    rows = [line.split("|")[1:3] for line in (FunctionQuestEnv.__doc__ or "").splitlines() if line.strip().startswith("|")]
+    named = {}
+    for numbers, text in rows:
+        _, plus, low = numbers.strip().rpartition("slot * 7 + ")
+        for number, name in zip(low.split(","), re.findall(r"`(\w+)`", text), strict=False):
+            if plus or number.strip().isdigit():
+                named[name] = plus, int(number)
+    actions = {verb: ("slot * 7 + ", i) for i, verb in enumerate(layout.VERBS)}
+    reserved = ("rule", *(name for name in layout.GLOBAL_ACTIONS if name.startswith("reserved")))
+    actions |= {name: ("", layout.WAIT + i) for i, name in enumerate(layout.GLOBAL_ACTIONS) if name not in reserved}
+    assert named == actions and f"{layout.N_ACTIONS - len(reserved)}-{layout.N_ACTIONS - 1} | reserved" in str(
+        FunctionQuestEnv.__doc__
+    )
+    info = FunctionQuestEnv(level=1).reset(seed=0)[1]
+    assert type(info["instance_seed"]) is np.uint64 and "`instance_seed` (np.uint64)" in str(FunctionQuestEnv.__doc__)
 
 
 def test_importing_the_package_is_light(root):

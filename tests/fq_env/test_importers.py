@@ -91,6 +91,22 @@ def test_a_level_file_names_a_recording_and_says_what_is_different(tmp_path):
         load_level(write(tmp_path, "workflow: {file: recorded.json, worker: 3}\n", "wrong.yaml"))
 
 
+def test_policies_stand_beside_a_recording(tmp_path):
+    """In the level file or in one of their own, with a section `system` and without."""
+    write(tmp_path, recording(SECONDS, PARENTS))
+    (tmp_path / "policies.yaml").write_text("quality_flow: 0.25\n")
+    for name, more in (
+        ("a.yaml", "policies: {quality_flow: 0.25}\n"),
+        ("b.yaml", "policies: policies.yaml\nsystem: {pools: {gpu: {places: 1}}}\n"),
+    ):
+        level = load_level(write(tmp_path, "workflow: {file: recorded.json, workers: 3}\n" + more, name))
+        assert level.system.quality_flow == 0.25 and level.system.pools["workers"].places == 3
+        assert ("gpu" in level.system.pools) == (name == "b.yaml")
+    twice = "workflow: {file: recorded.json}\npolicies: {quality_flow: 0.25}\nsystem: {quality_flow: 0.5}\n"
+    with pytest.raises(FQError, match=r"policies.quality_flow stands in `system`, too"):
+        load_level(write(tmp_path, twice, "twice.yaml"))
+
+
 def test_every_surface_takes_a_recording(tmp_path):
     path = write(tmp_path, recording(SECONDS, PARENTS))
     import gymnasium

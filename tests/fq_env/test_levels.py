@@ -21,7 +21,7 @@ from fq_env.players import calibrated, lookahead, play
 from pit.layout import ON, SOLVED
 from pit.rules import weights_of
 from tests.fq_env.golden import FILE, trace
-from tests.fq_env.workflow_levels import level_data
+from tests.fq_env.workflow_levels import level_data, wfformat
 
 ORDERED = [n for n in LEVELS if load_level(n).order is not None]
 
@@ -194,3 +194,31 @@ def test_every_level_ends_under_every_exposure(level: int) -> None:
         if (first._hots["status"] != ON).all():
             break
     assert all((e._hots["status"] != ON).all() for e in engines)
+
+
+def test_a_file_that_was_rewritten_is_read_again(tmp_path: Path) -> None:
+    """And so is each file that it names; as long as all are what they were, the level is the same object."""
+    data = level_data({"file": "recorded.json"})
+    system, data["system"] = data["system"], "system.yaml"
+    tasks = [{"id": "a", "function": "carve", "seconds": 2.0}, {"id": "b", "function": "polish", "after": ["a"]}]
+    own, recorded, given = tmp_path / "own.yaml", tmp_path / "recorded.json", tmp_path / "given.yaml"
+    (tmp_path / "system.yaml").write_text(yaml.safe_dump(system))
+    given.write_text(yaml.safe_dump({"tasks": tasks}))
+    own.write_text(yaml.safe_dump(data | {"workflow": {"given": "given.yaml"}}))
+    first = load_level(own)
+    assert load_level(str(own)) is first
+    own.write_text(own.read_text().replace("horizon: 40", "horizon: 50"))
+    assert load_level(own).horizon == 50
+    (tmp_path / "system.yaml").write_text(yaml.safe_dump(system | {"quality_flow": 0.25}))
+    assert load_level(own).system.quality_flow == 0.25
+    given.write_text(yaml.safe_dump({"tasks": tasks[:1]}))
+    assert load_level(own).max_tasks == 1
+    recorded.write_text(json.dumps(wfformat([1.0], [[]])))
+    own.write_text(yaml.safe_dump(data | {"workflow": {"file": "recorded.json"}, "system": {}}))
+    assert load_level(own).max_tasks == 1 == load_level(recorded).max_tasks
+    recorded.write_text(json.dumps(wfformat([1.0, 1.0], [[], [0]])))
+    assert load_level(own).max_tasks == 2 == load_level(recorded).max_tasks
+    given.unlink()
+    own.unlink()
+    with pytest.raises(FQError, match=r"own.yaml cannot be read"):
+        load_level(own)
