@@ -1,9 +1,11 @@
-"""`conductor run`, `resume` and `stop-policy`: conduct a workflow to its end, and take the policy out of it meanwhile."""
+"""`conductor run`, `check`, `resume`, `stop-policy`: conduct a workflow to its end; take the policy out of it meanwhile."""
 
 from __future__ import annotations
 
 import argparse
 import signal
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,9 +18,9 @@ from conductor.commands import add_run
 from conductor.commands.bundles import add_trust, trust_of
 from conductor.decision_maker import NEED_BUNDLE, STRATEGIES
 from conductor.errors import ConductorError, printable
-from conductor.orchestrator import begin, resume_all
+from conductor.orchestrator import begin, make_manager, resume_all
 from conductor.report import print_comparison, print_run, report_run
-from conductor.run import Observer, RunResult
+from conductor.run import Observer, RunResult, instruments_of
 from conductor.session import begin_all
 from conductor.workflow import Workflow, load_workflow
 
@@ -65,7 +67,7 @@ class Display:
 
 
 def register(commands: Commands) -> None:
-    """Adds `run`, `resume` and `stop-policy`."""
+    """Adds `run`, `check`, `resume` and `stop-policy`."""
     run = commands.add_parser("run", help="run a workflow to its end in a new folder, or several at once")
     run.add_argument("files", metavar="FILE", nargs="+", help="the workflow, YAML; several share a journal and their workers")
     run.add_argument(
@@ -90,6 +92,9 @@ def register(commands: Commands) -> None:
     run.add_argument(
         "--compare", action="store_true", help="really run it under every strategy, one after the other, and compare"
     )
+    check = commands.add_parser("check", help="check a workflow and make each of its instruments once, and run nothing")
+    check.add_argument("files", metavar="FILE", nargs="+", help="the workflow, YAML")
+    check.set_defaults(handle=_check)
     go_on = commands.add_parser("resume", help="go on with a run whose conductor died or was interrupted")
     add_run(go_on)
     for parser in (run, go_on):
@@ -141,6 +146,25 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     if len(reports) > 1:
         print_comparison(reports, console)
     return 0 if all(report.status == "solved" for report in reports) else 1
+
+
+def _check(arguments: argparse.Namespace, console: Console) -> int:
+    for file in arguments.files:
+        workflow = load_workflow(file)
+        functions, models = instruments_of(workflow)
+        with tempfile.TemporaryDirectory() as folder:
+            manager = make_manager(workflow, Path(folder), None)
+            try:
+                levels = manager.check(functions, models, workflow.where)
+            finally:
+                manager.close()
+        held = [
+            f"sandbox {level}: {', '.join(sorted(name for name in levels if levels[name] == level))}"
+            for level in sorted({*levels.values()})
+        ]
+        made = f"{len(workflow.spec.tasks)} tasks, {len(functions)} functions and {len(models)} models, which can all be made"
+        console.print("; ".join([f"{file}: {made}", *held]), soft_wrap=True, markup=False, highlight=False)
+    return 0
 
 
 def _run_many(workflows: list[Workflow], advice: Advice, arguments: argparse.Namespace, console: Console) -> int:

@@ -167,6 +167,22 @@ def test_the_horizon_ends_a_run_that_hangs(write_workflow: Write) -> None:
     assert report.calls[-1].result == "running" or len(report.calls) < 4  # on a slow machine it ends before it hangs
 
 
+def test_a_check_runs_nothing(write_workflow: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_workflow(small_workflow())
+    assert main(["check", str(path)]) == 0
+    made = f"{path}: 4 tasks, 3 functions and 2 models, which can all be made"
+    assert capsys.readouterr().out == f"{made}; sandbox none: fa (standard), fb (standard), plain (standard)\n"
+    path = write_workflow(small_workflow(plain={"kind": "command", "argv": ["echo"]}))
+    assert main(["check", str(path)]) == 0
+    assert ": plain (standard)" in capsys.readouterr().out
+    assert main(["check", str(write_workflow(small_workflow(plain=python("addd"))))]) == 2
+    assert "addd" in capsys.readouterr().err
+    assert sorted(file.name for file in path.parent.iterdir() if not file.name.startswith("__")) == [
+        "work.py",
+        "workflow.yaml",
+    ]
+
+
 def test_what_a_task_gave_can_be_read(write_workflow: Write, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_workflow(small_workflow())
     result = begin(load_workflow(path), path.parent / "runs", strategy="parallel")
