@@ -218,14 +218,12 @@ def print_run(report: RunReport, console: Console) -> None:
     table.add_column("result", overflow="fold")
     for call in report.calls:
         quality = "" if call.quality is None else f"{call.quality:.2f}"
-        result = (
-            call.result
-            if call.result in ("ok", "running")
-            else f"{call.result}: {call.text.splitlines()[0] if call.text else ''}"
-        )
+        result = f"{call.result}: {call.text.splitlines()[0] if call.text else ''}"
+        if call.result in ("ok", "running"):
+            result = "ended with the run" if call.result == "running" and report.status != "not ended" else call.result
         table.add_row(
             call.task, call.function, call.variant, str(call.attempt), f"{call.wait:.2f}", f"{call.load:.2f}",
-            f"{call.run:.2f}", quality, escape(printable(result[:80])),
+            f"{call.run:.2f}", quality, escape(printable(result[:240])),
         )  # fmt: skip
     console.print(table)
     for line in _lines(report):

@@ -204,6 +204,17 @@ def test_a_missed_deadline_is_told(write_workflow: Write, seconds: float, is_lat
     assert report.status == "solved" and report.reason == (late if is_late else "")
 
 
+def test_what_the_end_of_a_run_ended_is_told(write_workflow: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """An optional task that still runs when all that is required is done."""
+    workflow = small_workflow()
+    workflow["tasks"].append({"id": "d", "function": "plain", "optional": True, "args": {"sleep": 30}})
+    report = run(write_workflow(workflow))
+    assert report.status == "solved" and next(call for call in report.calls if call.task == "d").result == "running"
+    assert main(["show", report.folder]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[:2] == ["d", "plain"]]
+    assert row.rstrip().endswith("ended with the run")
+
+
 def test_calls_share_a_copy_that_serves_several(write_workflow: Write) -> None:
     workflow = small_workflow()
     workflow["system"]["models"]["A"]["serves"] = 2
