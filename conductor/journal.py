@@ -80,7 +80,7 @@ KINDS: dict[str, Mapping[str, Check]] = {
     # choice; `distance`, `tripped`: of the guard; `shadow`: what another policy would have done (conductor.decision_maker)
     "action": {
         **{"action": _whole(0, 127), "observation": _DIGEST, "mask": _DIGEST, "by": _name, "bundle": _text, "note": _name},
-        **{"latency": _COUNT, "distance": _or(None, _number), "tripped": _flag, "shadow": _or(None, _whole(-1, 127))},
+        **{"latency": _COUNT, "distance": _or(None, _number), "tripped": _flag, "shadow": _or(None, _whole(-1, MOST))},
     },
     "event": {
         **{"kind": _name, "subject": _whole(-1, 2**31 - 1), "error": _name, "elapsed": _COUNT, "quality": _number},

@@ -77,7 +77,7 @@ def _brief(row: Row) -> str:
     """What is worth a line of a row's payload."""
     data = {key: value for key, value in row.data.items() if value not in ("", None)}
     if row.kind == "run":
-        data = {key: data[key] for key in ("id", "strategy", "began")}
+        data = {key: data[key] for key in ("id", "strategy", "began") if key in data}
     return "  ".join(f"{key}={str(value)[:16]}" for key, value in data.items() if key not in ("observation", "mask"))
 
 

@@ -1,5 +1,5 @@
 """Journals that somebody has rewritten, hash chain and all: commands that only read refuse one in a sentence, or say what it
-says without a control character. `FQ_MUTATIONS=10000` tries as many; the default is smaller.
+says without a control character. `FQ_MUTATIONS=10000` tries as many, `FQ_SEED` others.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def test_a_run_that_is_as_it_was_is_read(run: Path, tmp_path: Path, capsys: pyte
 def test_a_value_that_no_conductor_writes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Anywhere, of another type, out of range, with an escape, a path or markup in it."""
     rows = list(read_journal(run))
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(int(os.environ.get("FQ_SEED", "1")))
     for number in range(MUTATIONS):
         seq = int(rng.integers(len(rows)))
         key = str(rng.choice(sorted(rows[seq].data)))
@@ -173,6 +173,8 @@ def test_names_with_markup_are_printed_as_they_are(run: Path, tmp_path: Path, ca
             )
 
     said = ask(forge(run, tmp_path / "run", change), capsys, "show", "journal show", "measure")
+    empty = forge(run, tmp_path / "empty", lambda rows: rows[0].data.update(strategy=""))
+    ask(empty, capsys, *ALL)
     assert "[/signature]" in said[0] and "[/shadow_signature]" in said[0] and "[/note]" in said[0] + said[1]
 
 
