@@ -112,13 +112,15 @@ class ModelManager:
             return self._workshop.checked[self._key]
         place = self._spawn(1)
         self._plain.append(place)
+        specs = {}
+        for name, variants in functions.items():
+            plan = self._plan.functions[name]
+            for variant in sorted(variants, key=lambda variant: variant in plan.variants):  # what they share comes first
+                own = f".variants.{variant}" if variant in plan.variants else ""
+                specs[_name(name, variant)] = {**plan.instrument(variant), "where": f"{name}{own}"}
         self._request(place, {
             "do": "check",
-            "functions": {
-                _name(name, variant): self._plan.functions[name].instrument(variant)
-                for name, variants in functions.items()
-                for variant in variants
-            },
+            "functions": specs,
             "models": {name: {"load": self._plan.models[name].load} for name in models},
             "configure": {name: hook for name in functions if (hook := self._plan.functions[name].configure) is not None},
         })  # fmt: skip
@@ -132,6 +134,8 @@ class ModelManager:
             text = replies[0]["text"] if replies else f"a worker process ended or did not answer; see {self._logs}"
             raise ConductorError(f"{where}: instruments cannot be checked: {text}")
         found = replies[0]["value"]
+        if not isinstance(found, dict) or found.keys() != {"faults", "levels"}:
+            raise ConductorError(f"{where}: instruments cannot be checked: a worker wrote what is no reply")
         if found["faults"]:
             raise ConductorError(f"{where}: {found['faults'][0]}")
         if self._workshop is not None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from conductor.instruments.base import (
+    ERRORS,
     MAX_DEPTH,
     MAX_REPLY,
     CallError,
@@ -128,7 +129,10 @@ class Server:
             if len(line) > MAX_REPLY:
                 raise CallError(f"the output has {len(line)} bytes as JSON; at most {MAX_REPLY} are taken", "invalid")
         except CallError as error:
-            line = self._failure(reply, error.kind, str(error))
+            kind, text = error.kind, str(error)
+            if kind not in ERRORS:
+                kind, text = "error", f"{text} (its CallError has the kind {kind!r:.80}; known are {', '.join(ERRORS)})"
+            line = self._failure(reply, kind, text)
         except (TypeError, ValueError, RecursionError) as error:
             known = isinstance(reply["value"], type(None))
             text = f"{type(error).__name__}: {error}" if known else f"the output is no JSON value: {error}"
@@ -154,7 +158,7 @@ class Server:
             try:
                 levels[name] = self._instrument(name, spec).level
             except ValueError as error:
-                faults.append(f"instruments.functions.{name}: {error}")
+                faults.append(f"instruments.functions.{spec['where']}: {error}")
         for name, spec in request["models"].items():
             try:
                 resolve_callable(spec["load"])

@@ -207,6 +207,20 @@ def test_an_output_is_not_too_deep_to_look_into(tmp_path: Path, levels: int, err
     assert error == "ok" or "more than 100 levels of lists and objects" in answer["text"]
 
 
+@pytest.mark.parametrize(("kind", "told"), [("invalid", "invalid"), ("nokind", "error"), ("ok", "error"), (5, "error")])
+def test_a_call_error_of_an_unknown_kind_says_so(tmp_path: Path, kind: Any, told: str) -> None:
+    (tmp_path / "wrong.py").write_text(
+        f"from conductor.instruments import CallError\ndef f(job): raise CallError('no', {kind!r})\n"
+    )
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    send(worker, "python", {"call": "wrong:f"})
+    answer = reply(worker)
+    worker.end()
+    assert answer is not None and answer["error"] == told
+    more = f" (its CallError has the kind {kind!r}; known are error, timeout, throttled, precondition, access, invalid, lost)"
+    assert answer["text"] == ("no" if told == kind else f"no{more}")
+
+
 def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_path: Path) -> None:
     """Requests larger than a pipe, while another call keeps the interpreter to itself, wait until it reads."""
     (tmp_path / "busy.py").write_text(
@@ -232,6 +246,11 @@ def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_pa
         ("python", {"cal": "os:getcwd"}, "kind 'python' has no key 'cal'; its own keys are call, and any"),
         ("python", {}, "kind 'python' needs the key 'call'; its own keys are call"),
         ("python", {"call": 5}, "5 is not of the form module:function"),
+        (
+            "proxy",
+            {"of": {**ECHO, "seconds": 1}, "faults": {}},
+            "'seconds' is no key of kind 'python'; it belongs to the function",
+        ),
         (
             "proxy",
             {"of": {"kind": "python", "call": "os:getcwd", "tries": 1}, "faults": {}},
