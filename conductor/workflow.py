@@ -127,10 +127,10 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
     for name in plan.functions:
         if name not in system.functions:
             raise ConductorError(f"{where}: instruments.functions.{name}: system.functions has no such function")
-        for variant, options in plan.functions[name].variants.items():
-            key = f"instruments.functions.{name}.variants.{variant}"
-            if getattr(system.functions[name], variant) is None:
-                raise ConductorError(f"{where}: {key}: system.functions.{name} has no variant {variant}")
+        for verb, options in plan.functions[name].variants.items():
+            key = f"instruments.functions.{name}.variants.{verb}"
+            if getattr(system.functions[name], verb) is None:
+                raise ConductorError(f"{where}: {key}: system.functions.{name} has no variant {verb}")
             for common in COMMON:
                 if common in options:
                     raise ConductorError(

@@ -53,6 +53,16 @@ class Secrets:
         """The text without them."""
         return self._values.sub(lambda match: f"[{self._names[match.group()]}]", text)
 
+    def begun(self, text: str) -> int:
+        """Where, at the text's end, one may have begun of which the rest is still to come; else where the text ends."""
+        found = len(text)
+        for value in self._names:
+            start = text.find(value[0], max(0, len(text) - len(value) + 1))
+            while 0 <= start < found and not value.startswith(text[start:]):
+                start = text.find(value[0], start + 1)
+            found = min(found, start) if start >= 0 else found
+        return found
+
     def hide_in(self, value: Any) -> Any:
         """A JSON value without them: in its texts and keys, and in place of a number that is one, digit for digit. Other
         numbers may hold the digits of one by chance. Raises what `json.dumps` does."""
@@ -77,15 +87,21 @@ class Secrets:
 
 
 class _Log(io.TextIOBase):
-    """What a user's code prints, without secrets."""
+    """What a user's code prints, without secrets, also if one is printed in parts."""
 
     def __init__(self, stream: TextIO, secrets: Secrets) -> None:
         self._stream, self._secrets = stream, secrets
+        self._held = ""  # the beginning of a secret, perhaps: it waits for what is printed next
+        self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
         """Writes it on."""
-        self._stream.write(self._secrets.hide(text))
-        self._stream.flush()
+        with self._lock:
+            plain = self._secrets.hide(self._held + text)
+            end = self._secrets.begun(plain)
+            self._held = plain[end:]
+            self._stream.write(plain[:end])
+            self._stream.flush()
         return len(text)
 
 

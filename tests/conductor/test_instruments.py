@@ -150,6 +150,26 @@ def test_secrets_are_taken_out_of_texts_and_nothing_else(tmp_path: Path, given: 
         assert answer["text"] == f"ValueError: {taken}"
 
 
+def test_a_secret_that_is_printed_in_parts_is_in_no_log(tmp_path: Path) -> None:
+    code = """
+import sys
+def f(job):
+    for size in (1, 2, 3, 5, 7):
+        for start in range(0, len(job.environment["TOK"]), size):
+            print(job.environment["TOK"][start:start + size], end="", flush=True)
+        print(" and", "sec", "s", "se")
+    sys.stderr.write("secsec")
+    sys.stderr.write("ret-value!\\n")
+"""
+    (tmp_path / "parts.py").write_text(code)
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    send(worker, "python", {"call": "parts:f"}, {"TOK": "secret-value", "OTHER": "another-one"})
+    answer = reply(worker)
+    worker.end()
+    assert answer is not None and answer["error"] == "ok"
+    assert (tmp_path / "log").read_text() == "[TOK] and sec s se\n" * 5 + "sec[TOK]!\n"
+
+
 def test_a_secret_at_the_end_of_a_long_error_is_not_cut_before_it_is_found(tmp_path: Path) -> None:
     (tmp_path / "gives.py").write_text("def error(job): raise ValueError('x' * 1980 + job.environment['TOK'])\n")
     worker = Worker(tmp_path, tmp_path, tmp_path / "log")
