@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from conductor.errors import ConductorError
 from conductor.files import canonical
 from conductor.instruments.base import COMMON
+from conductor.instruments.command import check_placeholders
 from conductor.instruments.sandbox import Limits
 from pit.errors import PitError
 from pit.files import shown
@@ -153,6 +154,21 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
                 raise ConductorError(
                     f'{where}: instruments.models.{variant.model} is missing; say what loads it: {{load: "module:function"}}'
                 )
+    for task in spec.tasks:
+        function = system.functions[task.function]
+        for verb in ("lite", "standard", "premium"):
+            options = plan.functions[task.function].instrument(verb)
+            options = {**options["options"], "kind": options["kind"]}
+            while options["kind"] == "proxy" and isinstance(options.get("of"), dict):
+                options = {"kind": None, **options["of"]}
+            if getattr(function, verb) is None or options["kind"] != "command" or not isinstance(options.get("argv"), list):
+                continue
+            for text in (*options["argv"], options.get("stdin")):
+                try:
+                    if isinstance(text, str):
+                        check_placeholders(text, task.id, task.args, task.inputs, task.join == "any")
+                except ValueError as error:
+                    raise ConductorError(f"{where}: instruments.functions.{task.function}: {error}") from error
     if system.order_hidden:
         raise ConductorError(f"{where}: system.order_hidden is for the game alone; say in `after` what must come first")
     if not system.max_attempts and not system.horizon_seconds:

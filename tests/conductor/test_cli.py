@@ -72,6 +72,16 @@ def edit(workflow: dict[str, Any], path: str, value: Any) -> None:
             {"standard": {"calll": 3}},
             "functions.plain.variants.standard: kind 'python' has no key 'calll'",
         ),
+        (
+            "instruments.functions.plain",
+            {"kind": "command", "argv": ["echo", "{args.x}"]},
+            "functions.plain: placeholder {args.x}, of task c",
+        ),
+        (
+            "instruments.functions.plain",
+            {"kind": "proxy", "faults": {}, "of": {"kind": "command", "argv": ["{foo}"]}},
+            "placeholder {foo}",
+        ),
         ("tasks.0.after", ["c"], "wait for each other in a cycle"),
         ("tasks.0.after", ["z"], "names the task 'z', which is not defined"),
         ("tasks.0.function", "fz", "names the function 'fz', which is not defined"),

@@ -11,7 +11,7 @@ import pytest
 
 from conductor.instruments import CallError, Instrument, Job
 from conductor.instruments.base import COMMON, make_instrument, resolve_callable
-from conductor.instruments.command import CommandInstrument
+from conductor.instruments.command import CommandInstrument, check_placeholders, fill
 from conductor.instruments.process import Worker
 from conductor.shapes import shape
 from conductor.workflow import FunctionPlan
@@ -84,6 +84,36 @@ def test_placeholders_are_arguments_and_never_a_shell(tmp_path: Path) -> None:
     ]
     out = CommandInstrument(argv=argv).call(job(tmp_path))
     assert out == {"code": 0, "stdout": 't|standard|2|run/t|$(id); x|3|hi|{"a": [1]}|{}|', "stderr": ""}
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ("{inputs.first one}", "hi"),
+        ("{args.my name}{input}", "menuhi"),
+        ("{{task}} {{foo}} {{inputs.first one}}", "{task} {foo} {inputs.first one}"),
+        ("{{{task}}} {{{{task}}}} {{task} {task}}", "{t} {{task}} {t t}"),
+        ('{"a": 1} {"a": {"b": {task}}} {} {{}} {a b} { task }', '{"a": 1} {"a": {"b": t}} {} {{}} {a b} { task }'),
+    ],
+)
+def test_placeholders_have_names_with_spaces_and_doubled_braces_are_text(tmp_path: Path, text: str, filled: str) -> None:
+    assert fill(text, job(tmp_path, args={"my name": "menu"}, inputs={"first one": "hi"})) == filled
+    check_placeholders(text, "t", ["my name"], ["first one"], False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{foo}", r"placeholder {foo}, of task t: it is unknown; for the text {foo} write {{foo}}"),
+        ("x{args.x}", "there is no 'x' among a"),
+        ("{inputs.first one}", "there is no 'first one' among b, c"),
+        ("{input.code}", "the task has 2 inputs, not one"),
+    ],
+)
+def test_a_placeholder_that_cannot_be_filled_is_told_before(text: str, words: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        check_placeholders(text, "t", ["a"], ["b", "c"], False)
+    assert words in str(caught.value)
 
 
 def test_a_program_gets_its_job_on_stdin_and_may_answer_in_json(tmp_path: Path) -> None:
