@@ -8,7 +8,9 @@ again in the next one.
 
 from __future__ import annotations
 
+import contextlib
 import selectors
+import signal
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from conductor.errors import ConductorError
 from conductor.files import digest
 from conductor.instruments.process import Worker
 from conductor.instruments.sandbox import Limits
+from conductor.instruments.supervised import Outcome
 from conductor.workflow import ModelPlan, Plan
 from conductor.workshop import Workshop
 
@@ -44,8 +47,27 @@ def _name(function: str, variant: str) -> str:
     return f"{function} ({variant})"
 
 
-def _ending(status: int | None) -> str:
-    return "it reached a limit of instruments.limits" if status is None else f"status {status}"
+def _ending(outcome: Outcome | None, limits: Limits) -> str:
+    """What is known of how a worker ended that nobody here has ended."""
+    code, reason, _ = outcome or Outcome(None, "lost", 0)
+    if reason == "processes":
+        return f"it had more than {limits.processes} processes, instruments.limits.processes"
+    if reason == "disk":
+        return f"it left less than {limits.spare} MiB on the disk of the run, instruments.limits.spare"
+    if reason == "lost":
+        return "its supervisor was killed"
+    if code is None:
+        return "it closed the pipe of its replies"
+    if code >= 0:
+        return f"exit status {code}"
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(-code).name
+        if -code == signal.SIGXFSZ and limits.file is not None:
+            return f"{name}: it wrote more than {limits.file} MiB into one file, instruments.limits.file"
+        if -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS) and limits.memory is not None:
+            return f"{name}; it may have had too little memory, instruments.limits.memory is {limits.memory} MiB"
+        return f"signal {-code}, {name}"
+    return f"signal {-code}"
 
 
 def shared_key(plan: Plan, base: Path, limits: Limits) -> str:
@@ -122,13 +144,15 @@ class ModelManager:
             return known
         place = self._spawn(1)
         self._plain.append(place)
+        specs = {}
+        for name, variants in functions.items():
+            plan = self._plan.functions[name]
+            for variant in sorted(variants, key=lambda variant: variant in plan.variants):  # what they share comes first
+                own = f".variants.{variant}" if variant in plan.variants else ""
+                specs[_name(name, variant)] = {**plan.instrument(variant), "where": f"{name}{own}"}
         self._request(place, {
             "do": "check",
-            "functions": {
-                _name(name, variant): self._plan.functions[name].instrument(variant)
-                for name, variants in functions.items()
-                for variant in variants
-            },
+            "functions": specs,
             "models": {name: {"load": self._plan.models[name].load} for name in models},
             "configure": {name: hook for name in functions if (hook := self._plan.functions[name].configure) is not None},
         })  # fmt: skip
@@ -142,6 +166,8 @@ class ModelManager:
             text = replies[0]["text"] if replies else f"a worker process ended or did not answer; see {self._logs}"
             raise ConductorError(f"{where}: instruments cannot be checked: {text}")
         found = replies[0]["value"]
+        if not isinstance(found, dict) or found.keys() != {"faults", "levels"}:
+            raise ConductorError(f"{where}: instruments cannot be checked: a worker wrote what is no reply")
         if found["faults"]:
             raise ConductorError(f"{where}: {found['faults'][0]}")
         if self._workshop is not None:
@@ -308,17 +334,16 @@ class ModelManager:
     def _send(self, place: _Place, call: _Call) -> None:
         place.calls[self._request(place, call.request)] = (call, time.monotonic())
 
-    def _end(self, place: _Place) -> int | None:
+    def _end(self, place: _Place) -> None:
         if not place.alive:
-            return 0
+            return
         place.alive = False
         self._selector.unregister(place.worker)
         if place.writing:
             self._selector.unregister(place.worker.request_file())
-        status = place.worker.end()
+        place.worker.end()
         if self._workshop is not None and place.age >= 0:
             self._workshop.gone(self._key)
-        return status
 
     def _retire(self, place: _Place) -> None:
         """A plain worker is not needed any more."""
@@ -416,8 +441,9 @@ class ModelManager:
     def _gone(self, place: _Place, why: str, error: str, because: Sequence[int] = ()) -> None:
         """The worker ended, or is ended now because of some calls: these are over (reported, if there is an `error`), as are
         all of a worker that ended by itself; the others wait for the copy, which is loaded again; a load failed."""
-        status = self._end(place)
-        text = why or f"the worker process ended by itself ({_ending(status)}); see {self._logs}"
+        self._end(place)
+        ending = _ending(place.worker.outcome, self._may_take)
+        text = why or f"the worker process ended unasked ({ending}); see {self._logs}"
         now = time.monotonic()
         for call, since in place.calls.values():
             if because and call.number not in because:

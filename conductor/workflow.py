@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from conductor.errors import ConductorError
 from conductor.files import canonical
+from conductor.instruments.base import COMMON
+from conductor.instruments.command import check_placeholders
 from conductor.instruments.sandbox import Limits
 from pit.errors import PitError
 from pit.files import shown
@@ -29,7 +32,9 @@ class FunctionPlan(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     kind: str
-    seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)  # time limit of one call, and of one configuration
+    seconds: float = Field(
+        default=300.0, gt=0, allow_inf_nan=False, strict=True
+    )  # time limit of one call, and of one configuration
     configure: str | None = None
     environment: list[str] = []
     secrets: list[str] = []
@@ -53,7 +58,7 @@ class ModelPlan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     load: str
     args: dict[str, Any] = {}
-    seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)  # time limit of one load
+    seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False, strict=True)  # time limit of one load
 
 
 class Plan(BaseModel):
@@ -104,8 +109,14 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
     try:
         plan = Plan.model_validate(spec.instruments or {})
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in ("instruments", *first["loc"]))
+        mistakes = error.errors()
+        first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
+        key = ".".join(str(part)[:100] for part in ("instruments", *first["loc"]))
+        if first["type"] == "extra_forbidden":
+            names = list((ModelPlan if len(first["loc"]) > 1 else Plan).model_fields)
+            near = difflib.get_close_matches(str(first["loc"][-1])[:100], names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+            raise ConductorError(f"{where}: unknown key {key!r}; {hint}") from error
         raise ConductorError(f"{where}: {key}: {first['msg']}, not {shown(first['input'])}") from error
     try:
         limits = Limits.read(plan.limits, Limits())
@@ -117,6 +128,15 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
     for name in plan.functions:
         if name not in system.functions:
             raise ConductorError(f"{where}: instruments.functions.{name}: system.functions has no such function")
+        for verb, options in plan.functions[name].variants.items():
+            key = f"instruments.functions.{name}.variants.{verb}"
+            if getattr(system.functions[name], verb) is None:
+                raise ConductorError(f"{where}: {key}: system.functions.{name} has no variant {verb}")
+            for common in COMMON:
+                if common in options:
+                    raise ConductorError(
+                        f"{where}: {key}.{common}: {common} is the same for all variants; it stands beside `variants`"
+                    )
         for secret in plan.functions[name].secrets:
             if secret not in os.environ:
                 raise ConductorError(f"{where}: instruments.functions.{name}.secrets: {secret} is not set in the environment")
@@ -134,6 +154,21 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
                 raise ConductorError(
                     f'{where}: instruments.models.{variant.model} is missing; say what loads it: {{load: "module:function"}}'
                 )
+    for task in spec.tasks:
+        function = system.functions[task.function]
+        for verb in ("lite", "standard", "premium"):
+            options = plan.functions[task.function].instrument(verb)
+            options = {**options["options"], "kind": options["kind"]}
+            while options["kind"] == "proxy" and isinstance(options.get("of"), dict):
+                options = {"kind": None, **options["of"]}
+            if getattr(function, verb) is None or options["kind"] != "command" or not isinstance(options.get("argv"), list):
+                continue
+            for text in (*options["argv"], options.get("stdin")):
+                try:
+                    if isinstance(text, str):
+                        check_placeholders(text, task.id, task.args, task.inputs, task.join == "any")
+                except ValueError as error:
+                    raise ConductorError(f"{where}: instruments.functions.{task.function}: {error}") from error
     if system.order_hidden:
         raise ConductorError(f"{where}: system.order_hidden is for the game alone; say in `after` what must come first")
     if not system.max_attempts and not system.horizon_seconds:

@@ -120,9 +120,11 @@ def make_instrument(kind: str, options: dict[str, Any]) -> Instrument:
     if not any(key.kind is key.VAR_KEYWORD for key in keys.values()):
         unknown = [f"has no key {key!r}" for key in options if key not in keys]
         missing = [f"needs the key {name!r}" for name, key in keys.items() if key.default is key.empty and name not in options]
+        if common := next((key for key in options if key in COMMON and key not in keys), None):
+            raise ValueError(f"{common!r} is no key of kind {kind!r}; it belongs to the function, beside its own `kind`")
         if wrong := unknown + missing:
-            own, common = ", ".join(keys), ", ".join(COMMON)
-            raise ValueError(f"kind {kind!r} {wrong[0]}; its own keys are {own}, and any function's {common}")
+            own, any_ones = ", ".join(keys), ", ".join(COMMON)
+            raise ValueError(f"kind {kind!r} {wrong[0]}; its own keys are {own}, and any function's {any_ones}")
     try:
         return found(**options)
     except TypeError as error:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Collection
 from typing import Any
 
 from conductor.instruments import leftovers
@@ -21,7 +22,9 @@ from conductor.instruments.supervised import Outcome, Supervised
 KEPT = {"stdout": 8 << 20, "stderr": 1 << 20}  # bytes of what a program prints; the rest is read and thrown away
 ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "USER")  # a program sees these and the ones asked for
 LIMITS = Limits(file=1024, files=1024, processes=256, spare=64)
-_PLACEHOLDER = re.compile(r"\{([\w.\-]+)\}")
+# A name in braces, as many on each side as there are: a task's or an argument's may hold spaces inside.
+_PLACEHOLDER = re.compile(r"(?<!\{)(\{+)((?:inputs?|args)\.[\w.\- ]*[\w.\-]|[\w.\-]+)(\}+)")
+_OF_JOB = ("task", "function", "variant", "attempt", "key", "folder", "base")
 _REASONS = {
     "processes": "had more than {limits.processes} processes (limits.processes)",
     "disk": "left less than {limits.spare} MiB on the disk of the run (limits.spare)",
@@ -39,6 +42,7 @@ class CommandInstrument(Instrument):
 
     Placeholders: `{task}`, `{function}`, `{variant}`, `{attempt}`, `{key}`, `{folder}`, `{base}`, `{args.NAME}`,
     `{inputs.TASK}`, `{input}` (of the task's only input), `{input.NAME}` (what stands in it), `{python}` (this interpreter).
+    Doubled braces stand for single ones: `{{task}}` is the text `{task}`. Braces without a name between them are text.
     The program gets `{"args": ..., "inputs": ...}` as JSON on its standard input, or the text `stdin`, which may hold
     placeholders, and runs in the run's `files/`; an input whose task was given up or skipped is `null`. An exit status outside
     `codes` is an error, unless `codes` is empty. The output is `{"code": ..., "stdout": ..., "stderr": ...}` (and `cut`: bytes
@@ -174,7 +178,7 @@ def _collect(program: Supervised, readers: dict[str, Any]) -> tuple[dict[str, st
 def fill(text: str, job: Job) -> str:
     """A text with its placeholders filled. Raises CallError `precondition` for one that there is not, or that no program can
     be given."""
-    filled = _PLACEHOLDER.sub(lambda match: _value(job, match.group(1)), text)
+    filled = _PLACEHOLDER.sub(lambda match: _filled(match, job), text)
     try:
         filled.encode()
     except UnicodeEncodeError as error:
@@ -182,6 +186,31 @@ def fill(text: str, job: Job) -> str:
     if "\0" in filled:
         raise CallError(f"{text!r} would hold the character 0, which no program can be given", "precondition")
     return filled
+
+
+def _filled(match: re.Match[str], job: Job) -> str:
+    left, name, right = match.groups()
+    pairs = min(len(left), len(right))
+    middle = _value(job, name) if pairs % 2 else name
+    return f"{left[pairs:]}{'{' * (pairs // 2)}{middle}{'}' * (pairs // 2)}{right[pairs:]}"
+
+
+def check_placeholders(text: str, task: str, args: Collection[str], inputs: Collection[str], one: bool) -> None:
+    """Raises ValueError for a placeholder of which it is known before a task begins that it cannot be filled. `one`: whether
+    the task may begin with one of its inputs alone."""
+    for left, name, right in _PLACEHOLDER.findall(text):
+        if min(len(left), len(right)) % 2 == 0 or name == "python" or name in _OF_JOB:
+            continue
+        head, _, rest = name.partition(".")
+        known = {"args": args, "inputs": inputs}.get(head) if rest else None
+        if known is not None:
+            why = "" if rest in known else f"there is no {rest!r} among {', '.join(known) or 'none'}"
+        elif head == "input":
+            why = "" if one or len(inputs) == 1 else f"the task has {len(inputs)} inputs, not one"
+        else:
+            why = f"it is unknown; for the text {{{name}}} write {{{{{name}}}}}"
+        if why:
+            raise ValueError(f"placeholder {{{name}}}, of task {task}: {why}")
 
 
 def _value(job: Job, name: str) -> str:
@@ -202,7 +231,7 @@ def _value(job: Job, name: str) -> str:
         value = value[rest] if rest else value
     elif name == "python":
         value = sys.executable
-    elif name in ("task", "function", "variant", "attempt", "key", "folder", "base"):
+    elif name in _OF_JOB:
         value = getattr(job, name)
     else:
         raise CallError(f"placeholder {{{name}}} is unknown", "precondition")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,9 +15,10 @@ from typing import Any
 
 from conductor.instruments.base import ERRORS, MAX_DEPTH, MAX_REPLY, too_deep
 from conductor.instruments.sandbox import Limits
-from conductor.instruments.supervised import Supervised
+from conductor.instruments.supervised import Outcome, Supervised
 from conductor.trust import config_folder
 
+SILENCE = 2.0  # s from the end of a worker's replies to its own
 MAX_ELAPSED = 10**15  # us: no call takes longer
 _ROOT = Path(__file__).resolve().parents[2]  # where the package `conductor` is found
 # What a worker sees of the conductor's environment; a plan's `environment` names more.
@@ -93,6 +95,8 @@ class Worker:
         assert process.stdin is not None and process.stdout is not None
         self._stdin, self._stdout = process.stdin, process.stdout
         self.fault = ""  # what the worker wrote that is no reply; else, when replies are over, it has ended
+        self.outcome: Outcome | None = None  # how it ended, after `end`
+        self._silent = False  # whether its replies are over
         self._unread, self._unsent = bytearray(), bytearray()
         self._next = 0
         for pipe in (self._stdin, self._stdout):
@@ -132,6 +136,7 @@ class Worker:
             return []
         self._unread += chunk
         if not chunk:
+            self._silent = True
             return None
         if len(self._unread) > MAX_REPLY + (1 << 18):
             self.fault = f"more than {MAX_REPLY} bytes in one line"
@@ -148,8 +153,11 @@ class Worker:
 
     def end(self) -> int | None:
         """End the worker and everything that it has started; returns its exit status (negative: signal; None: ended here)."""
+        if self._silent:  # it has ended, or is about to: its supervisor knows how, if it is not told to end it first
+            select.select([self._run.status_file()], [], [], SILENCE)
         self._run.end()
         self._unsent.clear()
         self._stdin.close()
         self._stdout.close()
-        return self._run.outcome().code
+        self.outcome = self._run.outcome()
+        return self.outcome.code

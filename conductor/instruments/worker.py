@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from conductor.instruments.base import (
+    ERRORS,
     MAX_DEPTH,
     MAX_REPLY,
     CallError,
@@ -52,6 +53,16 @@ class Secrets:
         """The text without them."""
         return self._values.sub(lambda match: f"[{self._names[match.group()]}]", text)
 
+    def begun(self, text: str) -> int:
+        """Where, at the text's end, one may have begun of which the rest is still to come; else where the text ends."""
+        found = len(text)
+        for value in self._names:
+            start = text.find(value[0], max(0, len(text) - len(value) + 1))
+            while 0 <= start < found and not value.startswith(text[start:]):
+                start = text.find(value[0], start + 1)
+            found = min(found, start) if start >= 0 else found
+        return found
+
     def hide_in(self, value: Any) -> Any:
         """A JSON value without them: in its texts and keys, and in place of a number that is one, digit for digit. Other
         numbers may hold the digits of one by chance. Raises what `json.dumps` does."""
@@ -76,15 +87,21 @@ class Secrets:
 
 
 class _Log(io.TextIOBase):
-    """What a user's code prints, without secrets."""
+    """What a user's code prints, without secrets, also if one is printed in parts."""
 
     def __init__(self, stream: TextIO, secrets: Secrets) -> None:
         self._stream, self._secrets = stream, secrets
+        self._held = ""  # the beginning of a secret, perhaps: it waits for what is printed next
+        self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
         """Writes it on."""
-        self._stream.write(self._secrets.hide(text))
-        self._stream.flush()
+        with self._lock:
+            plain = self._secrets.hide(self._held + text)
+            end = self._secrets.begun(plain)
+            self._held = plain[end:]
+            self._stream.write(plain[:end])
+            self._stream.flush()
         return len(text)
 
 
@@ -128,7 +145,10 @@ class Server:
             if len(line) > MAX_REPLY:
                 raise CallError(f"the output has {len(line)} bytes as JSON; at most {MAX_REPLY} are taken", "invalid")
         except CallError as error:
-            line = self._failure(reply, error.kind, str(error))
+            kind, text = error.kind, str(error)
+            if kind not in ERRORS:
+                kind, text = "error", f"{text} (its CallError has the kind {kind!r:.80}; known are {', '.join(ERRORS)})"
+            line = self._failure(reply, kind, text)
         except (TypeError, ValueError, RecursionError) as error:
             known = isinstance(reply["value"], type(None))
             text = f"{type(error).__name__}: {error}" if known else f"the output is no JSON value: {error}"
@@ -154,7 +174,7 @@ class Server:
             try:
                 levels[name] = self._instrument(name, spec).level
             except ValueError as error:
-                faults.append(f"instruments.functions.{name}: {error}")
+                faults.append(f"instruments.functions.{spec['where']}: {error}")
         for name, spec in request["models"].items():
             try:
                 resolve_callable(spec["load"])

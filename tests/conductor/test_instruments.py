@@ -11,7 +11,7 @@ import pytest
 
 from conductor.instruments import CallError, Instrument, Job
 from conductor.instruments.base import COMMON, make_instrument, resolve_callable
-from conductor.instruments.command import CommandInstrument
+from conductor.instruments.command import CommandInstrument, check_placeholders, fill
 from conductor.instruments.process import Worker
 from conductor.shapes import shape
 from conductor.workflow import FunctionPlan
@@ -86,6 +86,36 @@ def test_placeholders_are_arguments_and_never_a_shell(tmp_path: Path) -> None:
     assert out == {"code": 0, "stdout": 't|standard|2|run/t|$(id); x|3|hi|{"a": [1]}|{}|', "stderr": ""}
 
 
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ("{inputs.first one}", "hi"),
+        ("{args.my name}{input}", "menuhi"),
+        ("{{task}} {{foo}} {{inputs.first one}}", "{task} {foo} {inputs.first one}"),
+        ("{{{task}}} {{{{task}}}} {{task} {task}}", "{t} {{task}} {t t}"),
+        ('{"a": 1} {"a": {"b": {task}}} {} {{}} {a b} { task }', '{"a": 1} {"a": {"b": t}} {} {{}} {a b} { task }'),
+    ],
+)
+def test_placeholders_have_names_with_spaces_and_doubled_braces_are_text(tmp_path: Path, text: str, filled: str) -> None:
+    assert fill(text, job(tmp_path, args={"my name": "menu"}, inputs={"first one": "hi"})) == filled
+    check_placeholders(text, "t", ["my name"], ["first one"], False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{foo}", r"placeholder {foo}, of task t: it is unknown; for the text {foo} write {{foo}}"),
+        ("x{args.x}", "there is no 'x' among a"),
+        ("{inputs.first one}", "there is no 'first one' among b, c"),
+        ("{input.code}", "the task has 2 inputs, not one"),
+    ],
+)
+def test_a_placeholder_that_cannot_be_filled_is_told_before(text: str, words: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        check_placeholders(text, "t", ["a"], ["b", "c"], False)
+    assert words in str(caught.value)
+
+
 def test_a_program_gets_its_job_on_stdin_and_may_answer_in_json(tmp_path: Path) -> None:
     code = "import json, sys; job = json.load(sys.stdin); print(json.dumps([job['args']['n'], job['inputs']['up']]))"
     assert CommandInstrument(argv=["{python}", "-c", code], json=True).call(job(tmp_path)) == [3, {"a": [1]}]
@@ -150,6 +180,26 @@ def test_secrets_are_taken_out_of_texts_and_nothing_else(tmp_path: Path, given: 
         assert answer["text"] == f"ValueError: {taken}"
 
 
+def test_a_secret_that_is_printed_in_parts_is_in_no_log(tmp_path: Path) -> None:
+    code = """
+import sys
+def f(job):
+    for size in (1, 2, 3, 5, 7):
+        for start in range(0, len(job.environment["TOK"]), size):
+            print(job.environment["TOK"][start:start + size], end="", flush=True)
+        print(" and", "sec", "s", "se")
+    sys.stderr.write("secsec")
+    sys.stderr.write("ret-value!\\n")
+"""
+    (tmp_path / "parts.py").write_text(code)
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    send(worker, "python", {"call": "parts:f"}, {"TOK": "secret-value", "OTHER": "another-one"})
+    answer = reply(worker)
+    worker.end()
+    assert answer is not None and answer["error"] == "ok"
+    assert (tmp_path / "log").read_text() == "[TOK] and sec s se\n" * 5 + "sec[TOK]!\n"
+
+
 def test_a_secret_at_the_end_of_a_long_error_is_not_cut_before_it_is_found(tmp_path: Path) -> None:
     (tmp_path / "gives.py").write_text("def error(job): raise ValueError('x' * 1980 + job.environment['TOK'])\n")
     worker = Worker(tmp_path, tmp_path, tmp_path / "log")
@@ -207,6 +257,20 @@ def test_an_output_is_not_too_deep_to_look_into(tmp_path: Path, levels: int, err
     assert error == "ok" or "more than 100 levels of lists and objects" in answer["text"]
 
 
+@pytest.mark.parametrize(("kind", "told"), [("invalid", "invalid"), ("nokind", "error"), ("ok", "error"), (5, "error")])
+def test_a_call_error_of_an_unknown_kind_says_so(tmp_path: Path, kind: Any, told: str) -> None:
+    (tmp_path / "wrong.py").write_text(
+        f"from conductor.instruments import CallError\ndef f(job): raise CallError('no', {kind!r})\n"
+    )
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    send(worker, "python", {"call": "wrong:f"})
+    answer = reply(worker)
+    worker.end()
+    assert answer is not None and answer["error"] == told
+    more = f" (its CallError has the kind {kind!r}; known are error, timeout, throttled, precondition, access, invalid, lost)"
+    assert answer["text"] == ("no" if told == kind else f"no{more}")
+
+
 def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_path: Path) -> None:
     """Requests larger than a pipe, while another call keeps the interpreter to itself, wait until it reads."""
     (tmp_path / "busy.py").write_text(
@@ -232,6 +296,11 @@ def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_pa
         ("python", {"cal": "os:getcwd"}, "kind 'python' has no key 'cal'; its own keys are call, and any"),
         ("python", {}, "kind 'python' needs the key 'call'; its own keys are call"),
         ("python", {"call": 5}, "5 is not of the form module:function"),
+        (
+            "proxy",
+            {"of": {**ECHO, "seconds": 1}, "faults": {}},
+            "'seconds' is no key of kind 'python'; it belongs to the function",
+        ),
         (
             "proxy",
             {"of": {"kind": "python", "call": "os:getcwd", "tries": 1}, "faults": {}},

@@ -114,10 +114,37 @@ def test_a_copy_that_dies_while_it_is_warm_is_loaded_again(manager: ModelManager
     before = until(manager, "finished")[0].value[0]
     os.kill(before, signal.SIGKILL)
     (reload,) = until(manager, "reload")
-    assert (reload.subject, reload.value) == (0, "m") and "ended by itself (status -9)" in reload.text
+    assert (reload.subject, reload.value) == (0, "m") and "ended unasked (signal 9, SIGKILL)" in reload.text
     manager.start(2, 0, job("b"))
     _, after = until(manager, "started", "finished")
     assert after.value[0] == after.value[1] != before
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "words"),
+    [
+        ("os.kill(os.getpid(), 9)", Limits(), "(signal 9, SIGKILL)"),
+        ("os.kill(os.getppid(), 9); time.sleep(30)", Limits(), "(its supervisor was killed)"),
+        ("os._exit(3)", Limits(), "(exit status 3)"),
+        ("os.kill(os.getpid(), 11)", Limits(), "(signal 11, SIGSEGV)"),
+        ("os.kill(os.getpid(), 11)", Limits(memory=4000), "instruments.limits.memory is 4000 MiB"),
+        (
+            "ctypes.CDLL(None).signal(25, None); open('x', 'wb').write(bytes(3 << 20))",
+            Limits(file=1),
+            "more than 1 MiB into one file, instruments.limits.file",
+        ),
+        ("[os.fork() or time.sleep(30) for _ in range(5)]; time.sleep(30)", Limits(processes=4), "more than 4 processes"),
+    ],
+)
+def test_how_a_worker_ended_is_said_as_far_as_it_is_known(tmp_path: Path, code: str, limits: Limits, words: str) -> None:
+    (tmp_path / "ends.py").write_text(f"import ctypes, os, time\ndef f(job):\n    {code}\n")
+    plan = Plan.model_validate({"functions": {"ask": {"kind": "python", "call": "ends:f", "seconds": 60}}})
+    manager = ModelManager(plan, {}, tmp_path, tmp_path, limits)
+    manager.start(1, -1, job("a"))
+    (finished,) = until(manager, "finished")
+    manager.close()
+    assert finished.error == "error" and words in finished.text
+    assert ("instruments.limits" in finished.text) == (limits != Limits())
 
 
 @pytest.mark.parametrize("copy", [0, -1])

@@ -91,7 +91,7 @@ def test_replay_notices_what_is_not_there(write_workflow: Write, drop: str) -> N
     [
         (python("fail_once"), "throttled", "not yet"),
         (python("hang_once", seconds=0.3), "timeout", "did not end within its time limit"),
-        (python("die_once"), "error", "the worker process ended by itself"),
+        (python("die_once"), "error", "the worker process ended unasked (signal 9, SIGKILL)"),
     ],
 )
 @pytest.mark.parametrize("name", ["plain", "fa"])

@@ -37,7 +37,11 @@ def sources() -> list[tuple[str, Any]]:
     system["functions"]["ask"]["lite"] = {"pool": "api", "seconds": 0.1, "also": {"cpu": 1}}
     instruments |= {"environment": ["HOME"], "limits": {"memory": 1000, "spare": 1}}
     command = {"kind": "command", "argv": ["echo", "{input}"], "limits": {"cpu": 3}, "environment": ["X"], "secrets": []}
-    instruments["functions"]["gather"] = {**command, "variants": {"lite": {"argv": ["true"]}}, "configure": "work:configure"}
+    instruments["functions"]["gather"] = {
+        **command,
+        "variants": {"standard": {"argv": ["true"]}},
+        "configure": "work:configure",
+    }
     examples = [yaml.safe_load(path.read_text()) for path in sorted(EXAMPLES.glob("*/workflow.yaml"))]
     joined = [{**data, "system": parts()} for data in examples if data["name"] == "code_forge"]
     return [(".yaml", data) for data in (small_workflow(), whole, whole, *examples, *joined)]
