@@ -156,7 +156,6 @@ class Conductor:
                 self._session = Session(self._advice, *self._options)
                 self._session.loop.open = True
                 self._session.loop.ended = lambda run, result: self._futures.pop(run).set_result(result)
-                self._loop.start()
                 self._checks.start()
             self._unchecked.put((known, future))
         return future
@@ -198,6 +197,8 @@ class Conductor:
             with self._guard:
                 if not self._ended:
                     self._session.loop.inbox.append(partial(self._enter, workflow, future, error))
+                    if self._loop.ident is None:  # not before there is something to do
+                        self._loop.start()
                     self._session.loop.clock.wake()
                     continue
             self._enter(workflow, future, error)
