@@ -183,7 +183,15 @@ def to_shell(words: str, *arguments: object, **environment: str) -> subprocess.C
     )
 
 
-@pytest.mark.parametrize("words", [">/dev/full", ">&-", ">/dev/full 2>/dev/full", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ">/dev/full",
+        pytest.param(">&-", marks=pytest.mark.slow),
+        pytest.param(">/dev/full 2>/dev/full", marks=pytest.mark.slow),
+        "<&- >&- 2>&-",
+    ],
+)
 def test_a_run_does_not_depend_on_where_it_prints(write_workflow: Write, words: str) -> None:
     """What only reads says that its output is lost; where it was closed, that was wanted."""
     file = write_workflow(small_workflow())

@@ -25,7 +25,7 @@ from conductor.orchestrator import begin
 from conductor.workflow import load_workflow
 from tests.conductor.helpers import MODULE, bundle_parts, small_workflow
 
-MUTATIONS = int(os.environ.get("FQ_MUTATIONS", "150"))
+MUTATIONS = int(os.environ.get("FQ_MUTATIONS", "60"))
 ESCAPE = "\x1b]0;x\x07\x1b[2J\r\n\u202e"
 VALUES: list[Any] = [
     *(
