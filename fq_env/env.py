@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,31 @@ def check_render_mode(render_mode: str | None) -> str | None:
     if render_mode is not None and render_mode not in RENDER_MODES:
         raise FQError(f"render_mode is {render_mode!r}; it must be 'ansi' (text), 'rgb_array' (a picture) or None")
     return render_mode
+
+
+def check_number(key: str, n: Any, levels: Any) -> int:
+    """The number of environments that `key` gives; FQError if it is none, or not that of the levels if several are given."""
+    if not isinstance(n, int | np.integer) or n < 1:
+        raise FQError(f"{key} is {n!r}; it must be a whole number, at least 1")
+    if isinstance(levels, Sequence) and not isinstance(levels, str) and len(levels) != n:
+        raise FQError(f"{key} is {n}, but {len(levels)} levels are given; it must be their number")
+    return int(n)
+
+
+def read_actions(actions: Any, n: int) -> np.ndarray:
+    """One action for each of n environments, (n,) int64; InvalidAction unless all are of `action_space`."""
+    given = np.asarray(actions)
+    if given.shape != (n,) or given.dtype.kind not in "iu":
+        raise gymnasium.error.InvalidAction(
+            f"actions are {given.dtype} of shape {given.shape}; {n} integers from 0 to {layout.N_ACTIONS - 1} are needed"
+        )
+    numbers = np.ascontiguousarray(given, np.int64)
+    if numbers.view(np.uint64).max() >= layout.N_ACTIONS:  # what is negative is large, too
+        i = int(np.flatnonzero((given < 0) | (given >= layout.N_ACTIONS))[0])
+        raise gymnasium.error.InvalidAction(
+            f"action {given[i]} of environment {i} is none: an integer from 0 to {layout.N_ACTIONS - 1} is"
+        )
+    return numbers
 
 
 def read_options(options: Mapping[str, Any] | None) -> tuple[str | None, Any]:
