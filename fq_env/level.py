@@ -69,6 +69,14 @@ class Order(Strict):
             found |= ways
         return sorted((p for p in found if not any(q < p for q in found)), key=sorted)
 
+    def check_circles(self, goal: str, above: tuple[str, ...] = ()) -> None:
+        """Raises ValueError if what a goal needs, also softly, waits for itself; circles of `needs` alone are for `plans`."""
+        if goal in above:
+            circle = " needs ".join((*above[above.index(goal) :], goal))
+            raise ValueError(f"order.needs with order.soft: {circle}: a circle; remove one of these needs")
+        for name in dict.fromkeys([*self.soft.get(goal, []), *(x for names in self.alternatives(goal) for x in names)]):
+            self.check_circles(name, (*above, goal))
+
     def useful(self, goal: str) -> set[str]:
         """All functions that help to reach a goal: those of its plans, and what these prefer or need softly."""
         found = set().union(*self.plans(goal))
@@ -222,6 +230,8 @@ class Level(Strict):
             for name in self.order.goals:
                 if len(self.order.plans(name)) > MAX_PLANS:
                     raise ValueError(f"order.goals: more than {MAX_PLANS} plans reach {name!r}; take alternatives away")
+                for helper in sorted(self.order.useful(name)):
+                    self.order.check_circles(helper)
             if not self.system.order_hidden:
                 raise ValueError("system.order_hidden must be true in a level with `order`")
         elif self.workflow is not None:
