@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fq_env.level import Level
 
 RENDER_MODES = ("ansi", "rgb_array")
+MOST_INSTANCE = 2**63 - 1
 # An episode's record as a struct: reading it costs a fifth of what NumPy's records take.
 _EPISODE = struct.Struct(
     "=" + "".join({"f8": "d", "i8": "q", "u8": "Q"}[EPISODE[name].str[1:]] for name in EPISODE.names or ())
@@ -96,8 +97,8 @@ def read_options(options: Mapping[str, Any] | None) -> tuple[str | None, Any]:
     if instance is None:
         raise FQError(f"reset options name split {split!r} without an instance; add for example 'instance': 0")
     numbers = np.asarray(instance)
-    if numbers.dtype.kind not in "iu" or numbers.ndim > 1 or (numbers < 0).any():
-        raise FQError(f"reset options ask for instance {instance!r}; it must be an integer >= 0")
+    if numbers.dtype.kind not in "iu" or numbers.ndim > 1 or (numbers < 0).any() or (numbers > MOST_INSTANCE).any():
+        raise FQError(f"reset options ask for instance {instance!r}; it must be an integer from 0 to {MOST_INSTANCE}")
     return split, instance
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fq_env.bounds import check_draw, check_gates
 from fq_env.errors import FQError
@@ -93,6 +93,12 @@ class Order(Strict):
 Domain = Annotated[int, Field(ge=0, lt=MAX_POOLS)]
 
 
+def _list(value: Any) -> Any:
+    if not isinstance(value, list):
+        raise ValueError("a list of numbers is needed, of which one is drawn, such as [0, 3]")
+    return value
+
+
 class Draw(Strict):
     """What every instance draws anew; factors multiply the catalogue's figures. CVs are of log-normal factors."""
 
@@ -111,7 +117,9 @@ class Draw(Strict):
     belief_cv: Cv = 0.0  # catalogue figure over true mean of a function, and of a load
     noise_cv: Cvs = (0.0, 0.0)  # duration of one call over its mean
     load_cv: Cv = 0.0  # one load over its mean
-    earlier: list[Observed] = Field(default=[0], min_length=1, max_length=8)  # earlier observations, one is drawn
+    earlier: Annotated[list[Observed], BeforeValidator(_list)] = Field(
+        default=[0], min_length=1, max_length=8
+    )  # earlier observations, one is drawn
     failure_rate: float = Field(default=0.0, ge=0, le=0.9)
     lost_rate: float = Field(default=0.0, ge=0, le=0.5)  # calls that find an input's artifact gone
     money: Factors | None = None  # the limit, over what all standard calls cost

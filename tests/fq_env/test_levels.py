@@ -192,6 +192,23 @@ def test_an_order_that_waits_for_itself_is_refused(needs: dict[str, list[str]], 
         Level.model_validate({"name": "own", **data})
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("draw", "seconds", 1.0, r"draw.seconds = 1.0: a list of two numbers is needed, \[low, high\].* \[1.0, 1.0\]"),
+        ("draw", "seconds", [1.0], r"draw.seconds: a list of two numbers"),
+        ("draw", "earlier", 3, r"draw.earlier = 3: a list of numbers is needed, .* such as \[0, 3\]"),
+        ("workflow", "shapes", ["layered"], r"workflow.shapes: a weight for each shape is needed, .*\{layered: 1\}"),
+    ],
+)
+def test_a_value_of_another_form_is_told_the_right_one(tmp_path: Path, section: str, key: str, value: object, said: str):
+    data = yaml.safe_load(LEVELS[11].read_text())
+    data[section][key] = value
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(FQError, match=said):
+        load_level(tmp_path / "own.yaml")
+
+
 def test_a_probe_that_nobody_measures_is_refused(tmp_path: Path) -> None:
     assert set(get_args(Probe)) == set(PROBES)
     file = tmp_path / "own.yaml"
