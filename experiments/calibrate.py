@@ -232,11 +232,9 @@ def calibrate(cfg: CalibrateConfig) -> dict[str, dict[str, Any]]:
     from experiments.config import levels_of
     from pit.rules import weights_of
 
-    if cfg.evaluations < 20 or cfg.refine < 0 or cfg.restarts < 1 or cfg.n < 16 or cfg.jobs < 1:
-        raise ExperimentError(
-            f"evaluations={cfg.evaluations} refine={cfg.refine} restarts={cfg.restarts} n={cfg.n} jobs={cfg.jobs}: "
-            "must be at least 20, 0, 1, 16 and 1"
-        )
+    for key, low in (("evaluations", 20), ("refine", 0), ("restarts", 1), ("n", 16), ("jobs", 1)):
+        if getattr(cfg, key) < low:
+            raise ExperimentError(f"{key}={getattr(cfg, key)}: must be at least {low}")
     levels = [level for level in levels_of(cfg.levels) if level.order is None]
     todo = [level for level in levels if cfg.force or fitted(level) is None]
     for level in levels:

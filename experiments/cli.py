@@ -74,6 +74,13 @@ def sentence(error: Exception, schema: type) -> str | None:
         key = getattr(cause, "full_key", None)
         given = re.match(r"Error merging override (.*)", first_line)
         where = given[1] if given else key
+        if absent := re.search(r"missing mandatory value: ([\w.]+)", cause_line):
+            return f"{absent[1]}= is missing; it must be given (see --help)"
+        if key is not None and "is not a subclass of" in cause_line:
+            inner = ", ".join(f"{name}=" for name in keys_of(schema) if name.startswith(f"{key}."))
+            return f"{where}: is a section; give one of its keys: {inner}"
+        if key is not None and "is not a ListConfig" in cause_line:
+            return f"{where}: a list in brackets is needed, {key}=[A,B]"
         return f"{where}: {cause_line}" if where else f"{first_line}; arguments are of the form key=value (see --help)"
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror}"

@@ -106,11 +106,9 @@ def headroom(cfg: HeadroomConfig) -> list[dict[str, Any]]:
 
     if cfg.split not in ("train", "validation"):
         raise ExperimentError(f"split={cfg.split}: must be train or validation; headroom is looked at before the test")
-    if cfg.n < 16 or cfg.lookahead < 4 or cfg.rollouts < 1 or cfg.jobs < 1 or cfg.fit < 1:
-        raise ExperimentError(
-            f"n={cfg.n} lookahead={cfg.lookahead} rollouts={cfg.rollouts} fit={cfg.fit} jobs={cfg.jobs}: "
-            "must be at least 16, 4, 1, 1 and 1"
-        )
+    for key, low in (("n", 16), ("lookahead", 4), ("rollouts", 1), ("fit", 1), ("jobs", 1)):
+        if getattr(cfg, key) < low:
+            raise ExperimentError(f"{key}={getattr(cfg, key)}: must be at least {low}")
     check_out(cfg.out)
     readme = readme_of(cfg.readme, "headroom", cfg.out, HEADROOM)
     share = 4 if cfg.fast else 1

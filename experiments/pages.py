@@ -340,14 +340,14 @@ def index(levels: Sequence[Level], results: Path) -> str:
             tasks,
             level.exposure,
             f"{level.pass_mark:g}",
-            "–" if found.headroom is None else f"{found.headroom['headroom']:.2f}",
+            "–" if found.headroom is None else readme.headroom_shown(found.headroom, ".2f"),
             f"{trained[0]:.2f}" if trained else "–",
         ])  # fmt: skip
     head = ["n", "name", "teaches", "tasks", "exposure", "pass mark", "headroom", "trained"]
     return (
         "# Levels\n\nOne YAML file each; the pages and this table are made by `python -m experiments.pages`. Pass mark,\n"
         "headroom and trained are in perf: 0 = random, 1 = the best known. Headroom is what the best tuned rule leaves;\n"
-        "– is not measured yet.\n\n"
+        "– is not measured, or beside a proven optimum of a hidden order, which no rule can know.\n\n"
         f"{table(head, rows)}\n"
     )
 

@@ -70,6 +70,13 @@ def refresh(readme: Path, folder: Path) -> None:
     write_between(readme, text_of(folder), (BEGIN, END))
 
 
+def headroom_shown(level: dict[str, Any], form: str = ".3f") -> str:
+    """A stored level's headroom; `–` beside a proven optimum of a hidden order, which no rule can know."""
+    hard = [row for row in level["rows"] if "lead" in row]
+    known = not hard or max(hard, key=lambda row: row["total"])["player"] == LOOKAHEAD
+    return format(level["headroom"], form) if known else "–"
+
+
 def headroom_text(levels: list[dict[str, Any]]) -> str:
     """The table of headroom, a row a level, from the rows that `experiments.headroom` stores."""
     lines = [
@@ -81,11 +88,11 @@ def headroom_text(levels: list[dict[str, Any]]) -> str:
         hard = [row for row in level["rows"] if "lead" in row]
         rule = max((row for row in level["rows"] if "lead" not in row), key=lambda row: row["total"])
         best = max(hard, key=lambda row: row["total"])
-        seen = f"{best['n']}, {level['rollouts']}" if best["player"] == "lookahead" else f"{best['n']}, –"
+        seen = f"{best['n']}, {level['rollouts']}" if best["player"] == LOOKAHEAD else f"{best['n']}, –"
         cells = [
             f"{level['level']} {level['name']}", f"{rows['random']['total']:.3f}", f"{rows['fifo']['total']:.3f}",
             f"{rule['player']} {rule['total']:.3f}", f"{best['total']:.3f}", seen,
-            "–" if best["player"] != "lookahead" else f"{level['headroom']:.3f}",
+            headroom_shown(level),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -96,6 +96,8 @@ def check(cfg: RecordConfig) -> str:
             raise ExperimentError(f"{key}={getattr(cfg, key)}: must be at least {low}")
     if cfg.out is None:
         raise ExperimentError("out=null: name the file to write, for example out=decisions.parquet")
+    if Path(cfg.out).suffix != ".parquet":
+        raise ExperimentError(f"out={cfg.out}: a Parquet file is written; name it {Path(cfg.out).with_suffix('.parquet')}")
     check_out(cfg.out)
     return cfg.out
 

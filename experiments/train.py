@@ -275,6 +275,16 @@ def _job(config: DictConfig) -> float:
     return float(cli.guarded(work, TrainConfig, interrupted=None))
 
 
+def check_words(words: list[str]) -> None:
+    """Refuses what Hydra has no plain words for. Raises ExperimentError."""
+    for before, word in zip(["", *words], words, strict=False):
+        if re.fullmatch(r"all|[\d,-]*\d[\d,-]*|\S+\.(yaml|json)", word) and "=" not in word and not before.startswith("-"):
+            raise ExperimentError(f"`{word}` is not of the form key=value; did you mean `level={word}`?")
+        if re.match(r"level=\[?,|level=.*(,\s*,|,\]?$)", word):
+            right = re.sub(r",(\s*,)+", ",", word.removeprefix("level=").strip("[]")).strip(", ")
+            raise ExperimentError(f"{word}: a level is missing beside a comma; did you mean `level={right}`?")
+
+
 def main() -> None:
     """The command line: Hydra's, with one sentence and exit code 2 for a user's mistake."""
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
@@ -287,6 +297,7 @@ def main() -> None:
     def command() -> None:
         import hydra
 
+        check_words(sys.argv[1:])
         register()
         hydra.main(version_base="1.3", config_path=str(cli.configs_dir()), config_name="train")(_job)()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fq_env.level import Level
 
 RENDER_MODES = ("ansi", "rgb_array")
+MOST_INSTANCE = 2**63 - 1
 # An episode's record as a struct: reading it costs a fifth of what NumPy's records take.
 _EPISODE = struct.Struct(
     "=" + "".join({"f8": "d", "i8": "q", "u8": "Q"}[EPISODE[name].str[1:]] for name in EPISODE.names or ())
@@ -52,6 +53,31 @@ def check_render_mode(render_mode: str | None) -> str | None:
     return render_mode
 
 
+def check_number(key: str, n: Any, levels: Any) -> int:
+    """The number of environments that `key` gives; FQError if it is none, or not that of the levels if several are given."""
+    if not isinstance(n, int | np.integer) or n < 1:
+        raise FQError(f"{key} is {n!r}; it must be a whole number, at least 1")
+    if isinstance(levels, Sequence) and not isinstance(levels, str) and len(levels) != n:
+        raise FQError(f"{key} is {n}, but {len(levels)} levels are given; it must be their number")
+    return int(n)
+
+
+def read_actions(actions: Any, n: int) -> np.ndarray:
+    """One action for each of n environments, (n,) int64; InvalidAction unless all are of `action_space`."""
+    given = np.asarray(actions)
+    if given.shape != (n,) or given.dtype.kind not in "iu":
+        raise gymnasium.error.InvalidAction(
+            f"actions are {given.dtype} of shape {given.shape}; {n} integers from 0 to {layout.N_ACTIONS - 1} are needed"
+        )
+    numbers = np.ascontiguousarray(given, np.int64)
+    if numbers.view(np.uint64).max() >= layout.N_ACTIONS:  # what is negative is large, too
+        i = int(np.flatnonzero((given < 0) | (given >= layout.N_ACTIONS))[0])
+        raise gymnasium.error.InvalidAction(
+            f"action {given[i]} of environment {i} is none: an integer from 0 to {layout.N_ACTIONS - 1} is"
+        )
+    return numbers
+
+
 def read_options(options: Mapping[str, Any] | None) -> tuple[str | None, Any]:
     """`(split, instance)` of `reset`'s options; `(None, None)` continues the train stream.
 
@@ -71,8 +97,8 @@ def read_options(options: Mapping[str, Any] | None) -> tuple[str | None, Any]:
     if instance is None:
         raise FQError(f"reset options name split {split!r} without an instance; add for example 'instance': 0")
     numbers = np.asarray(instance)
-    if numbers.dtype.kind not in "iu" or numbers.ndim > 1 or (numbers < 0).any():
-        raise FQError(f"reset options ask for instance {instance!r}; it must be an integer >= 0")
+    if numbers.dtype.kind not in "iu" or numbers.ndim > 1 or (numbers < 0).any() or (numbers > MOST_INSTANCE).any():
+        raise FQError(f"reset options ask for instance {instance!r}; it must be an integer from 0 to {MOST_INSTANCE}")
     return split, instance
 
 

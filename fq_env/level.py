@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fq_env.bounds import check_draw, check_gates
 from fq_env.errors import FQError
@@ -69,6 +69,14 @@ class Order(Strict):
             found |= ways
         return sorted((p for p in found if not any(q < p for q in found)), key=sorted)
 
+    def check_circles(self, goal: str, above: tuple[str, ...] = ()) -> None:
+        """Raises ValueError if what a goal needs, also softly, waits for itself; circles of `needs` alone are for `plans`."""
+        if goal in above:
+            circle = " needs ".join((*above[above.index(goal) :], goal))
+            raise ValueError(f"order.needs with order.soft: {circle}: a circle; remove one of these needs")
+        for name in dict.fromkeys([*self.soft.get(goal, []), *(x for names in self.alternatives(goal) for x in names)]):
+            self.check_circles(name, (*above, goal))
+
     def useful(self, goal: str) -> set[str]:
         """All functions that help to reach a goal: those of its plans, and what these prefer or need softly."""
         found = set().union(*self.plans(goal))
@@ -83,6 +91,12 @@ class Order(Strict):
 
 
 Domain = Annotated[int, Field(ge=0, lt=MAX_POOLS)]
+
+
+def _list(value: Any) -> Any:
+    if not isinstance(value, list):
+        raise ValueError("a list of numbers is needed, of which one is drawn, such as [0, 3]")
+    return value
 
 
 class Draw(Strict):
@@ -103,7 +117,9 @@ class Draw(Strict):
     belief_cv: Cv = 0.0  # catalogue figure over true mean of a function, and of a load
     noise_cv: Cvs = (0.0, 0.0)  # duration of one call over its mean
     load_cv: Cv = 0.0  # one load over its mean
-    earlier: list[Observed] = Field(default=[0], min_length=1, max_length=8)  # earlier observations, one is drawn
+    earlier: Annotated[list[Observed], BeforeValidator(_list)] = Field(
+        default=[0], min_length=1, max_length=8
+    )  # earlier observations, one is drawn
     failure_rate: float = Field(default=0.0, ge=0, le=0.9)
     lost_rate: float = Field(default=0.0, ge=0, le=0.5)  # calls that find an input's artifact gone
     money: Factors | None = None  # the limit, over what all standard calls cost
@@ -222,6 +238,8 @@ class Level(Strict):
             for name in self.order.goals:
                 if len(self.order.plans(name)) > MAX_PLANS:
                     raise ValueError(f"order.goals: more than {MAX_PLANS} plans reach {name!r}; take alternatives away")
+                for helper in sorted(self.order.useful(name)):
+                    self.order.check_circles(helper)
             if not self.system.order_hidden:
                 raise ValueError("system.order_hidden must be true in a level with `order`")
         elif self.workflow is not None:

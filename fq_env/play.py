@@ -48,11 +48,15 @@ def read_arguments(words: list[str]) -> dict[str, Any]:
     Without an instance, the seed names one; without a seed, chance does. Raises FQError for anything else.
     """
     chosen: dict[str, Any] = dict(OPTIONS)
+    given: set[str] = set()
     for word in words:
-        key, _, value = word.partition("=") if "=" in word else ("level", "=", word)
+        key, _, value = word.partition("=") if "=" in word or word.startswith("-") else ("level", "=", word)
         if key not in OPTIONS or not value:
             near = difflib.get_close_matches(key, OPTIONS, n=1) or ["level"]
             raise FQError(f"{word!r} is no option; options are {', '.join(f'{o}=' for o in OPTIONS)} for example {near[0]}=1")
+        if key in given:
+            raise FQError(f"{word!r} gives {key} once more; leave one out")
+        given.add(key)
         chosen[key] = value
     for key in ("instance", "seed"):
         if chosen[key] is not None:

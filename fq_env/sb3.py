@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 from fq_env.engine import make_engine
-from fq_env.env import action_space, observation_space, read_options
+from fq_env.env import action_space, check_number, observation_space, read_actions, read_options
 from fq_env.errors import FQError
 from fq_env.state import EPISODE
 from pit import layout
@@ -43,6 +44,7 @@ class FunctionQuestVecEnv(VecEnv):
         max_episode_steps: int | None = None,
         threads: int = 1,
     ) -> None:
+        n_envs = check_number("n_envs", n_envs, level)
         self._engine = make_engine(
             level,
             n_envs,
@@ -58,6 +60,7 @@ class FunctionQuestVecEnv(VecEnv):
         self._episodes = self._engine.episodes.view(f"V{EPISODE.itemsize}")  # NumPy copies plain bytes four times faster
         self._empty: list[dict[str, Any]] = [{} for _ in range(n_envs)]
         self._begin = time.time_ns()
+        self._begun = False
         super().__init__(n_envs, observation_space(), action_space())
 
     def reset(self) -> np.ndarray:
@@ -71,6 +74,7 @@ class FunctionQuestVecEnv(VecEnv):
         if streamed.size:
             engine.reset(indices=streamed)
         self._reset_options()
+        self._begun = True
         self.reset_infos = [
             {"instance_seed": instance_seed, "phi0": phi0}
             for instance_seed, phi0 in zip(engine.instance_seeds.tolist(), engine.phi0.tolist(), strict=True)
@@ -78,8 +82,13 @@ class FunctionQuestVecEnv(VecEnv):
         return engine.obs
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Notes the actions (n,) of the next `step_wait`."""
-        self._actions = actions
+        """Notes the actions (n,) of the next `step_wait`.
+
+        Raises gymnasium's ResetNeeded before the first `reset`, its InvalidAction for what is none of `action_space`.
+        """
+        if not self._begun:
+            raise gymnasium.error.ResetNeeded("no episode is running: call reset() before step()")
+        self._actions = read_actions(actions, self.num_envs)
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """One decision in each environment: observations, rewards, dones, infos (see the class)."""
@@ -142,6 +151,7 @@ class FunctionQuestVecEnv(VecEnv):
             if state[name].shape != own.shape or state[name].dtype != own.dtype:
                 raise FQError(f"the state's {name} is {state[name].shape}; that of these environments is {own.shape}")
             own[:] = state[name]
+        self._begun = True
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """New train streams at the next reset, one per environment, all derived from `seed` (None: from fresh entropy)."""

@@ -8,12 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from fq_env.engine import make_engine
-from fq_env.env import RENDER_MODES, action_space, check_render_mode, observation_space, read_options
+from fq_env.env import (
+    RENDER_MODES,
+    action_space,
+    check_number,
+    check_render_mode,
+    observation_space,
+    read_actions,
+    read_options,
+)
 from fq_env.errors import FQError
 from fq_env.picture import render_picture
 from fq_env.render import render_text
@@ -67,7 +76,7 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.autoreset_mode = mode
         self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4, "autoreset_mode": mode}
         self.render_mode = check_render_mode(render_mode)
-        self.num_envs = num_envs
+        self.num_envs = num_envs = check_number("num_envs", num_envs, level)
         self.copy = copy
         self.single_observation_space = observation_space()
         self.single_action_space = action_space()
@@ -83,6 +92,7 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             max_episode_steps=max_episode_steps,
             final="always",
         )
+        self._new: np.ndarray | None = np.ones(num_envs, np.bool_)  # who was never reset; None for nobody
         self._ended: np.ndarray | None = None  # bool (n,): whose episode ended and has not been reset; None for nobody
 
     def reset(
@@ -107,17 +117,27 @@ class FunctionQuestVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if self._ended is not None:
             left = self._ended & ~started
             self._ended = left if left.any() else None
+        if self._new is not None:
+            left = self._new & ~started
+            self._new = left if left.any() else None
         return self._engine.obs, self._infos(started=started)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One decision in each environment: actions (n,) integers in, then observations (n, 512) float32, rewards (n,)
-        float64, terminations and truncations (n,) bool, and infos; all but `copy=False` observations are the caller's."""
+        float64, terminations and truncations (n,) bool, and infos; all but `copy=False` observations are the caller's.
+
+        Raises ResetNeeded before the first reset, InvalidAction for what is none of `action_space`.
+        """
+        if self._new is not None:
+            never = np.flatnonzero(self._new).tolist()
+            raise gymnasium.error.ResetNeeded(f"no episode is running in environments {never}: call reset() before step()")
+        actions = read_actions(actions, self.num_envs)
         if self.autoreset_mode is AutoresetMode.DISABLED and self._ended is not None:
             over = np.flatnonzero(self._ended).tolist()
             raise FQError(f"the episodes of environments {over} are over; reset them with options={{'reset_mask': ...}} first")
         engine = self._engine
         self._keep(all_rows=self.autoreset_mode is not AutoresetMode.DISABLED)
-        n_ended = engine.step(np.ascontiguousarray(actions, dtype=np.int64))
+        n_ended = engine.step(actions)
         terminated, truncated = engine.terminated.copy(), engine.truncated.copy()
         ended = terminated | truncated if n_ended else None
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP

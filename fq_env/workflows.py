@@ -8,11 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fq_env.sizes import MAX_BLUEPRINTS, MAX_WEIGHTS
 from pit.layout import MAX_PRIORITY, MAX_TASKS, MAX_WORKFLOWS
 from pit.spec import Name, Strict, SystemSpec, TaskSpec, Weight, WorkflowSpec, order_tasks
+
+
+def _pair(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"a list of two numbers is needed, [low, high]; for one value write it twice{_twice(value)}")
+    return value
+
+
+def _weights(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError("a weight for each shape is needed, {shape: weight}, such as {layered: 1}")
+    return value
+
+
+def _twice(value: Any) -> str:
+    return f", [{value}, {value}]" if isinstance(value, int | float) else ""
 
 
 def _ordered(pair: Any) -> Any:
@@ -26,19 +42,25 @@ Cv = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Factor = Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
 Observed = Annotated[int, Field(ge=0, le=1_000_000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
-Range = Annotated[tuple[Finite, Finite], AfterValidator(_ordered), Field(description="low, high")]
-Cvs = Annotated[tuple[Cv, Cv], AfterValidator(_ordered), Field(description="low, high")]
-Factors = Annotated[tuple[Factor, Factor], AfterValidator(_ordered), Field(description="low, high, none of them 0")]
-Whole = Annotated[tuple[Count, Count], AfterValidator(_ordered), Field(description="low, high, both included")]
+Range = Annotated[tuple[Finite, Finite], BeforeValidator(_pair), AfterValidator(_ordered), Field(description="low, high")]
+Cvs = Annotated[tuple[Cv, Cv], BeforeValidator(_pair), AfterValidator(_ordered), Field(description="low, high")]
+Factors = Annotated[
+    tuple[Factor, Factor], BeforeValidator(_pair), AfterValidator(_ordered), Field(description="low, high, none of them 0")
+]
+Whole = Annotated[
+    tuple[Count, Count], BeforeValidator(_pair), AfterValidator(_ordered), Field(description="low, high, both included")
+]
 Part = Annotated[float, Field(ge=0, le=1)]
 Byte = Annotated[int, Field(ge=0, le=10**12)]
-Bytes = Annotated[tuple[Byte, Byte], AfterValidator(_ordered), Field(description="low, high")]
-Share = Annotated[tuple[Part, Part], AfterValidator(_ordered), Field(description="low, high, of 1")]
+Bytes = Annotated[tuple[Byte, Byte], BeforeValidator(_pair), AfterValidator(_ordered), Field(description="low, high")]
+Share = Annotated[tuple[Part, Part], BeforeValidator(_pair), AfterValidator(_ordered), Field(description="low, high, of 1")]
 Size = Annotated[int, Field(ge=1, le=MAX_TASKS)]
 Gap = Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)]
-Gaps = Annotated[tuple[Gap, Gap], AfterValidator(_ordered), Field(description="low, high")]
+Gaps = Annotated[tuple[Gap, Gap], BeforeValidator(_pair), AfterValidator(_ordered), Field(description="low, high")]
 Flows = Annotated[int, Field(ge=1, le=MAX_WORKFLOWS)]
-Sizes = Annotated[tuple[Size, Size], AfterValidator(_ordered), Field(description="low, high, both included")]
+Sizes = Annotated[
+    tuple[Size, Size], BeforeValidator(_pair), AfterValidator(_ordered), Field(description="low, high, both included")
+]
 FAMILIES = ("layered", "pipelines", "fork_join", "chain", "map_reduce", "out_tree", "in_tree", "series_parallel")
 MOST_GROWN = 4096  # tasks of a series_parallel workflow, whose drawing takes tasks x edges
 LINKS = ("one", "all", "window")
@@ -174,7 +196,7 @@ class Stream(Strict):
     the gaps. `weights`: of flow times, one is drawn for each workflow.
     """
 
-    workflows: Annotated[tuple[Flows, Flows], AfterValidator(_ordered)]
+    workflows: Annotated[tuple[Flows, Flows], BeforeValidator(_pair), AfterValidator(_ordered)]
     load: Factors
     gap_cv: Gaps = (1.0, 1.0)
     weights: list[Weight] = Field(default=[1.0], min_length=1, max_length=MAX_WEIGHTS)
@@ -186,7 +208,7 @@ class Workflow(Strict):
     """
 
     given: Given | None = None
-    shapes: dict[str, Finite] = Field(default_factory=dict)
+    shapes: Annotated[dict[str, Finite], BeforeValidator(_weights)] = Field(default_factory=dict)
     blueprints: dict[Name, Blueprint] = Field(default_factory=dict)  # the level's own, beside those of READY
     tasks: Sizes = (1, 1)
     width: Sizes = (1, 1)

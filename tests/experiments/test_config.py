@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compare, evaluate, export, results, train, watch
+from experiments import calibrate, compare, evaluate, export, headroom, recorded, results, train, watch
 from experiments.benchmark import __main__ as benchmark
 
 LIGHT = "import sys; sys.modules['torch'] = sys.modules['stable_baselines3'] = None; "
@@ -46,6 +46,10 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         ("wandb.mode=on", ("wandb.mode", "offline")),
         ("seed=-1", ("seed=-1",)),
         ("level", ("level",)),
+        ("11", ("did you mean `level=11`?",)),
+        ("level=1,,2", ("did you mean `level=1,2`?",)),
+        ("level=1,", ("did you mean `level=1`?",)),
+        ("wandb=offline", ("wandb=offline: is a section; give one of its keys: wandb.mode=",)),
         ("folder=/proc/no/such", ("folder=/proc/no/such",)),
     ],
 )
@@ -93,6 +97,10 @@ def test_an_existing_run_folder_is_not_overwritten(
         (results, ("overrides=[seed=3]",), "seed=3"),
         (results, ("overrides=[learning_rat=3]",), "learning_rate"),
         (results, ("readme=missing.md",), "readme=missing.md"),
+        (results, ("overrides=x=1",), "overrides: a list in brackets is needed, overrides=[A,B]"),
+        (recorded, (), "folder= is missing; it must be given"),
+        (headroom, ("n=64", "lookahead=2"), "error: lookahead=2: must be at least 4"),
+        (calibrate, ("refine=-1",), "error: refine=-1: must be at least 0"),
         (watch, ("split=exam",), "split=exam"),
         (watch, ("instance=-1",), "instance=-1"),
         (watch, ("bundle=nowhere",), "bundle=nowhere"),

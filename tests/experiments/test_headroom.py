@@ -91,6 +91,19 @@ def test_the_table_of_this_readme_is_the_stored_one() -> None:
     assert shown(root / "README.md", HEADROOM) == headroom_text(stored)
 
 
+def test_the_table_of_levels_shows_the_same_headroom() -> None:
+    root = Path(__file__).parents[2]
+    ours, levels = (
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+        for text in (shown(root / "README.md", HEADROOM), (root / "levels" / "README.md").read_text())
+    )
+    one = {row[0].split()[0]: row[-1] for row in ours[1:]}
+    other = {row[0]: row[levels[0].index("headroom")] for row in levels if row[0].isdigit()}
+    assert one.keys() == other.keys()
+    assert {n for n in one if one[n] == "–"} == {n for n in other if other[n] == "–"} == {"1", "2", "3", "4", "5"}
+    assert all(other[n] == "–" or abs(float(one[n]) - float(other[n])) <= 0.0051 for n in one)
+
+
 @pytest.mark.parametrize(("changes", "said"), [({"split": "test"}, "split=test"), ({"n": 3}, "n=3"), ({"jobs": 0}, "jobs=0")])
 def test_what_makes_no_table_is_refused(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ExperimentError, match=said):

@@ -83,6 +83,7 @@ def test_a_bundle_is_recorded_as_it_is_evaluated(
         (["level=11", "player=fifo", "split=all"], "split=all: must be one of train"),
         (["level=11", "player=fifo", "n=0"], "n=0: must be at least 1"),
         (["level=11", "player=fifo", "first=-1"], "first=-1: must be at least 0"),
+        (["level=11", "player=fifo", "out=rows.csv"], "out=rows.csv: a Parquet file is written; name it rows.parquet"),
         (["level=11", "player=fifo", "out=null"], "out=null: name the file to write"),
         (["level=11", "player=fifo", "out=away/rows.parquet"], "out=away/rows.parquet: its folder does not exist"),
         (["run=."], "run=.: is neither a run folder"),

@@ -148,6 +148,8 @@ def test_a_named_instance_does_not_move_the_train_stream():
         ({"split": "test"}, "without an instance"),
         ({"split": "test", "instance": -1}, "-1"),
         ({"split": "test", "instance": 1.5}, "1.5"),
+        ({"split": "test", "instance": 2**70}, "from 0 to 9223372036854775807"),
+        ({"split": "test", "instance": 2**63}, "from 0 to 9223372036854775807"),
         ({"splt": "test"}, "did you mean 'split'"),
     ],
 )

@@ -14,7 +14,7 @@ from experiments.calibrate import fitted_weights
 from experiments.probes import PROBES, probe
 from fq_env.engine import Engine
 from fq_env.errors import FQError
-from fq_env.level import Probe, load_level
+from fq_env.level import Level, Probe, load_level
 from fq_env.level_files import LEVELS
 from fq_env.oracle import Search, carry_out
 from fq_env.players import calibrated, lookahead, play
@@ -168,6 +168,45 @@ def test_a_file_in_place_of_a_workflow_is_told_where_it_belongs(tmp_path: Path, 
     with pytest.raises(FQError) as caught:
         load_level(path)
     assert f"own.yaml: workflow = {name!r}: a section is needed; for the tasks of a file, {right}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("needs", "soft", "said"),
+    [
+        ({"check": ["write"]}, {"write": ["check"]}, "check needs write needs check"),
+        ({"send": ["write"]}, {"write": ["check"], "check": ["send"]}, "check needs send needs write needs check"),
+        ({"check": ["write"], "write": ["check"]}, {}, "needs: check needs write needs check"),
+        ({"check": [["other"], ["write"]]}, {"write": ["other"], "other": ["read"]}, None),
+    ],
+)
+def test_an_order_that_waits_for_itself_is_refused(needs: dict[str, list[str]], soft: dict[str, list[str]], said: str | None):
+    data = yaml.safe_load(LEVELS[1].read_text())
+    (seconds,) = {json.dumps(x) for x in list(data["system"]["functions"].values())[:1]}
+    data["system"]["functions"] = {name: json.loads(seconds) for name in ("read", "write", "check", "send", "other")}
+    data["order"] |= {"needs": needs, "soft": soft, "prefers": {}, "spoils": {}, "distractors": [0, 0]}
+    data["order"]["goals"] = ["send" if "send" in needs else "check"]
+    if said is None:
+        assert Level.model_validate({"name": "own", **data}).order is not None
+        return
+    with pytest.raises(ValueError, match=f"{said}: a circle; remove one of these needs"):
+        Level.model_validate({"name": "own", **data})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("draw", "seconds", 1.0, r"draw.seconds = 1.0: a list of two numbers is needed, \[low, high\].* \[1.0, 1.0\]"),
+        ("draw", "seconds", [1.0], r"draw.seconds: a list of two numbers"),
+        ("draw", "earlier", 3, r"draw.earlier = 3: a list of numbers is needed, .* such as \[0, 3\]"),
+        ("workflow", "shapes", ["layered"], r"workflow.shapes: a weight for each shape is needed, .*\{layered: 1\}"),
+    ],
+)
+def test_a_value_of_another_form_is_told_the_right_one(tmp_path: Path, section: str, key: str, value: object, said: str):
+    data = yaml.safe_load(LEVELS[11].read_text())
+    data[section][key] = value
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(FQError, match=said):
+        load_level(tmp_path / "own.yaml")
 
 
 def test_a_probe_that_nobody_measures_is_refused(tmp_path: Path) -> None:

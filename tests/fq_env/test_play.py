@@ -41,10 +41,11 @@ def test_leaving_early_is_clean(lines):
 @pytest.mark.parametrize(
     ("word", "words"),
     [("level=99", "99"), ("levle=1", "level="), ("level", "level"), ("split=tset", "tset"), ("instance=-1", "-1"),
-     ("exposure=all", "all"), ("level=no/such.yaml", "no/such.yaml")],
+     ("exposure=all", "all"), ("level=no/such.yaml", "no/such.yaml"), ("--foo", "'--foo' is no option"),
+     ("1 2", "'2' gives level once more")],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_and_exit_code_2(word, words):
-    done = terminal("", word)
+    done = terminal("", *word.split())
     assert done.returncode == 2 and done.stdout == ""
     assert words in done.stderr and done.stderr.count("\n") == 1
 

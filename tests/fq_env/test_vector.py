@@ -11,7 +11,9 @@ import fq_env
 from fq_env.env import FunctionQuestEnv
 from fq_env.errors import FQError
 from fq_env.level import LEVELS
+from fq_env.sb3 import FunctionQuestVecEnv
 from fq_env.vector import FunctionQuestVectorEnv
+from pit import layout
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -175,6 +177,45 @@ def test_copies_are_the_callers_and_live_buffers_are_asked_for():
 def test_arguments_that_make_no_sense_are_refused(arguments, words):
     with pytest.raises(FQError, match=words):
         FunctionQuestVectorEnv(**{"num_envs": 2, "level": 1} | arguments)
+
+
+@pytest.mark.parametrize("kind", ["vector", "sb3"])
+def test_what_one_environment_refuses_many_refuse(kind):
+    def made(n, level=1):
+        return FunctionQuestVectorEnv(n, level) if kind == "vector" else FunctionQuestVecEnv(level, n)
+
+    key = "num_envs" if kind == "vector" else "n_envs"
+    for n, level, words in ((-1, 1, f"{key} is -1"), (1.5, 1, f"{key} is 1.5"), (3, [1, 1], f"{key} is 3, but 2 levels")):
+        with pytest.raises(FQError, match=words):
+            made(n, level)
+    env = made(3)
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"reset\(\) before step\(\)"):
+        env.step(np.full(3, layout.WAIT))
+    env.reset()
+    before = env.action_masks()
+    for actions, words in (
+        ([112, 128, 112], "action 128 of environment 1 is none: an integer from 0 to 127 is"),
+        ([112, 112, -1], "action -1 of environment 2"),
+        (np.array([2**64 - 1, 0, 0], np.uint64), "action 18446744073709551615 of environment 0"),
+        ([112.0, 112.0, 112.0], r"actions are float64 of shape \(3,\); 3 integers from 0 to 127"),
+        ([112], r"of shape \(1,\)"),
+        ([[112, 112, 112]], r"of shape \(1, 3\)"),
+        ([112, None, 112], "actions are object"),
+    ):
+        with pytest.raises(gymnasium.error.InvalidAction, match=words):
+            env.step(np.asarray(actions))
+    np.testing.assert_array_equal(env.action_masks(), before)
+    for actions in ([112] * 3, (112, 0, 127), np.full(3, 112, np.int32), np.full(6, 112)[::2]):
+        env.step(actions)
+
+
+def test_who_was_left_out_of_the_first_reset_cannot_play():
+    env = FunctionQuestVectorEnv(3, 1, autoreset_mode="Disabled")
+    env.reset(options={"reset_mask": np.array([True, False, True])})
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"in environments \[1\]"):
+        env.step(np.full(3, layout.WAIT))
+    env.reset(options={"reset_mask": np.array([False, True, False])})
+    env.step(np.full(3, layout.WAIT))
 
 
 def test_resets_that_make_no_sense_are_refused():
