@@ -69,13 +69,17 @@ class Order(Strict):
             found |= ways
         return sorted((p for p in found if not any(q < p for q in found)), key=sorted)
 
-    def check_circles(self, goal: str, above: tuple[str, ...] = ()) -> None:
-        """Raises ValueError if what a goal needs, also softly, waits for itself; circles of `needs` alone are for `plans`."""
+    def check_circles(self, goal: str, cleared: set[str], above: tuple[str, ...] = ()) -> None:
+        """Raises ValueError if what a goal needs, also softly, waits for itself; circles of `needs` alone are for `plans`.
+        `cleared`: functions that are known not to; it grows."""
         if goal in above:
             circle = " needs ".join((*above[above.index(goal) :], goal))
             raise ValueError(f"order.needs with order.soft: {circle}: a circle; remove one of these needs")
+        if goal in cleared:
+            return
         for name in dict.fromkeys([*self.soft.get(goal, []), *(x for names in self.alternatives(goal) for x in names)]):
-            self.check_circles(name, (*above, goal))
+            self.check_circles(name, cleared, (*above, goal))
+        cleared.add(goal)
 
     def useful(self, goal: str) -> set[str]:
         """All functions that help to reach a goal: those of its plans, and what these prefer or need softly."""
@@ -238,8 +242,9 @@ class Level(Strict):
             for name in self.order.goals:
                 if len(self.order.plans(name)) > MAX_PLANS:
                     raise ValueError(f"order.goals: more than {MAX_PLANS} plans reach {name!r}; take alternatives away")
+                cleared: set[str] = set()
                 for helper in sorted(self.order.useful(name)):
-                    self.order.check_circles(helper)
+                    self.order.check_circles(helper, cleared)
             if not self.system.order_hidden:
                 raise ValueError("system.order_hidden must be true in a level with `order`")
         elif self.workflow is not None:
