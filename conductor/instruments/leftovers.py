@@ -7,6 +7,7 @@ Others may change the folder meanwhile, so that no link is followed here: every 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from pathlib import Path
@@ -56,7 +57,12 @@ def find(folder: Path) -> set[Leftover]:
                             if entry.is_dir(follow_symlinks=False):
                                 todo.append(here)
                             elif entry.is_symlink():
-                                links.append((here, os.readlink(entry.name, dir_fd=handle)))
+                                try:
+                                    links.append((here, os.readlink(entry.name, dir_fd=handle)))
+                                except OSError as error:
+                                    if error.errno != errno.EINVAL:
+                                        raise
+                                    todo.append(here)  # it is none any more
                             elif not entry.is_file(follow_symlinks=False):
                                 kind = stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
                                 found.add(Leftover(here, _KINDS.get(kind, "a device")))
