@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conductor.errors import ConductorError
-from conductor.files import digest
 from conductor.instruments.process import Worker
 from conductor.instruments.sandbox import Limits
 from conductor.instruments.supervised import Outcome
 from conductor.workflow import ModelPlan, Plan
-from conductor.workshop import Workshop
+from conductor.workshop import Workshop, checked_key, shared_key
 
 CHECK_SECONDS = 300.0  # importing a user's modules may take its time
 GRACE = 1.0  # s between a call's time limit and the end of its worker
@@ -68,16 +67,6 @@ def _ending(outcome: Outcome | None, limits: Limits) -> str:
             return f"{name}; it may have had too little memory, instruments.limits.memory is {limits.memory} MiB"
         return f"signal {-code}, {name}"
     return f"signal {-code}"
-
-
-def shared_key(plan: Plan, base: Path, limits: Limits) -> str:
-    """What a workshop knows plain workers by: only runs with the same key may share them."""
-    return digest([plan.model_dump(mode="json"), str(base), repr(limits)])
-
-
-def checked_key(key: str, functions: dict[str, list[str]], models: list[str]) -> str:
-    """What a workshop knows instruments by that were made once; `functions`, `models` as `ModelManager.check` has them."""
-    return digest([key, functions, models])
 
 
 class _Call(NamedTuple):

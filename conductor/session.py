@@ -23,12 +23,11 @@ from conductor.advice import Advice
 from conductor.bundle import Bundle, load_bundle
 from conductor.errors import ConductorError
 from conductor.journal import Journal
-from conductor.model_manager import checked_key, shared_key
 from conductor.orchestrator import WORKERS, Orchestrator, first_row, make_manager, make_run, serve_until_stopped, warn
 from conductor.pit_interface import PitInterface
 from conductor.run import Observer, Run, RunResult, instruments_of
 from conductor.workflow import Workflow, load_workflow
-from conductor.workshop import Workshop
+from conductor.workshop import Workshop, checked_key, shared_key
 
 
 class Session:

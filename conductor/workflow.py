@@ -17,6 +17,7 @@ from conductor.instruments.command import check_placeholders
 from conductor.instruments.sandbox import Limits
 from pit.errors import PitError
 from pit.files import shown
+from pit.layout import N_VARIANTS, VERBS
 from pit.spec import SystemSpec, WorkflowSpec, order_tasks, read_workflow
 
 BACK_OFF_MOST, BACK_OFF_JITTER = 300.0, 0.5  # s of one back-off; share of it that a run may leave out
@@ -156,12 +157,12 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
                 )
     for task in spec.tasks:
         function = system.functions[task.function]
-        for verb in ("lite", "standard", "premium"):
-            options = plan.functions[task.function].instrument(verb)
+        for variant in VERBS[:N_VARIANTS]:
+            options = plan.functions[task.function].instrument(variant)
             options = {**options["options"], "kind": options["kind"]}
             while options["kind"] == "proxy" and isinstance(options.get("of"), dict):
                 options = {"kind": None, **options["of"]}
-            if getattr(function, verb) is None or options["kind"] != "command" or not isinstance(options.get("argv"), list):
+            if getattr(function, variant) is None or options["kind"] != "command" or not isinstance(options.get("argv"), list):
                 continue
             for text in (*options["argv"], options.get("stdin")):
                 try:

@@ -11,7 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from conductor.files import digest
 from conductor.instruments.process import Worker
+from conductor.instruments.sandbox import Limits
+from conductor.workflow import Plan
+
+
+def shared_key(plan: Plan, base: Path, limits: Limits) -> str:
+    """What a workshop knows plain workers by: only runs with the same key may share them."""
+    return digest([plan.model_dump(mode="json"), str(base), repr(limits)])
+
+
+def checked_key(key: str, functions: dict[str, list[str]], models: list[str]) -> str:
+    """What a workshop knows instruments by that were made once; `functions`, `models` as `ModelManager.check` has them."""
+    return digest([key, functions, models])
 
 
 class Waiting(Protocol):
