@@ -157,12 +157,12 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
                 )
     for task in spec.tasks:
         function = system.functions[task.function]
-        for variant in VERBS[:N_VARIANTS]:
-            options = plan.functions[task.function].instrument(variant)
+        for name in VERBS[:N_VARIANTS]:
+            options = plan.functions[task.function].instrument(name)
             options = {**options["options"], "kind": options["kind"]}
             while options["kind"] == "proxy" and isinstance(options.get("of"), dict):
                 options = {"kind": None, **options["of"]}
-            if getattr(function, variant) is None or options["kind"] != "command" or not isinstance(options.get("argv"), list):
+            if getattr(function, name) is None or options["kind"] != "command" or not isinstance(options.get("argv"), list):
                 continue
             for text in (*options["argv"], options.get("stdin")):
                 try:
