@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import IO
 
 from rich.console import Console
@@ -47,6 +48,26 @@ def _open_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Raises SystemExit once help was printed, BrokenPipeError or ConductorError where it cannot be, which argparse hides."""
+    text = io.StringIO()
+    try:
+        with redirect_stdout(text):
+            return _parser().parse_args(argv)
+    except SystemExit:
+        try:
+            print(text.getvalue(), end="", flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise ConductorError(_lost(error)) from error
+        raise
+
+
+def _lost(error: OSError) -> str:
+    return f"standard output: cannot be written ({error.strerror})"
+
+
 def _lead_nowhere(stream: IO[str]) -> None:
     """A stream that cannot be written any more goes nowhere from now on. Python itself writes once more at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -71,10 +92,9 @@ class _Console(Console):
             super()._check_buffer()
         except OSError as error:
             self.on_broken_pipe()
-            text = f"standard output: cannot be written ({error.strerror})"
             if not self._runs:
-                raise ConductorError(text) from error
-            _complain(f"{text}; the run goes on without")
+                raise ConductorError(_lost(error)) from error
+            _complain(f"{_lost(error)}; the run goes on without")
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -86,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     141 nobody read an export on, 143 stopped by SIGTERM. What a run prints has no part in it."""
     _open_streams()
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parse(argv)
         close_to_others()  # the environment holds the secrets of all functions
         handle: Handler = arguments.handle
         return handle(arguments, _Console(arguments.command))

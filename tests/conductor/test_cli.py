@@ -208,7 +208,9 @@ def test_a_run_does_not_depend_on_where_it_prints(write_workflow: Write, words: 
         assert done.returncode == (2 if lost else 0), (arguments, done)
         sentence = told if full else "conductor: standard output is closed; name a file (--out FILE)"
         assert done.stderr == (f"{sentence}\n" if lost and seen else ""), arguments
-    assert to_shell(words, "--help").returncode == 0
+    for unbuffered in ("", "1"):
+        done = to_shell(words, "--help", PYTHONUNBUFFERED=unbuffered)
+        assert (done.returncode, done.stderr) == ((2, f"{told}\n" if seen else "") if full else (0, ""))
 
 
 def test_what_an_encoding_does_not_hold_is_escaped(write_workflow: Write) -> None:
