@@ -185,7 +185,7 @@ def _check_shadow(moment: Moment, replay: Replay, where: str) -> None:
 
 def _logits(policy: Any, moment: Moment, exposure: str) -> np.ndarray:
     with np.errstate(all="ignore"):
-        return policy.logits(moment.view.pit.observe_as(exposure)).copy()
+        return policy.logits(moment.view.pit.observe_as(exposure))
 
 
 def _plain(action: int) -> str:

@@ -6,6 +6,7 @@ A kind of network is a spec (what a manifest says of it), its part of `tensor_sh
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
@@ -90,7 +91,7 @@ def make_policy(network: NetworkSpec, tensors: Tensors) -> Policy:
 
 
 class Policy(ABC):
-    """A network from an observation (512,) to logits (128,), float32. Not for several threads: its buffers are shared."""
+    """A network from an observation (512,) to logits (128,), float32; safe from several threads."""
 
     _kernel: Callable[..., int]  # of `conductor.forward`
 
@@ -104,6 +105,7 @@ class Policy(ABC):
         most = max(N_OBSERVATION, N_SLOTS * max(widths))
         self._one, self._other, self._values = (np.zeros(most, np.float32) for _ in range(3))
         self._places = np.zeros(most, np.int64)
+        self._lock = threading.Lock()  # the buffers are shared
         self._forward()  # it may have to be compiled, and no decision should wait for that
 
     @abstractmethod
@@ -115,16 +117,18 @@ class Policy(ABC):
         return self._kernel(self._seen, self._mask, self._widths, self._weights, self._tanh, *buffers)
 
     def logits(self, obs: np.ndarray) -> np.ndarray:
-        """Logits (128,) float32 of one observation (512,) float32; a buffer that the next call rewrites."""
-        self._seen[:] = obs
-        self._forward()
-        return self._logits
+        """Logits (128,) float32 of one observation (512,) float32; a new array."""
+        with self._lock:
+            self._seen[:] = obs
+            self._forward()
+            return self._logits.copy()
 
     def act(self, obs: np.ndarray, mask: np.ndarray) -> int:
         """The legal action (mask (128,) bool) with the largest logit, the first of equals; -1 if any logit is not finite."""
-        self._seen[:] = obs
-        self._mask[:] = mask
-        return self._forward()
+        with self._lock:
+            self._seen[:] = obs
+            self._mask[:] = mask
+            return self._forward()
 
     @abstractmethod
     def logits_many(self, obs: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -150,3 +152,29 @@ def test_sequential_waits_while_anything_is_under_way(pit: Pit) -> None:
     assert first.action == STANDARD
     pit.act(first.action)
     assert pit.decision_due() and maker.choose(pit, pit.observe(), pit.mask()).action == WAIT
+
+
+def test_threads_may_share_a_policy() -> None:
+    """As conductors do that were given one bundle."""
+    policy, observations, mask = make_policy(NETWORK, random_tensors()), random_observations(16), np.ones(128, bool)
+    right = [policy.act(obs, mask) for obs in observations]
+    assert len(set(right)) > 1
+    wrong: list[int] = []
+
+    def decide(thread: int) -> None:
+        for i in range(20_000):
+            k = (i + 5 * thread) % 16
+            if policy.act(observations[k], mask) != right[k]:
+                wrong.append(k)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=decide, args=(thread,)) for thread in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
