@@ -249,19 +249,20 @@ class Orchestrator:
         self._points = Points()
 
     def begin(self, run: Run) -> None:
-        """A run that begins now."""
+        """A run that begins now. One that cannot be waited for has written nothing."""
+        self.clock.watch(run.manager)
         run.add("run", 0, {**run.record, "sandbox": run.sandbox})
         run.note(Event(layout.ARRIVE, 0), 0)
         self._enter(run, 0)
 
     def go_on(self, run: Run, since: int) -> None:
         """A run that has lasted `since` us before its conductor ended."""
+        self.clock.watch(run.manager)
         run.recover(since)
         self._enter(run, since)
 
     def _enter(self, run: Run, since: int) -> None:
         run.now, run.origin = self.clock.now, self.clock.now() - since
-        self.clock.watch(run.manager)
         self.live[run.manager] = run
         self._due[run] = None
 

@@ -77,10 +77,14 @@ class Session:
             run = make_run(
                 self._begun, workflow, view, self.loop.journal, record, self._advice, observer, workshop=self.loop.workshop
             )
+            try:
+                self.loop.begin(run)
+            except BaseException:
+                run.manager.close()
+                raise
         except BaseException:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             raise
-        self.loop.begin(run)
         warn(run, self._advice)
         self._begun += 1
         return run
@@ -212,8 +216,8 @@ class Conductor:
             error = reason
         with self._guard:
             self._over, self._ended = error, True
-            while loop.inbox:
-                loop.inbox.popleft()()
+        while loop.inbox:  # nothing comes to it any more; what a future calls back may want the guard
+            loop.inbox.popleft()()
         for future in self._futures.values():
             future.set_exception(error)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,7 +24,7 @@ from conductor.errors import ConductorError, Stopped
 from conductor.journal import read_journal
 from conductor.orchestrator import resume_all
 from conductor.report import report_run, verify_journal
-from conductor.session import begin_all
+from conductor.session import Session, begin_all
 from conductor.workflow import Workflow, load_workflow
 from tests.conductor.helpers import conductor, output_of, small_workflow
 from tests.conductor.test_crash import finished
@@ -156,6 +159,54 @@ def test_nobody_waits_for_others(write_workflow: Write, tmp_path: Path) -> None:
     (folder,) = (tmp_path / "runs").iterdir()
     verified = verify_journal(folder)
     assert [folded.view.status() for folded in verified.runs] == ["solved"] * 3  # the one whose waiter went away, too
+
+
+def test_a_callback_may_submit_while_the_loop_ends(write_workflow: Write, tmp_path: Path) -> None:
+    """A workflow that arrives between the loop's last look and its end is told so, and what is called back then may submit."""
+    path = write_workflow(steps(1, call="work:straggle_once", seconds=60))
+    many = Conductor(strategy="parallel", runs=tmp_path / "runs")
+    first = many.submit(path)
+    while not list(tmp_path.glob("runs/*/*/files/effects.log")):
+        assert not first.done(), first.exception()
+        time.sleep(0.02)
+    assert many._session is not None
+    loop, told, arrived = many._session.loop, [], threading.Event()
+    stop = loop._stop
+
+    def again(future: Future[Any]) -> None:
+        with pytest.raises(ConductorError, match="takes no more") as refused:
+            many.submit(path)
+        told.append(str(refused.value))
+
+    def late() -> None:
+        many.submit(path).add_done_callback(again)
+        arrived.set()
+        while not loop.inbox:
+            time.sleep(0.02)
+        stop()
+
+    loop._stop = late  # type: ignore[method-assign]
+    many.stop()
+    assert arrived.wait(60)
+    ending = threading.Thread(target=many.close, daemon=True)
+    ending.start()
+    ending.join(60)
+    assert not ending.is_alive() and len(told) == 1
+    with pytest.raises(Stopped):
+        first.result(timeout=60)
+
+
+def test_a_workflow_that_cannot_be_waited_for_leaves_nothing(write_workflow: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_workflow(steps(1))
+    session = Session(Advice("parallel"), path.parent / "runs")
+    with monkeypatch.context() as patch:
+        error = OSError(errno.ENOSPC, "too many are watched")
+        patch.setattr(session.loop.clock, "watch", Mock(side_effect=error))
+        with pytest.raises(OSError, match="too many are watched"):
+            session.enter(load_workflow(path))
+    session.enter(load_workflow(path))
+    assert [result.status for result in session.loop.serve()] == ["solved"]
+    check(session.folder, 1, 1)
 
 
 def test_stopping_many_and_going_on(write_workflow: Write, tmp_path: Path) -> None:
