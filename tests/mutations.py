@@ -45,16 +45,18 @@ def run(root: Path, module: str, first: int, last: int) -> tuple[dict[int, str],
         threading.Thread(target=read, daemon=True).start()
         outcomes: dict[int, str] = {}
         ready = False
-        spent, since = 0.0, time.monotonic()
+        spent, since, looks = 0.0, time.monotonic(), 0
         while True:
             try:
                 line = lines.get(timeout=LOOK)
             except queue.Empty:
                 taken, waited = cpu_of(process.pid) - spent, time.monotonic() - since
-                if (ready and taken > CPU) or waited > (SILENCE if ready else COMPILING):
+                looks += (ready and taken > CPU) or waited > (SILENCE if ready else COMPILING)
+                if looks > 1:  # in between, what had been said was read, if `read` had had to wait for its turn
                     process.kill()
                     return outcomes, f"nothing for {taken:.2f} s of CPU, {waited:.0f} s on the wall"
                 continue
+            looks = 0
             if line is None:
                 break
             word, _, rest = line.partition(" ")

@@ -84,6 +84,14 @@ def lose_once(job):
 def gather(job):
     return job.inputs
 
+def begun_twice(job):  # goes on until it has begun once more
+    log(job, "begin")
+    until = time.monotonic() + 15
+    while (job.folder / "effects.log").read_text().count(f"begin {job.task} ") < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    log(job, "end")
+    return job.args["number"] + job.model
+
 def until_told(job):
     log(job, "begin")
     until = time.monotonic() + 100
@@ -98,9 +106,9 @@ def configure(function, variant):
 def broken_configure(function, variant):
     raise RuntimeError("no such settings")
 
-def wait(job, seconds):  # until somebody has configured, at most so long
+def wait(job, seconds, what="configured"):  # until somebody has left this file, at most so long
     until = time.monotonic() + seconds
-    while not (job.folder / "configured").exists() and time.monotonic() < until:
+    while not (job.folder / what).exists() and time.monotonic() < until:
         time.sleep(0.02)
 
 def changed(job):  # invalid from its third task on until it is configured
@@ -113,8 +121,7 @@ def changed(job):  # invalid from its third task on until it is configured
 
 def reshaped(job):
     if job.args["number"] > 6:
-        wait(job, job.args["wait"])
-        time.sleep(0.5)  # it is told
+        wait(job, job.args["wait"], "told")
     return {"text": "x"} if job.args["number"] < 6 else {"body": "x", "pages": 2}
 
 def alive(process):

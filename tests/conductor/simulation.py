@@ -116,7 +116,8 @@ def next_time(world: World, loud: bool) -> None:
 
 def history(seed: int, loud: bool = False) -> tuple[str, Counter[str]]:
     """One history; the journal's last hash and what happened how often. Raises Violation."""
-    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as scratch, worlds_disk() as disk:
+    shared = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with TemporaryDirectory(dir=shared) as scratch, worlds_disk() as disk, patch.dict(os.environ):
         world = World(seed, Path(scratch) / "run")
         disk.append(world)
         os.environ["FQ_SNAPSHOT_EVERY"] = str(world.rng.choice((4, 15, 60)))

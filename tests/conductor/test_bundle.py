@@ -316,7 +316,7 @@ import conductor.__main__, conductor.instruments.worker
 from conductor.bundle import load_bundle
 print(load_bundle({str(bundle.path)!r}).policy.act(np.zeros(512, np.float32), np.ones(128, bool)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=root)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, cwd=root)
     assert done.returncode == 0, done.stderr
     assert 0 <= int(done.stdout) < 128
 

@@ -13,6 +13,7 @@ from conductor.errors import ConductorError
 from conductor.journal import read_journal
 from conductor.orchestrator import begin
 from conductor.report import RunReport, print_run, report_run
+from conductor.run import Observer
 from conductor.shapes import STEADY, Shapes
 from conductor.workflow import load_workflow
 
@@ -39,8 +40,8 @@ def chain(call: str, tasks: int = 8, model: bool = False, **plan: Any) -> dict[s
     }  # fmt: skip
 
 
-def run(path: Path) -> RunReport:
-    return report_run(begin(load_workflow(path), path.parent / "runs", strategy="parallel").folder)
+def run(path: Path, observer: Observer | None = None) -> RunReport:
+    return report_run(begin(load_workflow(path), path.parent / "runs", strategy="parallel", observer=observer).folder)
 
 
 def told(report: RunReport) -> list[str]:
@@ -76,7 +77,13 @@ def test_without_a_hook_workers_begin_anew(write_workflow: Write) -> None:
 
 
 def test_an_output_of_another_shape_is_suspicious(write_workflow: Write) -> None:
-    report = run(write_workflow(chain("reshaped", tasks=9, configure="work:configure")))
+    path = write_workflow(chain("reshaped", tasks=9, configure="work:configure"))
+
+    def tell(kind: str, at: int, text: str) -> None:
+        if kind == "configured":  # and recorded, before the calls that wait for it can end
+            next((path.parent / "runs").glob("*/files")).joinpath("told").touch()
+
+    report = run(path, tell)
     assert report.status == "solved"
     assert [kind for kind in told(report) if kind in ("output_changed", "config_changed")] == [
         "output_changed",

@@ -22,7 +22,7 @@ def job(folder: Path, **more: Any) -> Job:
         "base": folder,
         "args": {"name": "$(id); x", "n": 3},
         "inputs": {"up": {"a": [1]}, "text": "hi"},
-        "seconds": 10.0,
+        "seconds": 60.0,
     }
     return Job("run/t", "t", "f", "standard", 2, **{**given, **more}, folder=folder)
 

@@ -213,7 +213,8 @@ def test_stopping_many_and_going_on(write_workflow: Write, tmp_path: Path) -> No
     path = write_workflow(steps(1, call="work:straggle_once", seconds=60))
     many = Conductor(strategy="parallel", runs=tmp_path / "runs", workers=2)
     futures = [many.submit(path) for _ in range(3)]
-    while len(list(tmp_path.glob("runs/*/*/files/effects.log"))) < 2:  # the third waits for a worker
+    # The third has begun, too, and waits for a worker.
+    while len(list(tmp_path.glob("runs/*/00?-steps/files"))) < 3 or len(list(tmp_path.glob("runs/*/*/files/effects.log"))) < 2:
         assert not any(future.done() for future in futures), [future.exception() for future in futures if future.done()]
         time.sleep(0.02)
     many.stop()

@@ -30,7 +30,7 @@ Write = Callable[[dict[str, Any]], Path]
 def restarting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     counts = restarts.install(monkeypatch)
     yield
-    assert counts["restarts"] > 5 and counts["from a snapshot"] > 2
+    assert counts["restarts"] >= 5 and counts["from a snapshot"] > 2  # a slow conductor has few ticks, in which much happens
 
 
 def test_a_difference_would_be_noticed(write_workflow: Write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from conductor.orchestrator import begin, resume
 from conductor.pit_interface import STUCK, Rule, fold
 from conductor.record import decisions
 from conductor.report import CallReport, RunReport, report_run, verify_run
+from conductor.run import Observer
 from conductor.workflow import load_workflow
 from pit import rules
 from pit.handle import Event, Pit
@@ -35,10 +36,11 @@ def policy(folder: Path, *names: str) -> Bundle:
     return write_bundle(folder / "-".join(names), **preferring(*names))
 
 
-def run(path: Path, *names: str, strategy: str = "parallel") -> RunReport:
+def run(path: Path, *names: str, strategy: str = "parallel", observer: Observer | None = None) -> RunReport:
     """A run by a policy that prefers these verbs, or by a rule; its journal gives the same bits again."""
     bundle = policy(path.parent, *names) if names else None
-    result = begin(load_workflow(path), path.parent / "runs", strategy="adaptive" if names else strategy, bundle=bundle)
+    strategy = "adaptive" if names else strategy
+    result = begin(load_workflow(path), path.parent / "runs", strategy=strategy, bundle=bundle, observer=observer)
     assert verify_run(result.folder).ended
     check_against_journal(result.folder, decisions(result.folder))
     return report_run(result.folder)
@@ -69,13 +71,13 @@ EXPECTED = {"first": {"q1": 3}, "s": 4, "a": 11, "workers": False}
 def test_a_time_out_ends_what_hangs(write_workflow: Write, strategy: str) -> None:
     """Nobody decides it, and nothing else happens then: the conductor wakes for the Pit's timer."""
     workflow = whole_workflow()
-    workflow["system"]["time_out"] = 3.0
+    workflow["system"]["time_out"] = 6.0  # and so long has the second call, whose worker begins first
     if strategy == "sequential":  # q1 is not called beside alt, and may come after it
         workflow["tasks"][6]["after"] = ["q1"]
         workflow["tasks"] = [task for task in workflow["tasks"] if task["id"] != "alt"]
     report = run(write_workflow(workflow), strategy=strategy)
     assert report.status == "solved" and end(report) == {**EXPECTED, "o": 7, "q2": 0}
-    assert [call.result for call in of(report, "s")] == ["cancelled", "ok"] and of(report, "s")[0].run > 2.9
+    assert [call.result for call in of(report, "s")] == ["cancelled", "ok"] and of(report, "s")[0].run > 5.9
     assert verbs(report)["cancel"] == 0
 
 
@@ -97,7 +99,9 @@ def test_a_hedge_wins_and_the_straggler_is_ended(write_workflow: Write) -> None:
 
 
 def test_a_cancelled_task_begins_again(write_workflow: Write) -> None:
-    report = run(write_workflow(whole_workflow()), "cancel", "standard", "wait")
+    workflow = whole_workflow()
+    workflow["system"]["functions"]["slow"]["standard"]["seconds"] = 3.0  # 6 for the second call, whose worker begins first
+    report = run(write_workflow(workflow), "cancel", "standard", "wait")
     assert report.status == "solved" and end(report) == {**EXPECTED, "o": 7, "q2": 0}
     assert [call.result for call in of(report, "s")] == ["cancelled", "ok"] and verbs(report)["cancel"] >= 1
     assert of(report, "s")[0].run < 20.0  # not by the time-out
@@ -111,12 +115,9 @@ def test_of_two_outputs_at_once_only_the_first_is_kept(write_workflow: Write, mo
     poll = ModelManager.poll
 
     def seldom(manager: ModelManager, seconds: float | None) -> list[Report]:
-        reports = poll(manager, seconds)
-        if reports:
-            time.sleep(0.5)
-            reports += poll(manager, 0.0) if not manager._reports else []
-            for place in manager._places():
-                manager._receive(place)
+        reports, until = poll(manager, seconds), time.monotonic() + 60
+        while sum(report.kind == "finished" for report in reports) == 1 and time.monotonic() < until:
+            time.sleep(0.01)
             reports += poll(manager, 0.0)
         return reports
 
@@ -134,9 +135,9 @@ def test_a_cancel_spares_the_other_calls_of_a_copy(write_workflow: Write) -> Non
     workflow["system"]["verbs"] = ["standard", "cancel"]
     workflow["system"]["models"]["A"]["serves"] = 2
     workflow["system"]["functions"]["fc"] = {"standard": {"pool": "cpu", "model": "A", "seconds": 30}}
-    workflow["instruments"]["functions"]["fc"] = python("add")
+    workflow["instruments"]["functions"]["fc"] = python("begun_twice")
     workflow["system"]["functions"]["fa"]["standard"]["seconds"] = 1.5  # overrun at 3: later than a copy is loaded again
-    workflow["tasks"][2].update(function="fc", args={"number": 2, "sleep": 4.5})
+    workflow["tasks"][2].update(function="fc")
     report = run(write_workflow(workflow), "cancel", "standard", "wait")
     assert report.status == "solved" and output_of(Path(report.folder), report.outputs["c"]) == 123
     assert [call.result for call in of(report, "a1")] == ["cancelled", "ok"]
@@ -172,11 +173,16 @@ def test_the_pit_falls_back_on_another_variant(write_workflow: Write) -> None:
 
 def test_the_pit_loads_ahead(write_workflow: Write) -> None:
     """While a1 and a2 still run, the model of what follows is loaded, and no call has asked for it."""
-    workflow = small_workflow()
-    workflow["system"].update(rebalance=True, memory={"ram": 4})
-    for task in workflow["tasks"][1:3]:
-        task["args"]["sleep"] = 1.0
-    report = run(write_workflow(workflow))
+    workflow = small_workflow(fa=python("until_told"))
+    workflow["system"].update(rebalance=True, memory={"ram": 4}, max_attempts=1)
+    path, kinds = write_workflow(workflow), Counter[str]()
+
+    def tell(kind: str, at: int, text: str) -> None:
+        kinds[kind] += 1
+        if kinds["loaded"] == 3:  # a1 and a2 end after that, and fail if it does not come to it
+            next((path.parent / "runs").glob("*/files")).joinpath("told").touch()
+
+    report = run(path, observer=tell)
     assert report.status == "solved" and report.events["loaded"] == 3  # A twice: two places, one call each
     rows = list(read_journal(report.folder))
     loaded = [row.time for row in rows if row.kind == "event" and row.data["kind"] == "loaded"]

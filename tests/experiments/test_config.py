@@ -143,7 +143,7 @@ def test_other_commands_refuse(
 )
 def test_answers_without_the_learners_libraries(root: Path, arguments: tuple[str, ...], code: int, out: str) -> None:
     done = subprocess.run(
-        (sys.executable, "-c", START, *arguments), cwd=root, capture_output=True, text=True, timeout=60, check=False
+        (sys.executable, "-c", START, *arguments), cwd=root, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == code, done.stderr
     assert out in done.stdout
