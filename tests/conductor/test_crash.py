@@ -51,9 +51,8 @@ def killed_run(path: Path, at: str, *arguments: object) -> Path:
     return folder
 
 
-POINTS = [
-    f"{point}:{n}" for point in ("before_intent", "after_intent", "mid_effect", "before_done", "after_done") for n in (1, 3)
-]
+POINTS = [f"{point}:{n}" for point in ("before_intent", "after_intent", "mid_effect", "before_done") for n in (1, 3)]
+POINTS += ["after_done:1", "after_done:2"]  # the third is the run's end where a1 and a2 end in one tick
 
 
 @pytest.mark.parametrize("at", [p for p in POINTS if p != "before_intent:1"])
