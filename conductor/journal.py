@@ -272,6 +272,14 @@ def _cut(path: Path, head: Head) -> str:
     return f"and {HEAD} says that row {head.seq} was written: the end was cut off (was a {path.name}-wal left behind?)"
 
 
+def not_held(path: Path, seq: int, head: Path) -> ConductorError:
+    """A journal that does not hold the row `seq` which the head in a file names."""
+    return ConductorError(
+        f"{path}: does not hold the row {seq} that {head} names; it was cut off or is another journal: put the whole one "
+        f"back, or delete {head} to take what is there"
+    )
+
+
 class Journal:
     """The one writer of a journal. Rows given to `add` become durable together, with the next `commit`."""
 
@@ -280,8 +288,8 @@ class Journal:
         `<name of the folder>.head`.
 
         Raises:
-            ConductorError: another conductor writes it; a folder cannot be written; it exists though `new`, or is missing. A
-                folder that was made for it is gone again.
+            ConductorError: another conductor writes it; a folder cannot be written; it exists though `new`, or is missing; it
+                does not hold the row that a head names. A folder that was made for it is gone again.
         """
         self.folder = folder
         self.path = folder / FILE
@@ -332,14 +340,20 @@ class Journal:
         else:
             self._connection.execute("BEGIN IMMEDIATE")  # a file that cannot be written is refused now
             self._connection.execute("ROLLBACK")
-            for row in read_journal(self.path):
-                self._next, self._hash = row.seq + 1, row.hash
+        missed: dict[tuple[int, str], Path] = {}  # rows that a head names
         for place in [self.folder / HEAD] + ([heads / f"{self.folder.name}.head"] if heads is not None else []):
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 self._heads.append(HeadFile(place))
             except OSError as error:
                 raise ConductorError(f"{place}: this head cannot be written ({error.strerror})") from error
+            if (head := read_head(place)) is not None:
+                missed[head] = place
+        for row in () if new else read_journal(self.path):
+            self._next, self._hash = row.seq + 1, row.hash
+            missed.pop((row.seq, row.hash), None)
+        for (seq, _), place in missed.items():  # before a newer head takes the place of what shows it
+            raise not_held(self.path, seq, place)
         self._write_heads()
 
     def add(self, kind: str, time: int, data: dict[str, Any], run: int = 0) -> Row:

@@ -239,6 +239,33 @@ def test_a_head_kept_elsewhere(folder: Path) -> None:
     assert read_head(heads / "run.head") == read_head(folder / "journal.head") == Head(6, row.hash)
 
 
+def test_a_cut_journal_is_not_gone_on_with_over_a_head_kept_elsewhere(folder: Path) -> None:
+    """Nor is another one begun: what shows the cut stays. A head that is older than its journal is true as well."""
+    heads = folder.parent / "heads"
+    Journal(folder, new=False, heads=heads).close()
+    whole = (heads / "run.head").read_bytes()
+    shutil.copytree(folder, folder.parent / "whole")
+    change(folder, "DELETE FROM rows WHERE seq > 3")
+    (folder / "journal.head").unlink()
+    for new in (False, True):
+        if new:
+            shutil.rmtree(folder)
+        with pytest.raises(ConductorError, match=r"does not hold the row 5 that .*/heads/run\.head names.*or delete .*head"):
+            Journal(folder, new=new, heads=heads)
+        assert (heads / "run.head").read_bytes() == whole
+    (folder.parent / "whole").rename(folder)
+    journal = Journal(folder, new=False)
+    row = journal.add("reload", 60, reload_row(9))
+    journal.commit()
+    journal.close()
+    (heads / "run.head").write_bytes(b"%020d %s\n" % (5, b"f" * 64))
+    with pytest.raises(ConductorError, match="does not hold the row 5"):
+        Journal(folder, new=False, heads=heads)
+    (heads / "run.head").write_bytes(whole)
+    Journal(folder, new=False, heads=heads).close()
+    assert read_head(heads / "run.head") == Head(6, row.hash)
+
+
 def test_a_journal_that_has_no_room_to_begin_leaves_nothing(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
