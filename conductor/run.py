@@ -147,6 +147,7 @@ class Run:
         clear_scratch(self.folder / SNAPSHOTS)
         self._outputs = Outputs(self.folder, workflow.spec.system.store)
         self._fetched: dict[int, int] = {}  # call -> us that fetching its inputs took
+        self._lost: list[Report] = []  # of calls that could not begin, since an input cannot be read
         self._shapes = Shapes()
         self._commands: list[Command] = []
         self._rows = 0  # since the last snapshot
@@ -207,6 +208,7 @@ class Run:
         if self.parked is not None:
             self.add("parked", now, dict(zip(("reason", "since"), self.parked)))
             self.parked = None
+        reports, self._lost = self._lost + reports, []
         for report in reports:
             self._happened(report, now, patient)
         self._decide(now)
@@ -230,6 +232,7 @@ class Run:
         for command in self._commands:
             self._execute(command, now)
         self._commands = []
+        self.undecided |= bool(self._lost)
         if self._fresh:
             self._fresh = False
             prune_snapshots(self.folder)
@@ -329,7 +332,11 @@ class Run:
                 "start", now, f"{intent['task']} ({intent['function']}, {intent['variant']}, attempt {call.attempt}{place})"
             )
             before = self.now()
-            job = self._job(intent, call.task)
+            try:
+                job = self._job(intent, call.task)
+            except ConductorError as error:  # the Pit has inputs made again, the oldest first, as often as it has attempts
+                self._lost.append(Report("finished", command.call, "lost", text=str(error)))
+                return
             if self._workflow.spec.system.store is not None:
                 self._fetched[command.call] = self.now() - before
             self.manager.start(command.call, command.copy, job)
@@ -347,11 +354,17 @@ class Run:
             task, tier = self._pit.task_ids[command.task], layout.TIERS[command.copy]
             self.observe("store", now, f"{task}'s output to {tier}")
             if task in self.view.outputs:  # else it was deleted in the same tick
-                self._outputs.move(self.view.outputs[task], command.copy)
+                try:
+                    self._outputs.move(self.view.outputs[task], command.copy)
+                except ConductorError as error:  # a call that needs it will find it lost
+                    self.observe("store", now, str(error))
         elif command.kind == layout.CMD_DELETE:
             self.observe("delete", now, f"{self._pit.task_ids[command.task]}'s output")
-            for output in self.view.deleted:
-                self._outputs.delete(output)
+            try:
+                for output in self.view.deleted:
+                    self._outputs.delete(output)
+            except ConductorError as error:
+                self.observe("delete", now, str(error))
         elif command.kind == layout.CMD_LOAD:
             model = self._pit.model_names[command.model]
             self.observe("load", now, f"{model}, copy {command.copy}")
@@ -361,11 +374,16 @@ class Run:
             self.manager.unload(command.copy)
 
     def _job(self, intent: dict[str, Any], index: int) -> dict[str, Any]:
+        """Raises ConductorError if an input cannot be read."""
         task = self._workflow.spec.tasks[index]
-        outputs = self.view.outputs
-        inputs = {name: self._outputs.fetch(outputs[name]) if name in outputs else None for name in task.inputs}
-        if task.join == "any":
-            inputs = {name: value for name, value in inputs.items() if name in outputs}
+        inputs: dict[str, Any] = {} if task.join == "any" else dict.fromkeys(task.inputs)
+        for name in task.inputs:
+            if name in self.view.outputs:
+                try:
+                    inputs[name] = self._outputs.fetch(self.view.outputs[name])
+                except ConductorError:
+                    if self._pit.tasks()["state"][self._pit.task_ids.index(name)] == layout.DONE:
+                        raise  # else it is not made again for this call: it is made again already, or was given up
         return {
             "key": intent["key"],
             "task": task.id,

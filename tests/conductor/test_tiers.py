@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from conductor.advice import Advice
 from conductor.errors import ConductorError
 from conductor.orchestrator import begin
-from conductor.report import report_run, verify_run
+from conductor.report import report_run, verify_journal, verify_run
+from conductor.session import begin_all
 from conductor.tiers import Outputs, read_output
 from conductor.workflow import load_workflow
 from pit.layout import TIER_COLD, TIER_HOT, TIER_WARM
@@ -103,3 +106,63 @@ def test_a_run_deletes_what_it_needs_no_more(write_workflow: Write) -> None:
     assert moved and gone and verify_run(result.folder).view.deleted
     left = {file.removesuffix(".z") for file in files(result.folder)}
     assert report.outputs["c"] in left and not left & verify_run(result.folder).view.deleted
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+@pytest.mark.parametrize("store", [None, {"hot": 1}])
+def test_an_output_that_cannot_be_read_is_made_again(write_workflow: Write, damage: str, store: Any) -> None:
+    """Of one run; the other one of its journal does not notice. All that was recorded is there in the end."""
+    workflow = small_workflow()
+    workflow["system"]["store"] = store
+    path = write_workflow(workflow)
+    runs, failed = path.parent / "runs", []
+
+    def observe(kind: str, _: int, text: str) -> None:
+        if kind == "start" and text.startswith("c ") and not failed:  # its input is not read yet
+            for file in runs.glob("*/000-*/outputs/*"):
+                file.write_text("{}") if damage == "changed" else file.unlink()
+        elif kind == "failed":
+            failed.append(text)
+
+    workflows = [load_workflow(path), load_workflow(path)]
+    results = begin_all(workflows, runs, Advice("parallel"), observers=[observe, lambda *_: None])
+    assert [result.status for result in results] == ["solved", "solved"]
+    words = "this output was changed" if damage == "changed" else r"this output cannot be read \(No such file"
+    assert failed and all(": lost: " in text and re.search(words, text) for text in failed)
+    assert [len(verify_journal(results[0].folder.parent).runs), output_of(results[0].folder, results[0].outputs["c"])] == [
+        2,
+        123,
+    ]
+
+
+def test_an_output_that_is_lost_for_ever_fails_its_run_only(write_workflow: Write) -> None:
+    """Each is damaged as soon as it was written: the calls that need it use their attempts."""
+    workflow = small_workflow()
+    workflow["system"]["max_attempts"] = 4
+    path = write_workflow(workflow)
+    runs = path.parent / "runs"
+
+    def observe(kind: str, _: int, text: str) -> None:
+        if kind == "start":
+            for file in runs.glob("*/000-*/outputs/*"):
+                file.write_text("{}")
+
+    workflows = [load_workflow(path), load_workflow(path)]
+    results = begin_all(workflows, runs, Advice("parallel"), observers=[observe, lambda *_: None])
+    assert [result.status for result in results] == ["failed", "solved"]
+
+
+def test_a_tier_that_cannot_be_changed_ends_no_run(write_workflow: Write) -> None:
+    workflow = small_workflow()
+    workflow["system"]["store"] = {"hot": 4, "warm": 1}  # a second output of 3 bytes makes the first one cold
+    path = write_workflow(workflow)
+    told = []
+
+    def observe(kind: str, _: int, text: str) -> None:
+        told.append(text)
+        if kind == "store" and sum(" to cold" in text for text in told) == 1:
+            for file in path.parent.glob("runs/*/outputs/*"):
+                file.write_text("{}")
+
+    result = begin(load_workflow(path), path.parent / "runs", strategy="parallel", observer=observe)
+    assert result.status == "solved" and any("this output was changed" in text for text in told)
