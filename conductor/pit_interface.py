@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -103,6 +104,8 @@ class PitInterface:
         self.starts = [0] * len(workflow.tasks)  # calls of each task so far
         self.outputs: dict[str, str] = {}  # task id -> digest of its output, unless it was deleted
         self.deleted: set[str] = set()  # digests of outputs that were deleted and that no task has
+        self._holders: Counter[str] = Counter()  # digest -> how many tasks have that output
+        self._dropped: list[str] = []  # what came to `deleted`
         self._idle, self._idle_at = 0, -1  # moments that led nowhere in a row, and when the last one was (us)
         self._ever: set[int] = set()  # tasks that have been done, whatever has become of their outputs
         self._again = 0  # outputs made again since the last that was new
@@ -129,10 +132,9 @@ class PitInterface:
             call = self.calls.pop(event.subject)
             self._idle = 0
             if event.error == layout.OK:
-                self.outputs[self.pit.task_ids[call.task]] = output
+                self._hold(call.task, output)
                 self._again = self._again + 1 if call.task in self._ever else 0
                 self._ever.add(call.task)
-                self.deleted.discard(output)
         self._take()
         return applied
 
@@ -167,6 +169,7 @@ class PitInterface:
             raise ConductorError(str(error)) from error
         self.calls = {call[0]: Call(*call) for call in known["calls"]}
         self.starts, self.outputs, self.deleted = known["starts"], known["outputs"], set(known["deleted"])
+        self._holders = Counter(self.outputs.values())
         self._idle, self._idle_at = known["idle"]
         self._again, self._ever = known["again"][0], set(known["again"][1:])
 
@@ -179,6 +182,11 @@ class PitInterface:
         """The calls that were started since the last call, in order, also one that was cancelled at once."""
         begun, self._begun = self._begun, []
         return begun
+
+    def dropped(self) -> list[str]:
+        """What came to `deleted` since the last call; it may have left it again."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
 
     def status(self) -> str:
         """`running`, `solved`, `failed` or `expired`; a run that cannot go on has failed."""
@@ -252,14 +260,29 @@ class PitInterface:
             elif command.kind == layout.CMD_CANCEL:
                 self.calls.pop(command.call, None)
             elif command.kind == layout.CMD_FETCH:  # the field `copy` names the task whose output it is
-                self.outputs[self.pit.task_ids[command.task]] = self.outputs[self.pit.task_ids[command.copy]]
+                self._hold(command.task, self.outputs[self.pit.task_ids[command.copy]])
             elif command.kind == layout.CMD_DELETE:
-                output = self.outputs.pop(self.pit.task_ids[command.task])
-                if output not in self.outputs.values():
-                    self.deleted.add(output)
+                self._release(self.outputs.pop(self.pit.task_ids[command.task]))
             elif command.kind == layout.CMD_LOAD:
                 self._count_idle()
             self._commands.append(command)
+
+    def _hold(self, task: int, output: str) -> None:
+        """The task has this output now."""
+        name = self.pit.task_ids[task]
+        if name in self.outputs:
+            self._holders[self.outputs[name]] -= 1
+        self.outputs[name] = output
+        self._holders[output] += 1
+        self.deleted.discard(output)
+
+    def _release(self, output: str) -> None:
+        """A task has this output no more."""
+        self._holders[output] -= 1
+        if not self._holders[output]:
+            del self._holders[output]
+            self.deleted.add(output)
+            self._dropped.append(output)
 
     def variant_name(self, row: int) -> str:
         """`function.variant` of row function * 3 + variant."""
@@ -358,7 +381,7 @@ class Fold:
         else:
             _replay(row, view, where, self.run["id"], self._begun)
         self._begun += view.begun()
-        view.commands()  # they were carried out, or died with the conductor
+        view.commands(), view.dropped()  # they were carried out, or died with the conductor
         self.ended = row.kind == "end"
         if self._watch is not None:
             self._watch(row, view)

@@ -150,6 +150,7 @@ class Run:
         self._lost: list[Report] = []  # of calls that could not begin, since an input cannot be read
         self._shapes = Shapes()
         self._commands: list[Command] = []
+        self._dropped: list[str] = []  # digests of outputs that are to be deleted
         self._rows = 0  # since the last snapshot
         self._every = int(os.environ.get("FQ_SNAPSHOT_EVERY", EVERY))  # tests want more of them
         self._fresh = False  # a snapshot is among the rows of this tick
@@ -177,7 +178,9 @@ class Run:
         )
 
     def recover(self, at: int) -> None:
-        """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended."""
+        """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended, and
+        outputs that should be gone."""
+        self._dropped = list(self.view.deleted)
         lost = list(self.view.calls.values())
         self.add("resume", at, {"lost": [call.call for call in lost], "sandbox": self.sandbox})
         self.observe("resume", at, f"calls that were under way and begin again: {len(lost)}")
@@ -213,6 +216,7 @@ class Run:
             self._happened(report, now, patient)
         self._decide(now)
         self._commands, begun = self.view.commands(), self.view.begun()
+        self._dropped += self.view.dropped()
         for call in begun:
             self.add("intent", now, self.view.intent(call, self.record["id"]))
         self.finished = any(report.kind == "finished" for report in reports)
@@ -231,11 +235,20 @@ class Run:
         """Execute what the tick that was committed asks for."""
         for command in self._commands:
             self._execute(command, now)
-        self._commands = []
+        self._delete(now)
+        self._commands, self._dropped = [], []
         self.undecided |= bool(self._lost)
         if self._fresh:
             self._fresh = False
             prune_snapshots(self.folder)
+
+    def _delete(self, now: int) -> None:
+        for output in self._dropped:
+            if output in self.view.deleted:
+                try:
+                    self._outputs.delete(output)
+                except ConductorError as error:
+                    self.observe("delete", now, str(error))
 
     def _snapshot(self, now: int, points: Points) -> None:
         points.passed("before_snapshot")
@@ -360,11 +373,6 @@ class Run:
                     self.observe("store", now, str(error))
         elif command.kind == layout.CMD_DELETE:
             self.observe("delete", now, f"{self._pit.task_ids[command.task]}'s output")
-            try:
-                for output in self.view.deleted:
-                    self._outputs.delete(output)
-            except ConductorError as error:
-                self.observe("delete", now, str(error))
         elif command.kind == layout.CMD_LOAD:
             model = self._pit.model_names[command.model]
             self.observe("load", now, f"{model}, copy {command.copy}")

@@ -12,7 +12,7 @@ import pytest
 
 from conductor.advice import Advice
 from conductor.errors import ConductorError
-from conductor.orchestrator import begin
+from conductor.orchestrator import begin, resume
 from conductor.report import report_run, verify_journal, verify_run
 from conductor.session import begin_all
 from conductor.tiers import Outputs, read_output
@@ -20,6 +20,7 @@ from conductor.workflow import load_workflow
 from pit.layout import TIER_COLD, TIER_HOT, TIER_WARM
 from pit.spec import StoreSpec
 from tests.conductor.helpers import output_of, small_workflow
+from tests.conductor.test_crash import killed_run
 
 VALUE = {"words": ["ü"] * 200}
 Write = Callable[[dict[str, Any]], Path]
@@ -106,6 +107,37 @@ def test_a_run_deletes_what_it_needs_no_more(write_workflow: Write) -> None:
     assert moved and gone and verify_run(result.folder).view.deleted
     left = {file.removesuffix(".z") for file in files(result.folder)}
     assert report.outputs["c"] in left and not left & verify_run(result.folder).view.deleted
+
+
+def chain() -> dict[str, Any]:
+    """Six calls, one after the other, which give 10, 11, ...: when two more are done, nobody needs an output any more."""
+    workflow = small_workflow()
+    workflow["system"]["store"] = TINY
+    workflow["tasks"] = [
+        {"id": f"t{i}", "function": "plain", "after": [f"t{i - 1}"] if i else [], "args": {"number": 1 if i else 10}}
+        for i in range(6)
+    ]
+    return workflow
+
+
+def test_what_is_deleted_is_deleted_once(write_workflow: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many were deleted before: a run of thousands could not do anything else otherwise."""
+    path = write_workflow(chain())
+    names: list[str] = []
+    delete = Outputs.delete
+    monkeypatch.setattr(Outputs, "delete", lambda self, name: (names.append(name), delete(self, name))[1])
+    result = begin(load_workflow(path), path.parent / "runs", strategy="parallel")
+    deleted = verify_run(result.folder).view.deleted
+    assert len(deleted) == 3 and sorted(names) == sorted(deleted) and not deleted & set(files(result.folder))
+
+
+def test_what_a_conductor_that_died_left_undeleted_is_deleted(write_workflow: Write) -> None:
+    """It was killed between the last deletion's commit and the deletion."""
+    folder = killed_run(write_workflow(chain()), "after_done:5")
+    left = verify_run(folder).view.deleted & set(files(folder))
+    assert len(left) == 1 and resume(folder).status == "solved"
+    deleted = verify_run(folder).view.deleted
+    assert left < deleted and len(deleted) == 3 and not deleted & set(files(folder))
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])
