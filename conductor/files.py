@@ -6,10 +6,13 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from conductor.errors import ConductorError, DiskFull
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def canonical(value: Any, *, sort: bool = True) -> bytes:
@@ -43,6 +46,18 @@ def parse_canonical(content: bytes, where: str, *, sort: bool = True) -> Any:
     return value
 
 
+def has_room(folder: Path, size: int) -> bool:
+    """Whether so many bytes can be made durable in a folder; False only if the disk is full or a quota is used up."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(size))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno not in _NO_ROOM
+    return True
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a folder durable."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -74,7 +89,7 @@ def write_once(path: Path, content: bytes) -> None:
             raise
         sync_directory(path.parent)
     except OSError as error:
-        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConductorError
+        kind = DiskFull if error.errno in _NO_ROOM else ConductorError
         raise kind(f"{path.parent}: cannot be written ({error.strerror}); make room and resume") from error
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conductor.errors import ConductorError, DiskFull
-from conductor.files import canonical, is_digest, parse_canonical, sync_directory
+from conductor.files import canonical, has_room, is_digest, parse_canonical, sync_directory
 from conductor.head import FILE as HEAD
 from conductor.head import Head, HeadFile, read_head
 
@@ -107,6 +107,7 @@ CREATE TRIGGER no_update BEFORE UPDATE ON rows BEGIN SELECT RAISE(ABORT, 'the jo
 CREATE TRIGGER no_delete BEFORE DELETE ON rows BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 """
 _WAL_RESET_FIXED = (3, 51, 3)
+_PROBE = 1 << 16  # bytes: what a commit writes besides its rows
 _NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
@@ -370,7 +371,7 @@ class Journal:
         """Make every added row durable: one transaction, one fsync.
 
         Raises:
-            DiskFull: there is no room; nothing of this commit was recorded, and it may be tried again.
+            DiskFull: there is no room, or a quota is used up; nothing of this commit was recorded, and it may be tried again.
             ConductorError: the disk is gone, or somebody else has written; nothing of this commit was recorded.
         """
         connection = self._connection
@@ -388,11 +389,17 @@ class Journal:
                     connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.IntegrityError):
                 raise ConductorError(f"{self.path}: another conductor has written this journal ({error})") from error
-            kind = DiskFull if error.sqlite_errorcode in _NO_ROOM else ConductorError
+            kind = DiskFull if self._no_room(error) else ConductorError
             raise kind(f"{self.path}: cannot be written: {error}; make room and resume") from error
         self._pending.clear()
         self.commits += 1
         self._write_heads()
+
+    def _no_room(self, error: sqlite3.Error) -> bool:
+        """Whether that is why a commit failed. SQLite knows of full disks; a used-up quota is to it a write that failed."""
+        if error.sqlite_errorcode != sqlite3.SQLITE_IOERR_WRITE:
+            return error.sqlite_errorcode in _NO_ROOM
+        return not has_room(self.folder, _PROBE + sum(len(row[4]) for row in self._pending))
 
     def _write_heads(self) -> None:
         if self._next:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pytest
 from conductor.errors import ConductorError, DiskFull
 from conductor.head import Head, read_head
 from conductor.journal import KINDS, Journal, read_journal, read_run, run_folder, sqlite_note
+from tests.conductor.helpers import NAMESPACE, NO_DISK, own_disk
 
 RUN: dict[str, Any] = {key: {} if key in ("workflow", "tables", "rule", "sandbox") else "" for key in KINDS["run"]}
 
@@ -161,6 +163,56 @@ def test_a_full_disk_loses_nothing_and_is_tried_again(folder: Path) -> None:
     journal.commit()
     journal.close()
     assert [row.data["copy"] for row in list(read_journal(folder))[6:]] == list(range(200))
+
+
+# SQLite says no more of a write that failed than that it did, as it does of a used-up quota: what it may write is limited. The
+# limit alone is no full disk; on a disk of its own, which is full, what failed may be tried again. Prints what was seen.
+A_WRITE_FAILS = """
+import json, resource, subprocess, sys
+from pathlib import Path
+from conductor.journal import Journal, read_journal
+from tests.conductor.test_journal import RUN, reload_row
+folder, full = Path(sys.argv[1]), sys.argv[2] == "full"
+if full:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], check=True)
+journal, seen = Journal(folder / "run", new=True), []
+journal.add("run", 0, RUN)
+journal.commit()
+journal.add("reload", 10, reload_row(1))
+if full:
+    with open(folder / "filler", "wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            pass
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "run" / "journal.sqlite-wal").stat().st_size, before[1]))
+for _ in range(2):
+    try:
+        journal.commit()
+    except Exception as error:
+        seen.append([type(error).__name__, str(error)])
+resource.setrlimit(resource.RLIMIT_FSIZE, before)
+(folder / "filler").unlink(missing_ok=True)
+journal.commit()
+journal.close()
+left = sorted(path.name for path in (folder / "run").iterdir())
+print(json.dumps([seen, len(list(read_journal(folder / "run"))), left]))
+"""
+
+
+@pytest.mark.parametrize("full", ["", "full"])
+def test_a_write_that_fails_is_tried_again_only_if_there_is_no_room(tmp_path: Path, full: str) -> None:
+    if full and not own_disk():
+        pytest.skip(NO_DISK)
+    command = [*(NAMESPACE if full else [sys.executable, "-c"]), A_WRITE_FAILS, str(tmp_path), full]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    seen, rows, left = json.loads(done.stdout)
+    assert [kind for kind, _ in seen] == 2 * ["DiskFull" if full else "ConductorError"]
+    assert all("disk I/O error" in text for _, text in seen), "the disk itself was not the first to refuse"
+    assert rows == 2 and left == ["journal.head", "journal.lock", "journal.sqlite"]
 
 
 def test_rows_missing_at_the_end_are_noticed(folder: Path) -> None:
