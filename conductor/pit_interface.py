@@ -103,7 +103,7 @@ class PitInterface:
         self.calls: dict[int, Call] = {}  # started, and neither finished nor cancelled
         self.starts = [0] * len(workflow.tasks)  # calls of each task so far
         self.outputs: dict[str, str] = {}  # task id -> digest of its output, unless it was deleted
-        self.deleted: set[str] = set()  # digests of outputs that were deleted and that no task has
+        self.deleted: set[str] = set()  # digests of outputs that no task has any more, where there is a store
         self._holders: Counter[str] = Counter()  # digest -> how many tasks have that output
         self._dropped: list[str] = []  # what came to `deleted`
         self._idle, self._idle_at = 0, -1  # moments that led nowhere in a row, and when the last one was (us)
@@ -268,21 +268,23 @@ class PitInterface:
             self._commands.append(command)
 
     def _hold(self, task: int, output: str) -> None:
-        """The task has this output now."""
+        """The task has this output now, in the place of an older one."""
         name = self.pit.task_ids[task]
-        if name in self.outputs:
-            self._holders[self.outputs[name]] -= 1
+        before = self.outputs.get(name)
         self.outputs[name] = output
         self._holders[output] += 1
         self.deleted.discard(output)
+        if before is not None:
+            self._release(before)
 
     def _release(self, output: str) -> None:
-        """A task has this output no more."""
+        """A task has this output no more. A store has room for those of tasks only; without one every output is kept."""
         self._holders[output] -= 1
         if not self._holders[output]:
             del self._holders[output]
-            self.deleted.add(output)
-            self._dropped.append(output)
+            if self.workflow.system.store is not None:
+                self.deleted.add(output)
+                self._dropped.append(output)
 
     def variant_name(self, row: int) -> str:
         """`function.variant` of row function * 3 + variant."""

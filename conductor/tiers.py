@@ -1,8 +1,8 @@
 """Outputs of calls: files named by their sha256, kept nearer or smaller as the Pit's store says.
 
-Hot ones lie in memory, warm ones in a file, cold ones in a compressed one; without a store every output is a file. Whatever
-the tier, an output is durable before its result is recorded; so what is lost in a crash is only that something lies nearer or
-takes less room than the Pit believes.
+Hot ones lie in memory, warm ones in a file, cold ones in a compressed one, and what no task has any more is deleted; without a
+store every output is a file, also one that was replaced. Whatever the tier, an output is durable before its result is
+recorded; so what is lost in a crash is only that something lies nearer or takes less room than the Pit believes.
 """
 
 from __future__ import annotations

@@ -14,15 +14,25 @@ from conductor.advice import Advice
 from conductor.errors import ConductorError
 from conductor.orchestrator import begin, resume
 from conductor.report import report_run, verify_journal, verify_run
+from conductor.run import Run
 from conductor.session import begin_all
 from conductor.tiers import Outputs, read_output
 from conductor.workflow import load_workflow
 from pit.layout import TIER_COLD, TIER_HOT, TIER_WARM
 from pit.spec import StoreSpec
-from tests.conductor.helpers import output_of, small_workflow
+from tests.conductor.helpers import MODULE, output_of, small_workflow
 from tests.conductor.test_crash import killed_run
 
 VALUE = {"words": ["ü"] * 200}
+REPLACED = """
+def attempt(job):
+    return job.attempt
+
+def lose_thrice(job):
+    if job.attempt < 4:
+        raise CallError("the file is gone", "lost")
+    return "found"
+"""
 Write = Callable[[dict[str, Any]], Path]
 TINY = {"hot": 4, "warm": 3, "cold": 2, "fetch_seconds": {"warm": 0.01, "cold": 0.02}}  # of outputs such as 123 and a newline
 
@@ -138,6 +148,28 @@ def test_what_a_conductor_that_died_left_undeleted_is_deleted(write_workflow: Wr
     assert len(left) == 1 and resume(folder).status == "solved"
     deleted = verify_run(folder).view.deleted
     assert left < deleted and len(deleted) == 3 and not deleted & set(files(folder))
+
+
+@pytest.mark.parametrize("store", [None, {"hot": 100}])
+def test_an_output_that_was_replaced_takes_no_room(
+    write_workflow: Write, monkeypatch: pytest.MonkeyPatch, store: dict[str, Any] | None
+) -> None:
+    """Neither in memory nor on the disk, of which the Pit counts what tasks have only. Without a store all files stay."""
+    calls = {"fa": "attempt", "fb": "lose_thrice"}
+    workflow = small_workflow(
+        **{name: {"kind": "python", "call": f"work:{call}", "seconds": 20} for name, call in calls.items()}
+    )
+    workflow["system"]["store"] = store
+    workflow["tasks"] = [{"id": "t0", "function": "fa"}, {"id": "t1", "function": "fb", "after": ["t0"]}]
+    path = write_workflow(workflow)
+    (path.parent / "work.py").write_text(f"{MODULE}{REPLACED}")
+    at_end: list[Outputs] = []
+    result = Run.result
+    monkeypatch.setattr(Run, "result", lambda self: (at_end.append(self._outputs), result(self))[1])
+    run = begin(load_workflow(path), path.parent / "runs", strategy="parallel")
+    assert run.status == "solved" and output_of(run.folder, run.outputs["t0"]) == 4
+    assert set(at_end[0]._hot) <= set(run.outputs.values())
+    assert len(files(run.folder)) == (2 if store else 5) and len(verify_run(run.folder).view.deleted) == (3 if store else 0)
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])
