@@ -28,8 +28,10 @@ class Head(NamedTuple):
 
 def read_head(path: Path) -> Head | None:
     """The head in a file; None if there is no such file. Raises ConductorError for one that holds no head."""
+    content, before = b"", None
     try:
-        content = path.read_bytes()
+        while content != before:  # what is read while another head is written may be a part of each
+            before, content = content, path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:

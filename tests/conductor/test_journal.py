@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from conductor.errors import ConductorError, DiskFull
-from conductor.head import Head, read_head
+from conductor.head import Head, HeadFile, read_head
 from conductor.journal import KINDS, Journal, read_journal, read_run, run_folder, sqlite_note
 from tests.conductor.helpers import NAMESPACE, NO_DISK, own_disk
 
@@ -273,6 +273,22 @@ def test_another_journal_under_an_old_head_is_noticed(folder: Path) -> None:
     (folder / "journal.head").write_bytes(b"rubbish")
     with pytest.raises(ConductorError, match="holds no number and hash of a row; delete it"):
         list(read_journal(folder))
+
+
+def test_a_head_that_is_being_written_is_read_whole(tmp_path: Path) -> None:
+    """The first look finds the number of the new one with the hash of the old one; then the rest is written."""
+    old, new = Head(5, "a" * 64), Head(6, "b" * 64)
+    file = HeadFile(tmp_path / "journal.head")
+    file.write(Head(new.seq, old.hash))
+
+    class Written(type(tmp_path)):  # type: ignore[misc]
+        def read_bytes(self) -> bytes:
+            content = super().read_bytes()
+            file.write(new)
+            return bytes(content)
+
+    assert read_head(Written(tmp_path / "journal.head")) == new
+    file.close()
 
 
 def test_a_head_kept_elsewhere(folder: Path) -> None:
