@@ -160,18 +160,21 @@ class PitInterface:
         return canonical(known) + self.pit.snapshot()
 
     def thaw(self, content: bytes) -> None:
-        """Puts back what `freeze` gave for the same workflow. Raises ConductorError for anything else."""
+        """Puts back what `freeze` gave for the same workflow. Raises ConductorError for anything else, also for what another
+        version gave; nothing is changed then."""
         head, newline, memory = content.partition(b"\n")
         known = parse_canonical(head + newline, "a snapshot")
         try:
+            calls = {call[0]: Call(*call) for call in known["calls"]}
+            starts, outputs, deleted = list(known["starts"]), dict(known["outputs"]), set(known["deleted"])
+            holders = Counter(outputs.values())
+            idle, idle_at = known["idle"]
+            again, *ever = known["again"]
             self.pit.restore(memory)
-        except PitError as error:
-            raise ConductorError(str(error)) from error
-        self.calls = {call[0]: Call(*call) for call in known["calls"]}
-        self.starts, self.outputs, self.deleted = known["starts"], known["outputs"], set(known["deleted"])
-        self._holders = Counter(self.outputs.values())
-        self._idle, self._idle_at = known["idle"]
-        self._again, self._ever = known["again"][0], set(known["again"][1:])
+        except (PitError, KeyError, TypeError, ValueError) as error:
+            raise ConductorError(f"a snapshot: is none of this workflow and version: {error!r}") from error
+        self.calls, self.starts, self.outputs, self.deleted, self._holders = calls, starts, outputs, deleted, holders
+        self._idle, self._idle_at, self._again, self._ever = idle, idle_at, again, set(ever)
 
     def commands(self) -> list[Command]:
         """The commands since the last call, in order."""

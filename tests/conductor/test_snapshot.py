@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from conductor import run as runs
 from conductor.errors import ConductorError
+from conductor.files import canonical
 from conductor.journal import Row, journal_path, read_journal
 from conductor.orchestrator import begin, fold_runs, resume
 from conductor.pit_interface import Fold, Folded, PitInterface, fold
@@ -97,6 +99,33 @@ def test_a_snapshot_of_another_state_is_refused(folder: Path) -> None:
     rows[position] = rows[position]._replace(data={**rows[position].data, "state": "0" * 64})
     with pytest.raises(ConductorError, match="state in the replay is not the one of the snapshot"):
         fold(rows)
+
+
+@pytest.mark.parametrize("key", ["calls", "starts", "outputs", "deleted", "idle", "again"])
+def test_a_snapshot_of_another_version_costs_time_only(
+    write_workflow: Write, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """One that knows less, or has something else there; nothing of it is taken."""
+    freeze = PitInterface.freeze
+
+    def other(view: PitInterface) -> bytes:
+        head, _, memory = freeze(view).partition(b"\n")
+        known = json.loads(head)
+        del known[key]
+        return canonical(known if len(taken) % 2 else {**known, key: 7}) + memory
+
+    taken: list[bytes] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(PitInterface, "freeze", lambda view: (taken.append(other(view)), taken[-1])[1])
+        path = write_workflow(small_workflow())
+        folder = begin(load_workflow(path), path.parent / "runs", strategy="parallel").folder
+    whole = fold_runs(journal_path(folder), whole=True)[0]
+    before, memory = freeze(whole.view), whole.view.pit.snapshot()
+    assert len(taken) > 3 and same(fold_runs(journal_path(folder))[0], whole)
+    for content in taken:
+        with pytest.raises(ConductorError, match="is none of this workflow and version"):
+            whole.view.thaw(content)
+        assert freeze(whole.view) == before and whole.view.pit.snapshot() == memory
 
 
 def test_a_snapshot_without_room_is_left_out(write_workflow: Write, monkeypatch: pytest.MonkeyPatch) -> None:
