@@ -333,6 +333,7 @@ class Folded(NamedTuple):
     ended: bool
     last: str  # hash of the last row
     recent: tuple[dict[str, Any], ...] = ()  # payloads of its latest decisions, where they were asked for
+    snapshots: tuple[str, ...] = ()  # files of its latest snapshots, likewise
 
 
 class Fold:

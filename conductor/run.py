@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -20,7 +21,7 @@ from conductor.model_manager import Report
 from conductor.pit_interface import PitInterface, array_digest, event_payload, look
 from conductor.points import Points
 from conductor.shapes import Shapes
-from conductor.snapshot import EVERY, prune_snapshots, write_snapshot
+from conductor.snapshot import EVERY, KEEP, prune_snapshots, write_snapshot
 from conductor.snapshot import FOLDER as SNAPSHOTS
 from conductor.tiers import Outputs, read_output
 from conductor.workflow import Workflow
@@ -151,6 +152,7 @@ class Run:
         self._shapes = Shapes()
         self._commands: list[Command] = []
         self._dropped: list[str] = []  # digests of outputs that are to be deleted
+        self.snapshots: deque[str] = deque(maxlen=KEEP)  # files of the newest
         self._rows = 0  # since the last snapshot
         self._every = int(os.environ.get("FQ_SNAPSHOT_EVERY", EVERY))  # tests want more of them
         self._fresh = False  # a snapshot is among the rows of this tick
@@ -240,7 +242,7 @@ class Run:
         self.undecided |= bool(self._lost)
         if self._fresh:
             self._fresh = False
-            prune_snapshots(self.folder)
+            prune_snapshots(self.folder, self.snapshots)
 
     def _delete(self, now: int) -> None:
         for output in self._dropped:
@@ -260,6 +262,7 @@ class Run:
             return
         points.passed("in_snapshot")
         self.add("snapshot", now, {"file": name, "state": self._pit.state_hash()})
+        self.snapshots.append(name)
         self._rows, self._fresh = 0, True
 
     def _happened(self, report: Report, now: int, patient: Patient) -> None:

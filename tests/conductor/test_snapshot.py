@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from conductor import run as runs
-from conductor.errors import ConductorError
+from conductor.errors import ConductorError, Stopped
 from conductor.files import canonical
 from conductor.journal import Row, journal_path, read_journal
 from conductor.orchestrator import begin, fold_runs, resume
@@ -126,6 +128,41 @@ def test_a_snapshot_of_another_version_costs_time_only(
         with pytest.raises(ConductorError, match="is none of this workflow and version"):
             whole.view.thaw(content)
         assert freeze(whole.view) == before and whole.view.pit.snapshot() == memory
+
+
+def names(folder: Path) -> list[str]:
+    """Of all snapshots, in the order of the journal."""
+    return [row.data["file"] for row in read_journal(folder) if row.kind == "snapshot"]
+
+
+@pytest.mark.parametrize("wrong", [-(10**6), 10**6])
+def test_the_newest_snapshots_stay_whatever_the_time_of_day(write_workflow: Write, wrong: int) -> None:
+    """Each file is as old as if the time of day had been set, and the conductor is another one in between."""
+    path = write_workflow(small_workflow())
+    left: list[set[str]] = []
+    counts: list[int] = []
+
+    def observe(*_: object) -> None:
+        files = sorted(path.parent.glob("runs/*/snapshots/*"), key=lambda file: file.stat().st_ctime_ns)
+        counts.append(len(files))
+        for i, file in enumerate(files):
+            os.utime(file, (10**9 + i * wrong,) * 2)
+
+    def stop(kind: str, _: int, text: str) -> None:
+        observe()
+        if kind == "finished" and text.startswith("b "):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        begin(load_workflow(path), path.parent / "runs", strategy="parallel", observer=stop)
+    (folder,) = (path.parent / "runs").iterdir()
+    before = names(folder)
+    left.append({file.name for file in (folder / "snapshots").iterdir()})
+    counts.clear()
+    assert resume(folder, observe).status == "solved"
+    after = names(folder)
+    left.append({file.name for file in (folder / "snapshots").iterdir()})
+    assert min(counts) == 2 and 2 < len(before) < len(after) and left == [set(before[-2:]), set(after[-2:])]
 
 
 def test_a_snapshot_without_room_is_left_out(write_workflow: Write, monkeypatch: pytest.MonkeyPatch) -> None:
