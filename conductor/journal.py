@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conductor.errors import ConductorError, DiskFull
-from conductor.files import canonical, has_room, is_digest, parse_canonical, sync_directory
+from conductor.files import canonical, has_room, is_digest, make_folder, parse_canonical, sync_directory
 from conductor.head import FILE as HEAD
 from conductor.head import Head, HeadFile, read_head
 
@@ -303,7 +303,7 @@ class Journal:
         try:
             if new:
                 made = not folder.exists()
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             elif not self.path.is_file():
                 raise ConductorError(f"{self.path}: there is no journal to go on with")
             # Not on the database file itself: closing any descriptor of it would drop SQLite's own locks.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from conductor.errors import ConductorError, DiskFull
-from conductor.files import canonical, clear_scratch, is_digest, write_once
+from conductor.files import canonical, clear_scratch, is_digest, sync_directory, write_once
 from pit.layout import TIER_COLD, TIER_HOT
 from pit.spec import StoreSpec
 
@@ -85,7 +85,11 @@ class Outputs:
         """`folder`: of the run, whose `outputs/` this object alone writes; `store` is the system's. Raises ConductorError."""
         self._folder = folder / FOLDER
         try:
-            self._folder.mkdir(exist_ok=True)
+            if self._folder.is_dir():  # its conductor may have died before the names in it were durable
+                sync_directory(self._folder)
+            else:
+                self._folder.mkdir()
+            sync_directory(folder)
         except OSError as error:
             raise ConductorError(f"{folder}: cannot be written ({error.strerror})") from error
         clear_scratch(self._folder)
