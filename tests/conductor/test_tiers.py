@@ -28,6 +28,9 @@ REPLACED = """
 def attempt(job):
     return job.attempt
 
+def only_once(job):
+    return 1 if job.attempt == 1 else fail(job)
+
 def lose_thrice(job):
     if job.attempt < 4:
         raise CallError("the file is gone", "lost")
@@ -197,6 +200,30 @@ def test_an_output_that_cannot_be_read_is_made_again(write_workflow: Write, dama
         2,
         123,
     ]
+
+
+def test_an_output_that_is_lost_and_was_given_up_is_done_without(write_workflow: Write) -> None:
+    """Making it again fails: who can do without it gets null, as of any other that was given up."""
+    functions = {"plain": {"kind": "python", "call": "work:gather"}, "fa": {"kind": "python", "call": "work:only_once"}}
+    workflow = small_workflow(**functions)
+    workflow["system"]["max_attempts"] = 2
+    workflow["tasks"] = [
+        {"id": "x", "function": "fa", "optional": True},
+        {"id": "c", "function": "plain", "soft": ["x"]},
+    ]
+    path = write_workflow(workflow)
+    (path.parent / "work.py").write_text(f"{MODULE}{REPLACED}")
+    started: list[str] = []
+
+    def observe(kind: str, _: int, text: str) -> None:
+        started.extend([text.split()[0]] * (kind == "start"))
+        if kind == "start" and text.startswith("c "):
+            for file in path.parent.glob("runs/*/outputs/*"):
+                file.unlink()
+
+    result = begin(load_workflow(path), path.parent / "runs", strategy="parallel", observer=observe)
+    assert started == ["x", "c", "x", "x", "c"]
+    assert result.status == "solved" and output_of(result.folder, result.outputs["c"]) == {"x": None}
 
 
 def test_an_output_that_is_lost_for_ever_fails_its_run_only(write_workflow: Write) -> None:
