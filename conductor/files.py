@@ -6,10 +6,13 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from conductor.errors import ConductorError, DiskFull
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def canonical(value: Any, *, sort: bool = True) -> bytes:
@@ -43,6 +46,18 @@ def parse_canonical(content: bytes, where: str, *, sort: bool = True) -> Any:
     return value
 
 
+def has_room(folder: Path, size: int) -> bool:
+    """Whether so many bytes can be made durable in a folder; False only if the disk is full or a quota is used up."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(size))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno not in _NO_ROOM
+    return True
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a folder durable."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -52,8 +67,18 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, with durable names; one that exists is left as it is. Raises
+    OSError."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_directory(path.parent)
+
+
 def write_once(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole and durable, or not at all; one that exists already is left as it is.
+    """Write a file so that it appears whole and durable, or not at all; one that exists already is left as it is, and its name
+    taken for durable.
 
     Raises:
         DiskFull: there is no room for it; what was written of it is gone again.
@@ -62,6 +87,7 @@ def write_once(path: Path, content: bytes) -> None:
     if path.exists():
         return
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    written = scratch
     try:
         try:
             with open(scratch, "wb") as file:
@@ -69,12 +95,13 @@ def write_once(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(scratch, path)
+            written = path
+            sync_directory(path.parent)
         except BaseException:
-            scratch.unlink(missing_ok=True)
+            written.unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
     except OSError as error:
-        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConductorError
+        kind = DiskFull if error.errno in _NO_ROOM else ConductorError
         raise kind(f"{path.parent}: cannot be written ({error.strerror}); make room and resume") from error
 
 

@@ -2,7 +2,8 @@
 
 A hash chain shows every change but one: rows that are missing at the end. They are missed by comparing with the head, which
 lies beside the journal and, if asked, a second time where whoever can cut the journal cannot reach it. It is written after
-each commit and not forced to the disk: after a power loss it may be older than the journal, never newer.
+each commit and not forced to the disk: after a power loss it may be older than the journal, never newer. A journal that does
+not hold the row of each of its heads is not opened for writing, which would put a newer head in the place of the proof.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ class Head(NamedTuple):
 
 def read_head(path: Path) -> Head | None:
     """The head in a file; None if there is no such file. Raises ConductorError for one that holds no head."""
+    content, before = b"", None
     try:
-        content = path.read_bytes()
+        while content != before:  # what is read while another head is written may be a part of each
+            before, content = content, path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conductor.errors import ConductorError, DiskFull
-from conductor.files import canonical, is_digest, parse_canonical, sync_directory
+from conductor.files import canonical, has_room, is_digest, make_folder, parse_canonical, sync_directory
 from conductor.head import FILE as HEAD
 from conductor.head import Head, HeadFile, read_head
 
@@ -107,6 +107,7 @@ CREATE TRIGGER no_update BEFORE UPDATE ON rows BEGIN SELECT RAISE(ABORT, 'the jo
 CREATE TRIGGER no_delete BEFORE DELETE ON rows BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 """
 _WAL_RESET_FIXED = (3, 51, 3)
+_PROBE = 1 << 16  # bytes: what a commit writes besides its rows
 _NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
@@ -272,6 +273,14 @@ def _cut(path: Path, head: Head) -> str:
     return f"and {HEAD} says that row {head.seq} was written: the end was cut off (was a {path.name}-wal left behind?)"
 
 
+def not_held(path: Path, seq: int, head: Path) -> ConductorError:
+    """A journal that does not hold the row `seq` which the head in a file names."""
+    return ConductorError(
+        f"{path}: does not hold the row {seq} that {head} names; it was cut off or is another journal: put the whole one "
+        f"back, or delete {head} to take what is there"
+    )
+
+
 class Journal:
     """The one writer of a journal. Rows given to `add` become durable together, with the next `commit`."""
 
@@ -280,8 +289,8 @@ class Journal:
         `<name of the folder>.head`.
 
         Raises:
-            ConductorError: another conductor writes it; a folder cannot be written; it exists though `new`, or is missing. A
-                folder that was made for it is gone again.
+            ConductorError: another conductor writes it; a folder cannot be written; it exists though `new`, or is missing; it
+                does not hold the row that a head names. A folder that was made for it is gone again.
         """
         self.folder = folder
         self.path = folder / FILE
@@ -294,7 +303,7 @@ class Journal:
         try:
             if new:
                 made = not folder.exists()
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             elif not self.path.is_file():
                 raise ConductorError(f"{self.path}: there is no journal to go on with")
             # Not on the database file itself: closing any descriptor of it would drop SQLite's own locks.
@@ -332,14 +341,20 @@ class Journal:
         else:
             self._connection.execute("BEGIN IMMEDIATE")  # a file that cannot be written is refused now
             self._connection.execute("ROLLBACK")
-            for row in read_journal(self.path):
-                self._next, self._hash = row.seq + 1, row.hash
+        missed: dict[tuple[int, str], Path] = {}  # rows that a head names
         for place in [self.folder / HEAD] + ([heads / f"{self.folder.name}.head"] if heads is not None else []):
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 self._heads.append(HeadFile(place))
             except OSError as error:
                 raise ConductorError(f"{place}: this head cannot be written ({error.strerror})") from error
+            if (head := read_head(place)) is not None:
+                missed[head] = place
+        for row in () if new else read_journal(self.path):
+            self._next, self._hash = row.seq + 1, row.hash
+            missed.pop((row.seq, row.hash), None)
+        for (seq, _), place in missed.items():  # before a newer head takes the place of what shows it
+            raise not_held(self.path, seq, place)
         self._write_heads()
 
     def add(self, kind: str, time: int, data: dict[str, Any], run: int = 0) -> Row:
@@ -356,7 +371,7 @@ class Journal:
         """Make every added row durable: one transaction, one fsync.
 
         Raises:
-            DiskFull: there is no room; nothing of this commit was recorded, and it may be tried again.
+            DiskFull: there is no room, or a quota is used up; nothing of this commit was recorded, and it may be tried again.
             ConductorError: the disk is gone, or somebody else has written; nothing of this commit was recorded.
         """
         connection = self._connection
@@ -374,11 +389,17 @@ class Journal:
                     connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.IntegrityError):
                 raise ConductorError(f"{self.path}: another conductor has written this journal ({error})") from error
-            kind = DiskFull if error.sqlite_errorcode in _NO_ROOM else ConductorError
+            kind = DiskFull if self._no_room(error) else ConductorError
             raise kind(f"{self.path}: cannot be written: {error}; make room and resume") from error
         self._pending.clear()
         self.commits += 1
         self._write_heads()
+
+    def _no_room(self, error: sqlite3.Error) -> bool:
+        """Whether that is why a commit failed. SQLite knows of full disks; a used-up quota is to it a write that failed."""
+        if error.sqlite_errorcode != sqlite3.SQLITE_IOERR_WRITE:
+            return error.sqlite_errorcode in _NO_ROOM
+        return not has_room(self.folder, _PROBE + sum(len(row[4]) for row in self._pending))
 
     def _write_heads(self) -> None:
         if self._next:

@@ -33,7 +33,7 @@ from conductor.model_manager import ModelManager, Report
 from conductor.pit_interface import Fold, Folded, PitInterface, tables
 from conductor.points import Points
 from conductor.run import Observer, Run, RunResult
-from conductor.snapshot import read_snapshot
+from conductor.snapshot import KEEP, read_snapshot
 from conductor.workflow import Workflow, check_workflow
 from conductor.workshop import Workshop
 from pit import layout
@@ -188,6 +188,7 @@ def fold_runs(path: Path, whole: bool = False) -> list[Folded]:
     folds: list[Fold] = []
     relied: dict[int, Row] = {}  # on which snapshot, by run
     recent: dict[int, deque[dict[str, Any]]] = defaultdict(lambda: deque(maxlen=WINDOW))
+    kept: dict[int, deque[str]] = defaultdict(lambda: deque(maxlen=KEEP))
     for row in read_journal(path):
         if row.kind == "run":
             folding = Fold(row)
@@ -203,7 +204,11 @@ def fold_runs(path: Path, whole: bool = False) -> list[Folded]:
             raise ConductorError(f"{path}: row {row.seq}: was changed while it was read")
         if row.kind == "action":
             recent[row.run].append(row.data)
-    return [folding.result()._replace(recent=tuple(recent[run])) for run, folding in enumerate(folds)]
+        elif row.kind == "snapshot":
+            kept[row.run].append(row.data["file"])
+    return [
+        folding.result()._replace(recent=tuple(recent[run]), snapshots=tuple(kept[run])) for run, folding in enumerate(folds)
+    ]
 
 
 def _revive(
@@ -215,7 +220,9 @@ def _revive(
         for text in advice.missing:
             observer("guard", folded.time, text)
     workflow = check_workflow(WorkflowSpec.model_validate(record["workflow"]), Path(record["base"]), str(path))
-    return make_run(number, workflow, folded.view, journal, record, advice, observer, folded.recent, workshop)
+    run = make_run(number, workflow, folded.view, journal, record, advice, observer, folded.recent, workshop)
+    run.snapshots.extend(folded.snapshots)
+    return run
 
 
 def serve_until_stopped(orchestrator: Orchestrator) -> list[RunResult]:

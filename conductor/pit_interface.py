@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -102,7 +103,9 @@ class PitInterface:
         self.calls: dict[int, Call] = {}  # started, and neither finished nor cancelled
         self.starts = [0] * len(workflow.tasks)  # calls of each task so far
         self.outputs: dict[str, str] = {}  # task id -> digest of its output, unless it was deleted
-        self.deleted: set[str] = set()  # digests of outputs that were deleted and that no task has
+        self.deleted: set[str] = set()  # digests of outputs that no task has any more, where there is a store
+        self._holders: Counter[str] = Counter()  # digest -> how many tasks have that output
+        self._dropped: list[str] = []  # what came to `deleted`
         self._idle, self._idle_at = 0, -1  # moments that led nowhere in a row, and when the last one was (us)
         self._ever: set[int] = set()  # tasks that have been done, whatever has become of their outputs
         self._again = 0  # outputs made again since the last that was new
@@ -129,10 +132,9 @@ class PitInterface:
             call = self.calls.pop(event.subject)
             self._idle = 0
             if event.error == layout.OK:
-                self.outputs[self.pit.task_ids[call.task]] = output
+                self._hold(call.task, output)
                 self._again = self._again + 1 if call.task in self._ever else 0
                 self._ever.add(call.task)
-                self.deleted.discard(output)
         self._take()
         return applied
 
@@ -158,17 +160,21 @@ class PitInterface:
         return canonical(known) + self.pit.snapshot()
 
     def thaw(self, content: bytes) -> None:
-        """Puts back what `freeze` gave for the same workflow. Raises ConductorError for anything else."""
+        """Puts back what `freeze` gave for the same workflow. Raises ConductorError for anything else, also for what another
+        version gave; nothing is changed then."""
         head, newline, memory = content.partition(b"\n")
         known = parse_canonical(head + newline, "a snapshot")
         try:
+            calls = {call[0]: Call(*call) for call in known["calls"]}
+            starts, outputs, deleted = list(known["starts"]), dict(known["outputs"]), set(known["deleted"])
+            holders = Counter(outputs.values())
+            idle, idle_at = known["idle"]
+            again, *ever = known["again"]
             self.pit.restore(memory)
-        except PitError as error:
-            raise ConductorError(str(error)) from error
-        self.calls = {call[0]: Call(*call) for call in known["calls"]}
-        self.starts, self.outputs, self.deleted = known["starts"], known["outputs"], set(known["deleted"])
-        self._idle, self._idle_at = known["idle"]
-        self._again, self._ever = known["again"][0], set(known["again"][1:])
+        except (PitError, KeyError, TypeError, ValueError) as error:
+            raise ConductorError(f"a snapshot: is none of this workflow and version: {error!r}") from error
+        self.calls, self.starts, self.outputs, self.deleted, self._holders = calls, starts, outputs, deleted, holders
+        self._idle, self._idle_at, self._again, self._ever = idle, idle_at, again, set(ever)
 
     def commands(self) -> list[Command]:
         """The commands since the last call, in order."""
@@ -179,6 +185,11 @@ class PitInterface:
         """The calls that were started since the last call, in order, also one that was cancelled at once."""
         begun, self._begun = self._begun, []
         return begun
+
+    def dropped(self) -> list[str]:
+        """What came to `deleted` since the last call; it may have left it again."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
 
     def status(self) -> str:
         """`running`, `solved`, `failed` or `expired`; a run that cannot go on has failed."""
@@ -252,14 +263,31 @@ class PitInterface:
             elif command.kind == layout.CMD_CANCEL:
                 self.calls.pop(command.call, None)
             elif command.kind == layout.CMD_FETCH:  # the field `copy` names the task whose output it is
-                self.outputs[self.pit.task_ids[command.task]] = self.outputs[self.pit.task_ids[command.copy]]
+                self._hold(command.task, self.outputs[self.pit.task_ids[command.copy]])
             elif command.kind == layout.CMD_DELETE:
-                output = self.outputs.pop(self.pit.task_ids[command.task])
-                if output not in self.outputs.values():
-                    self.deleted.add(output)
+                self._release(self.outputs.pop(self.pit.task_ids[command.task]))
             elif command.kind == layout.CMD_LOAD:
                 self._count_idle()
             self._commands.append(command)
+
+    def _hold(self, task: int, output: str) -> None:
+        """The task has this output now, in the place of an older one."""
+        name = self.pit.task_ids[task]
+        before = self.outputs.get(name)
+        self.outputs[name] = output
+        self._holders[output] += 1
+        self.deleted.discard(output)
+        if before is not None:
+            self._release(before)
+
+    def _release(self, output: str) -> None:
+        """A task has this output no more. A store has room for those of tasks only; without one every output is kept."""
+        self._holders[output] -= 1
+        if not self._holders[output]:
+            del self._holders[output]
+            if self.workflow.system.store is not None:
+                self.deleted.add(output)
+                self._dropped.append(output)
 
     def variant_name(self, row: int) -> str:
         """`function.variant` of row function * 3 + variant."""
@@ -305,6 +333,7 @@ class Folded(NamedTuple):
     ended: bool
     last: str  # hash of the last row
     recent: tuple[dict[str, Any], ...] = ()  # payloads of its latest decisions, where they were asked for
+    snapshots: tuple[str, ...] = ()  # files of its latest snapshots, likewise
 
 
 class Fold:
@@ -358,7 +387,7 @@ class Fold:
         else:
             _replay(row, view, where, self.run["id"], self._begun)
         self._begun += view.begun()
-        view.commands()  # they were carried out, or died with the conductor
+        view.commands(), view.dropped()  # they were carried out, or died with the conductor
         self.ended = row.kind == "end"
         if self._watch is not None:
             self._watch(row, view)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -20,7 +21,7 @@ from conductor.model_manager import Report
 from conductor.pit_interface import PitInterface, array_digest, event_payload, look
 from conductor.points import Points
 from conductor.shapes import Shapes
-from conductor.snapshot import EVERY, prune_snapshots, write_snapshot
+from conductor.snapshot import EVERY, KEEP, prune_snapshots, write_snapshot
 from conductor.snapshot import FOLDER as SNAPSHOTS
 from conductor.tiers import Outputs, read_output
 from conductor.workflow import Workflow
@@ -147,8 +148,11 @@ class Run:
         clear_scratch(self.folder / SNAPSHOTS)
         self._outputs = Outputs(self.folder, workflow.spec.system.store)
         self._fetched: dict[int, int] = {}  # call -> us that fetching its inputs took
+        self._lost: list[Report] = []  # of calls that could not begin, since an input cannot be read
         self._shapes = Shapes()
         self._commands: list[Command] = []
+        self._dropped: list[str] = []  # digests of outputs that are to be deleted
+        self.snapshots: deque[str] = deque(maxlen=KEEP)  # files of the newest
         self._rows = 0  # since the last snapshot
         self._every = int(os.environ.get("FQ_SNAPSHOT_EVERY", EVERY))  # tests want more of them
         self._fresh = False  # a snapshot is among the rows of this tick
@@ -176,7 +180,9 @@ class Run:
         )
 
     def recover(self, at: int) -> None:
-        """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended."""
+        """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended, and
+        outputs that should be gone."""
+        self._dropped = list(self.view.deleted)
         lost = list(self.view.calls.values())
         self.add("resume", at, {"lost": [call.call for call in lost], "sandbox": self.sandbox})
         self.observe("resume", at, f"calls that were under way and begin again: {len(lost)}")
@@ -207,10 +213,12 @@ class Run:
         if self.parked is not None:
             self.add("parked", now, dict(zip(("reason", "since"), self.parked)))
             self.parked = None
+        reports, self._lost = self._lost + reports, []
         for report in reports:
             self._happened(report, now, patient)
         self._decide(now)
         self._commands, begun = self.view.commands(), self.view.begun()
+        self._dropped += self.view.dropped()
         for call in begun:
             self.add("intent", now, self.view.intent(call, self.record["id"]))
         self.finished = any(report.kind == "finished" for report in reports)
@@ -229,10 +237,20 @@ class Run:
         """Execute what the tick that was committed asks for."""
         for command in self._commands:
             self._execute(command, now)
-        self._commands = []
+        self._delete(now)
+        self._commands, self._dropped = [], []
+        self.undecided |= bool(self._lost)
         if self._fresh:
             self._fresh = False
-            prune_snapshots(self.folder)
+            prune_snapshots(self.folder, self.snapshots)
+
+    def _delete(self, now: int) -> None:
+        for output in self._dropped:
+            if output in self.view.deleted:
+                try:
+                    self._outputs.delete(output)
+                except ConductorError as error:
+                    self.observe("delete", now, str(error))
 
     def _snapshot(self, now: int, points: Points) -> None:
         points.passed("before_snapshot")
@@ -244,6 +262,7 @@ class Run:
             return
         points.passed("in_snapshot")
         self.add("snapshot", now, {"file": name, "state": self._pit.state_hash()})
+        self.snapshots.append(name)
         self._rows, self._fresh = 0, True
 
     def _happened(self, report: Report, now: int, patient: Patient) -> None:
@@ -329,7 +348,11 @@ class Run:
                 "start", now, f"{intent['task']} ({intent['function']}, {intent['variant']}, attempt {call.attempt}{place})"
             )
             before = self.now()
-            job = self._job(intent, call.task)
+            try:
+                job = self._job(intent, call.task)
+            except ConductorError as error:  # the Pit has inputs made again, the oldest first, as often as it has attempts
+                self._lost.append(Report("finished", command.call, "lost", text=str(error)))
+                return
             if self._workflow.spec.system.store is not None:
                 self._fetched[command.call] = self.now() - before
             self.manager.start(command.call, command.copy, job)
@@ -347,11 +370,12 @@ class Run:
             task, tier = self._pit.task_ids[command.task], layout.TIERS[command.copy]
             self.observe("store", now, f"{task}'s output to {tier}")
             if task in self.view.outputs:  # else it was deleted in the same tick
-                self._outputs.move(self.view.outputs[task], command.copy)
+                try:
+                    self._outputs.move(self.view.outputs[task], command.copy)
+                except ConductorError as error:  # a call that needs it will find it lost
+                    self.observe("store", now, str(error))
         elif command.kind == layout.CMD_DELETE:
             self.observe("delete", now, f"{self._pit.task_ids[command.task]}'s output")
-            for output in self.view.deleted:
-                self._outputs.delete(output)
         elif command.kind == layout.CMD_LOAD:
             model = self._pit.model_names[command.model]
             self.observe("load", now, f"{model}, copy {command.copy}")
@@ -361,11 +385,16 @@ class Run:
             self.manager.unload(command.copy)
 
     def _job(self, intent: dict[str, Any], index: int) -> dict[str, Any]:
+        """Raises ConductorError if an input cannot be read."""
         task = self._workflow.spec.tasks[index]
-        outputs = self.view.outputs
-        inputs = {name: self._outputs.fetch(outputs[name]) if name in outputs else None for name in task.inputs}
-        if task.join == "any":
-            inputs = {name: value for name, value in inputs.items() if name in outputs}
+        inputs: dict[str, Any] = {} if task.join == "any" else dict.fromkeys(task.inputs)
+        for name in task.inputs:
+            if name in self.view.outputs:
+                try:
+                    inputs[name] = self._outputs.fetch(self.view.outputs[name])
+                except ConductorError:
+                    if self._pit.tasks()["state"][self._pit.task_ids.index(name)] == layout.DONE:
+                        raise  # else it is not made again for this call: it is made again already, or was given up
         return {
             "key": intent["key"],
             "task": task.id,

@@ -22,6 +22,7 @@ from types import TracebackType
 from conductor.advice import Advice
 from conductor.bundle import Bundle, load_bundle
 from conductor.errors import ConductorError
+from conductor.files import make_folder
 from conductor.journal import Journal
 from conductor.orchestrator import WORKERS, Orchestrator, first_row, make_manager, make_run, serve_until_stopped, warn
 from conductor.pit_interface import PitInterface
@@ -72,7 +73,7 @@ class Session:
         name = f"{self._begun:03}-{workflow.spec.name.replace(' ', '_')}"
         record = first_row(workflow, f"{self.folder.name}/{name}", name, self._advice)
         view = PitInterface(workflow.spec, record["exposure"], record["id"])
-        (self.folder / name).mkdir()
+        make_folder(self.folder / name)
         try:
             run = make_run(
                 self._begun, workflow, view, self.loop.journal, record, self._advice, observer, workshop=self.loop.workshop

@@ -6,8 +6,10 @@ that name and the state's hash. One that is missing or damaged costs time only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 from conductor.errors import ConductorError
@@ -16,7 +18,7 @@ from conductor.pit_interface import PitInterface
 
 FOLDER = "snapshots"
 EVERY = 500  # rows of a run between two snapshots; a fold takes some 0.1 ms a row
-KEEP = 2
+KEEP = 2  # of the newest, in the order of the journal: the time of day may be set back
 
 
 def write_snapshot(folder: Path, view: PitInterface) -> str:
@@ -48,8 +50,9 @@ def read_snapshot(folder: Path, name: str, view: PitInterface) -> bool:
     return True
 
 
-def prune_snapshots(folder: Path) -> None:
-    """Keep the newest snapshots only."""
-    files = sorted((folder / FOLDER).glob("*"), key=lambda file: file.stat().st_mtime_ns)
-    for file in files[:-KEEP]:
-        file.unlink(missing_ok=True)
+def prune_snapshots(folder: Path, keep: Collection[str]) -> None:
+    """Keep these snapshots only, as far as the others can be removed."""
+    with contextlib.suppress(OSError):
+        for file in (folder / FOLDER).iterdir():
+            if file.name not in keep:
+                file.unlink(missing_ok=True)

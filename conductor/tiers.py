@@ -1,8 +1,8 @@
 """Outputs of calls: files named by their sha256, kept nearer or smaller as the Pit's store says.
 
-Hot ones lie in memory, warm ones in a file, cold ones in a compressed one; without a store every output is a file. Whatever
-the tier, an output is durable before its result is recorded; so what is lost in a crash is only that something lies nearer or
-takes less room than the Pit believes.
+Hot ones lie in memory, warm ones in a file, cold ones in a compressed one, and what no task has any more is deleted; without a
+store every output is a file, also one that was replaced. Whatever the tier, an output is durable before its result is
+recorded; so what is lost in a crash is only that something lies nearer or takes less room than the Pit believes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from conductor.errors import ConductorError, DiskFull
-from conductor.files import canonical, clear_scratch, is_digest, write_once
+from conductor.files import canonical, clear_scratch, is_digest, sync_directory, write_once
 from pit.layout import TIER_COLD, TIER_HOT
 from pit.spec import StoreSpec
 
@@ -30,8 +30,12 @@ def read_output(folder: Path, name: str) -> Any:
     if not is_digest(name):
         raise ConductorError(f"{folder}: names the output {name[:80]!r}; a sha256 is needed")
     path = folder / FOLDER / name
+    return _value(path, _content(path))
+
+
+def _value(path: Path, content: bytes) -> Any:
     try:
-        return json.loads(_content(path))
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ConductorError(f"{path}: this output is no JSON: {error}") from error
 
@@ -67,6 +71,13 @@ def _read(path: Path) -> bytes:
         return file.read(MOST + 1)
 
 
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return _read(path) == content
+    except (OSError, ConductorError):
+        return False
+
+
 class Outputs:
     """The outputs of one run, by their digests."""
 
@@ -74,7 +85,11 @@ class Outputs:
         """`folder`: of the run, whose `outputs/` this object alone writes; `store` is the system's. Raises ConductorError."""
         self._folder = folder / FOLDER
         try:
-            self._folder.mkdir(exist_ok=True)
+            if self._folder.is_dir():  # its conductor may have died before the names in it were durable
+                sync_directory(self._folder)
+            else:
+                self._folder.mkdir()
+            sync_directory(folder)
         except OSError as error:
             raise ConductorError(f"{folder}: cannot be written ({error.strerror})") from error
         clear_scratch(self._folder)
@@ -82,10 +97,18 @@ class Outputs:
         self._hot: dict[str, bytes] = {}
 
     def keep(self, value: Any) -> tuple[str, int]:
-        """Keeps an output (any JSON value); (sha256, bytes). Durable on return. Raises DiskFull, ConductorError."""
+        """Keeps an output (any JSON value); (sha256, bytes). Durable on return, whatever lay in its place. Raises DiskFull,
+        ConductorError."""
         content = canonical(value)
         name = hashlib.sha256(content).hexdigest()
-        write_once(self._folder / name, content)
+        path = self._folder / name
+        try:
+            if not _holds(path, content):
+                path.unlink(missing_ok=True)
+            write_once(path, content)
+            _cold(path).unlink(missing_ok=True)  # it may be damaged as well
+        except OSError as error:
+            raise ConductorError(f"{path}: cannot be written ({error.strerror})") from error
         if len(content) <= self._most:
             self._hot[name] = content
         return name, len(content)
@@ -98,7 +121,7 @@ class Outputs:
             if len(content) <= self._most:
                 self._hot[name] = content
                 self._thaw(name)
-        return json.loads(content)
+        return _value(self._folder / name, content)
 
     def move(self, name: str, tier: int) -> None:
         """The output goes to another tier. Raises ConductorError if it cannot be read or written."""
@@ -110,20 +133,27 @@ class Outputs:
         if tier != TIER_COLD:
             self._thaw(name)
         elif path.is_file():
-            with contextlib.suppress(DiskFull):  # it stays as it is
-                write_once(_cold(path), zlib.compress(_content(path)))
+            content = zlib.compress(_content(path))
+            with contextlib.suppress(DiskFull, OSError):  # it stays as it is
+                write_once(_cold(path), content)
                 path.unlink()
 
     def delete(self, name: str) -> None:
-        """The output is gone."""
+        """The output is gone. Raises ConductorError if it stays."""
         self._hot.pop(name, None)
         path = self._folder / name
-        for file in (path, _cold(path)):
-            file.unlink(missing_ok=True)
+        try:
+            for file in (path, _cold(path)):
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConductorError(f"{path}: this output cannot be deleted ({error.strerror})") from error
 
     def _thaw(self, name: str) -> None:
+        """A compressed output lies plain; if it cannot be written, it stays as it is. Raises ConductorError if it cannot be
+        read."""
         path = self._folder / name
         if _cold(path).is_file():
-            with contextlib.suppress(DiskFull):
-                write_once(path, _content(path))
+            content = _content(path)
+            with contextlib.suppress(ConductorError, OSError):
+                write_once(path, content)
                 _cold(path).unlink()

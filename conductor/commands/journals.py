@@ -17,7 +17,7 @@ from rich.table import Table
 from conductor.commands import add_run
 from conductor.errors import ConductorError, printable
 from conductor.head import read_head
-from conductor.journal import Row, journal_path, read_journal, sqlite_note
+from conductor.journal import Row, journal_path, not_held, read_journal, sqlite_note
 from conductor.pit_interface import fold
 from conductor.report import verify_journal
 
@@ -70,7 +70,7 @@ def _compare(path: Path, file: Path) -> None:
     for row in read_journal(path):
         if row.seq == head.seq and row.hash == head.hash:
             return
-    raise ConductorError(f"{path}: does not hold the row {head.seq} that {file} names; it was cut off or is another journal")
+    raise not_held(path, head.seq, file)
 
 
 def _brief(row: Row) -> str:

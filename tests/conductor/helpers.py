@@ -138,6 +138,15 @@ def witness(job):  # does the worker in which a task has begun first still live,
         time.sleep(0.05)
     return alive(process)
 """
+NAMESPACE = [
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "--mount",
+    sys.executable,
+    "-c",
+]  # a program that may mount disks of its own
+NO_DISK = "no user namespace with a disk of its own is to be had here (unshare --user --mount)"
 NETWORK = MlpSpec(kind="mlp", layers=[16, 8], activation="tanh")
 SLOTS = SlotsSpec(kind="slots", widths=[12, 10], activation="relu")
 
@@ -280,6 +289,14 @@ def conductor(*arguments: object, **environment: str) -> subprocess.CompletedPro
         check=False,
         env={**os.environ, **environment},
     )
+
+
+def own_disk() -> bool:
+    """Whether `NAMESPACE` is to be had."""
+    try:
+        return subprocess.run([*NAMESPACE, "pass"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 def reseal(folder: Path, **changes: Any) -> None:

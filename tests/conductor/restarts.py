@@ -31,6 +31,7 @@ def known(view: PitInterface) -> tuple[object, ...]:
         view.starts,
         view.outputs,
         view.deleted,
+        view._holders,
         view._idle,
         view._again,
         view._ever,

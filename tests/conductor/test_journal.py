@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import signal
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 
 from conductor.errors import ConductorError, DiskFull
-from conductor.head import Head, read_head
+from conductor.head import Head, HeadFile, read_head
 from conductor.journal import KINDS, Journal, read_journal, read_run, run_folder, sqlite_note
+from tests.conductor.helpers import NAMESPACE, NO_DISK, own_disk
 
 RUN: dict[str, Any] = {key: {} if key in ("workflow", "tables", "rule", "sandbox") else "" for key in KINDS["run"]}
 
@@ -163,6 +165,56 @@ def test_a_full_disk_loses_nothing_and_is_tried_again(folder: Path) -> None:
     assert [row.data["copy"] for row in list(read_journal(folder))[6:]] == list(range(200))
 
 
+# SQLite says no more of a write that failed than that it did, as it does of a used-up quota: what it may write is limited. The
+# limit alone is no full disk; on a disk of its own, which is full, what failed may be tried again. Prints what was seen.
+A_WRITE_FAILS = """
+import json, resource, subprocess, sys
+from pathlib import Path
+from conductor.journal import Journal, read_journal
+from tests.conductor.test_journal import RUN, reload_row
+folder, full = Path(sys.argv[1]), sys.argv[2] == "full"
+if full:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], check=True)
+journal, seen = Journal(folder / "run", new=True), []
+journal.add("run", 0, RUN)
+journal.commit()
+journal.add("reload", 10, reload_row(1))
+if full:
+    with open(folder / "filler", "wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            pass
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "run" / "journal.sqlite-wal").stat().st_size, before[1]))
+for _ in range(2):
+    try:
+        journal.commit()
+    except Exception as error:
+        seen.append([type(error).__name__, str(error)])
+resource.setrlimit(resource.RLIMIT_FSIZE, before)
+(folder / "filler").unlink(missing_ok=True)
+journal.commit()
+journal.close()
+left = sorted(path.name for path in (folder / "run").iterdir())
+print(json.dumps([seen, len(list(read_journal(folder / "run"))), left]))
+"""
+
+
+@pytest.mark.parametrize("full", ["", "full"])
+def test_a_write_that_fails_is_tried_again_only_if_there_is_no_room(tmp_path: Path, full: str) -> None:
+    if full and not own_disk():
+        pytest.skip(NO_DISK)
+    command = [*(NAMESPACE if full else [sys.executable, "-c"]), A_WRITE_FAILS, str(tmp_path), full]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    seen, rows, left = json.loads(done.stdout)
+    assert [kind for kind, _ in seen] == 2 * ["DiskFull" if full else "ConductorError"]
+    assert all("disk I/O error" in text for _, text in seen), "the disk itself was not the first to refuse"
+    assert rows == 2 and left == ["journal.head", "journal.lock", "journal.sqlite"]
+
+
 def test_rows_missing_at_the_end_are_noticed(folder: Path) -> None:
     """The chain cannot show them; the head beside the journal does, and one kept elsewhere when that went with them."""
     change(folder, "DELETE FROM rows WHERE seq > 3")
@@ -223,6 +275,22 @@ def test_another_journal_under_an_old_head_is_noticed(folder: Path) -> None:
         list(read_journal(folder))
 
 
+def test_a_head_that_is_being_written_is_read_whole(tmp_path: Path) -> None:
+    """The first look finds the number of the new one with the hash of the old one; then the rest is written."""
+    old, new = Head(5, "a" * 64), Head(6, "b" * 64)
+    file = HeadFile(tmp_path / "journal.head")
+    file.write(Head(new.seq, old.hash))
+
+    class Written(type(tmp_path)):  # type: ignore[misc]
+        def read_bytes(self) -> bytes:
+            content = super().read_bytes()
+            file.write(new)
+            return bytes(content)
+
+    assert read_head(Written(tmp_path / "journal.head")) == new
+    file.close()
+
+
 def test_a_head_kept_elsewhere(folder: Path) -> None:
     heads = folder.parent / "heads"
     for place in (folder.parent / "file", Path("/proc/heads")):
@@ -237,6 +305,33 @@ def test_a_head_kept_elsewhere(folder: Path) -> None:
     journal.commit()
     journal.close()
     assert read_head(heads / "run.head") == read_head(folder / "journal.head") == Head(6, row.hash)
+
+
+def test_a_cut_journal_is_not_gone_on_with_over_a_head_kept_elsewhere(folder: Path) -> None:
+    """Nor is another one begun: what shows the cut stays. A head that is older than its journal is true as well."""
+    heads = folder.parent / "heads"
+    Journal(folder, new=False, heads=heads).close()
+    whole = (heads / "run.head").read_bytes()
+    shutil.copytree(folder, folder.parent / "whole")
+    change(folder, "DELETE FROM rows WHERE seq > 3")
+    (folder / "journal.head").unlink()
+    for new in (False, True):
+        if new:
+            shutil.rmtree(folder)
+        with pytest.raises(ConductorError, match=r"does not hold the row 5 that .*/heads/run\.head names.*or delete .*head"):
+            Journal(folder, new=new, heads=heads)
+        assert (heads / "run.head").read_bytes() == whole
+    (folder.parent / "whole").rename(folder)
+    journal = Journal(folder, new=False)
+    row = journal.add("reload", 60, reload_row(9))
+    journal.commit()
+    journal.close()
+    (heads / "run.head").write_bytes(b"%020d %s\n" % (5, b"f" * 64))
+    with pytest.raises(ConductorError, match="does not hold the row 5"):
+        Journal(folder, new=False, heads=heads)
+    (heads / "run.head").write_bytes(whole)
+    Journal(folder, new=False, heads=heads).close()
+    assert read_head(heads / "run.head") == Head(6, row.hash)
 
 
 def test_a_journal_that_has_no_room_to_begin_leaves_nothing(tmp_path: Path) -> None:

@@ -20,11 +20,10 @@ from conductor.journal import read_journal
 from conductor.orchestrator import begin, resume
 from conductor.report import report_run, verify_run
 from conductor.workflow import load_workflow
-from tests.conductor.helpers import output_of, small_workflow
+from tests.conductor.helpers import NAMESPACE, NO_DISK, output_of, own_disk, small_workflow
 from tests.conductor.test_crash import effects, finished, gone
 
 Write = Callable[[dict[str, Any]], Path]
-NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c"]
 # A disk of its own: it is filled when the first call starts, and `PARKED` says what then happens. Prints what was seen.
 ON_A_SMALL_DISK = """
 import json, os, signal, subprocess, sys, threading
@@ -92,12 +91,8 @@ def chain() -> dict[str, Any]:
 @pytest.mark.parametrize("then", ["freed", "stopped"])
 def test_a_full_disk_is_waited_for(write_workflow: Write, tmp_path: Path, then: str) -> None:
     """Nothing is lost, and nothing is done twice but what was under way when its conductor was told to stop."""
-    try:
-        able = subprocess.run([*NAMESPACE, "pass"], capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        able = False
-    if not able:
-        pytest.skip("no user namespace with a disk of its own is to be had here (unshare --user --mount)")
+    if not own_disk():
+        pytest.skip(NO_DISK)
     disk = tmp_path / "disk"
     disk.mkdir()
     command = [*NAMESPACE, ON_A_SMALL_DISK, str(write_workflow(chain())), str(disk), then]

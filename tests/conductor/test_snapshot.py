@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +13,8 @@ from typing import Any
 import pytest
 
 from conductor import run as runs
-from conductor.errors import ConductorError
+from conductor.errors import ConductorError, Stopped
+from conductor.files import canonical
 from conductor.journal import Row, journal_path, read_journal
 from conductor.orchestrator import begin, fold_runs, resume
 from conductor.pit_interface import Fold, Folded, PitInterface, fold
@@ -97,6 +101,68 @@ def test_a_snapshot_of_another_state_is_refused(folder: Path) -> None:
     rows[position] = rows[position]._replace(data={**rows[position].data, "state": "0" * 64})
     with pytest.raises(ConductorError, match="state in the replay is not the one of the snapshot"):
         fold(rows)
+
+
+@pytest.mark.parametrize("key", ["calls", "starts", "outputs", "deleted", "idle", "again"])
+def test_a_snapshot_of_another_version_costs_time_only(
+    write_workflow: Write, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """One that knows less, or has something else there; nothing of it is taken."""
+    freeze = PitInterface.freeze
+
+    def other(view: PitInterface) -> bytes:
+        head, _, memory = freeze(view).partition(b"\n")
+        known = json.loads(head)
+        del known[key]
+        return canonical(known if len(taken) % 2 else {**known, key: 7}) + memory
+
+    taken: list[bytes] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(PitInterface, "freeze", lambda view: (taken.append(other(view)), taken[-1])[1])
+        path = write_workflow(small_workflow())
+        folder = begin(load_workflow(path), path.parent / "runs", strategy="parallel").folder
+    whole = fold_runs(journal_path(folder), whole=True)[0]
+    before, memory = freeze(whole.view), whole.view.pit.snapshot()
+    assert len(taken) > 3 and same(fold_runs(journal_path(folder))[0], whole)
+    for content in taken:
+        with pytest.raises(ConductorError, match="is none of this workflow and version"):
+            whole.view.thaw(content)
+        assert freeze(whole.view) == before and whole.view.pit.snapshot() == memory
+
+
+def names(folder: Path) -> list[str]:
+    """Of all snapshots, in the order of the journal."""
+    return [row.data["file"] for row in read_journal(folder) if row.kind == "snapshot"]
+
+
+@pytest.mark.parametrize("wrong", [-(10**6), 10**6])
+def test_the_newest_snapshots_stay_whatever_the_time_of_day(write_workflow: Write, wrong: int) -> None:
+    """Each file is as old as if the time of day had been set, and the conductor is another one in between."""
+    path = write_workflow(small_workflow())
+    left: list[set[str]] = []
+    counts: list[int] = []
+
+    def observe(*_: object) -> None:
+        files = sorted(path.parent.glob("runs/*/snapshots/*"), key=lambda file: file.stat().st_ctime_ns)
+        counts.append(len(files))
+        for i, file in enumerate(files):
+            os.utime(file, (10**9 + i * wrong,) * 2)
+
+    def stop(kind: str, _: int, text: str) -> None:
+        observe()
+        if kind == "finished" and text.startswith("b "):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        begin(load_workflow(path), path.parent / "runs", strategy="parallel", observer=stop)
+    (folder,) = (path.parent / "runs").iterdir()
+    before = names(folder)
+    left.append({file.name for file in (folder / "snapshots").iterdir()})
+    counts.clear()
+    assert resume(folder, observe).status == "solved"
+    after = names(folder)
+    left.append({file.name for file in (folder / "snapshots").iterdir()})
+    assert min(counts) == 2 and 2 < len(before) < len(after) and left == [set(before[-2:]), set(after[-2:])]
 
 
 def test_a_snapshot_without_room_is_left_out(write_workflow: Write, monkeypatch: pytest.MonkeyPatch) -> None:
