@@ -65,9 +65,9 @@ def look(pit: Pit) -> tuple[np.ndarray, np.ndarray]:
     return pit._observation.copy(), pit._mask.view(bool).copy()
 
 
-def failures_in_row(pit: Pit) -> np.ndarray:
-    """How many calls of each pool have failed in a row, int32 (pools,)."""
-    return pit._hot["pools"]["in_row"][0].copy()
+def _failures_in_row(pit: Pit) -> list[int]:
+    """How many calls of each pool have failed in a row."""
+    return [int(x) for x in pit._hot["pools"]["in_row"][0]]
 
 
 def calls_so_far(pit: Pit) -> tuple[int, int]:
@@ -106,6 +106,7 @@ class PitInterface:
         self._idle, self._idle_at = 0, -1  # moments that led nowhere in a row, and when the last one was (us)
         self._ever: set[int] = set()  # tasks that have been done, whatever has become of their outputs
         self._again = 0  # outputs made again since the last that was new
+        self._failures = [0] * len(self.pit.pool_names)  # calls of each pool that had failed in a row at the last action
         self._commands: list[Command] = []
         self._begun: list[Call] = []
         horizon = workflow.system.horizon_seconds
@@ -139,28 +140,38 @@ class PitInterface:
     def act(self, time: int, action: int) -> None:
         """The clock goes to `time` and an action is taken."""
         self.advance(time)
+        self._failures = _failures_in_row(self.pit)
         self.pit.act(action)
         self._take()
         self._count_idle(backed_off=action in (layout.BACK_OFF, layout.BACK_OFF_LONG))
+
+    def failed_again(self) -> bool:
+        """Whether a pool's calls have failed once more in a row since the last action: the time to back off from it, once."""
+        return any(now > before for now, before in zip(_failures_in_row(self.pit), self._failures))
 
     def freeze(self) -> bytes:
         """Everything that a fold of the rows so far would bring about; commands and begun calls must have been taken."""
         if self._commands or self._begun:
             raise RuntimeError("a snapshot between a command and its execution would lose the command")
-        known = {
+        return canonical(self._known()) + self.pit.snapshot()
+
+    def _known(self) -> dict[str, Any]:
+        return {
             "calls": [list(call) for call in self.calls.values()],
             "starts": self.starts,
             "outputs": self.outputs,
             "deleted": sorted(self.deleted),
             "idle": [self._idle, self._idle_at],
             "again": [self._again, *sorted(self._ever)],
+            "failures": self._failures,
         }
-        return canonical(known) + self.pit.snapshot()
 
     def thaw(self, content: bytes) -> None:
         """Puts back what `freeze` gave for the same workflow. Raises ConductorError for anything else."""
         head, newline, memory = content.partition(b"\n")
         known = parse_canonical(head + newline, "a snapshot")
+        if known.keys() != self._known().keys():
+            raise ConductorError("a snapshot of another version of the conductor")
         try:
             self.pit.restore(memory)
         except PitError as error:
@@ -169,6 +180,7 @@ class PitInterface:
         self.starts, self.outputs, self.deleted = known["starts"], known["outputs"], set(known["deleted"])
         self._idle, self._idle_at = known["idle"]
         self._again, self._ever = known["again"][0], set(known["again"][1:])
+        self._failures = known["failures"]
 
     def commands(self) -> list[Command]:
         """The commands since the last call, in order."""

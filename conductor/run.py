@@ -53,8 +53,8 @@ class Decider(Protocol):
 
     counts: Any
 
-    def choose(self, pit: Pit, observation: Any, mask: Any) -> Decision:
-        """A legal action."""
+    def choose(self, pit: Pit, observation: Any, mask: Any, failed_again: bool) -> Decision:
+        """A legal action; `failed_again` as `PitInterface` says."""
         ...
 
 
@@ -309,7 +309,7 @@ class Run:
                 self.undecided = False
                 return
             observation, mask = look(self._pit)
-            decision = self._decider.choose(self._pit, observation, mask)
+            decision = self._decider.choose(self._pit, observation, mask, self.view.failed_again())
             seen = {"observation": array_digest(observation), "mask": array_digest(mask)}
             bundle = self.record["bundle"] if decision.by == "policy" else ""
             self.add("action", now, {**decision.payload(), **seen, "bundle": bundle})
