@@ -18,6 +18,7 @@ from conductor.journal import Journal, read_journal, read_run
 from conductor.orchestrator import resume
 from conductor.pit_interface import fold
 from conductor.report import report_run
+from pit.layout import BACK_OFF
 from tests.conductor.helpers import conductor, output_of, small_workflow
 
 Write = Callable[[dict[str, Any]], Path]
@@ -99,6 +100,21 @@ def test_killed_again_and_again(write_workflow: Write) -> None:
     assert "has ended already (solved)" in done.stderr and done.returncode == 2
     assert finished(folder) == dict.fromkeys(("a1", "a2", "b", "c"), 1)
     assert output_of(folder, report_run(folder).outputs["c"]) == 123
+
+
+def test_a_lost_call_is_no_failure(write_workflow: Write) -> None:
+    """Nobody backs off from its pool, and nothing of its health changes."""
+    workflow = small_workflow(plain={"kind": "python", "call": "work:until_told", "seconds": 90})
+    workflow["system"].update(back_off_seconds=0.1, verbs=["standard", "wait", "back_off"])
+    workflow["system"]["functions"]["fa"]["standard"].pop("model")
+    workflow["tasks"] = [{"id": "quick", "function": "fa"}, {"id": "long", "function": "plain"}]
+    folder = killed_run(write_workflow(workflow), "after_done:1", "--strategy", "parallel")
+    (folder / "files" / "told").touch()
+    assert resume(folder).status == "solved"
+    assert [call.result for call in report_run(folder).calls] == ["ok", "cancelled", "ok"]
+    folded = fold(read_run(folder))
+    assert {s.in_row for s in folded.view.pit.signatures()} == {0}
+    assert BACK_OFF not in [row.data["action"] for row in read_run(folder) if row.kind == "action"]
 
 
 def test_resume_is_refused(write_workflow: Write, bundle: Bundle, tmp_path: Path) -> None:
