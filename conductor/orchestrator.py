@@ -2,7 +2,8 @@
 
 The promise: every recorded result exactly once; every side effect at least once, with a stable idempotency key; never lost,
 never reordered within a workflow. When the disk is full the loop waits for room, with its rows in memory and its workers at
-work. Time is monotonic: no step of the time of day is noticed.
+work; the clocks of its runs stand still as long, as over a restart, so that what came meanwhile is not late. Time is
+monotonic: no step of the time of day is noticed.
 """
 
 from __future__ import annotations
@@ -365,9 +366,10 @@ class Orchestrator:
                     self._due[run] = None
 
     def _patient(self, act: Callable[[], T]) -> T:
-        """What `act` returns; while the disk is full, it is tried again and again."""
+        """What `act` returns; while the disk is full, it is tried again and again, and the runs' clocks stand still."""
         pause, longest = FULL_PAUSE
         since: dict[Run, int] = {}
+        begin = 0
         while True:
             try:
                 result = act()
@@ -375,15 +377,18 @@ class Orchestrator:
             except DiskFull as error:
                 if self._reason:
                     raise Stopped(f"{self.journal.folder}: stopped ({self._reason}) while its disk is full") from error
-                now, reason = self.clock.now(), str(error)
+                reason = str(error)
+                begin = begin if since else self.clock.now()
                 for run in self.live.values() if not since else ():
-                    since[run] = now - run.origin
+                    since[run] = begin - run.origin
                     run.observe("parked", since[run], f"{reason}; waiting for room")
                 self.clock.pause(pause)
                 pause = min(2 * pause, longest)
+        waited = self.clock.now() - begin
         for run, at in since.items():
-            run.parked = run.parked or (reason, at)
-            run.observe("unparked", self.clock.now() - run.origin, "there is room again")
+            run.origin += waited
+            run.parked = run.parked or (f"{reason}; for {waited / 1e6:.1f} s", at)
+            run.observe("unparked", at, f"there is room again, after {waited / 1e6:.1f} s")
         return result
 
     def _stop(self) -> None:
