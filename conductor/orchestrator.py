@@ -99,7 +99,8 @@ def resume_all(
     """Go on with the runs of a journal after their conductor ended: it is verified and folded, lost calls are called again.
 
     The clock goes on from the last recorded moment. Copies that were loaded are loaded again before they serve. A lost call
-    ends with the error `cancelled`: it is no failure of anything, and does not count towards its task's `max_attempts`.
+    ends with the error `cancelled`: it is paid for until that moment, is no failure of anything, and counts towards no
+    `max_attempts`.
 
     Raises:
         ConductorError: no journal, a journal that is not whole, one that another conductor writes, or whose runs have ended.

@@ -178,12 +178,14 @@ class Run:
     def recover(self, at: int) -> None:
         """What a restart must settle: calls whose workers died, copies whose processes are gone, unloads that never ended."""
         lost = list(self.view.calls.values())
+        since = {int(call["id"]): int(call["start"]) for call in self._pit.calls()}
         self.add("resume", at, {"lost": [call.call for call in lost], "sandbox": self.sandbox})
         self.observe("resume", at, f"calls that were under way and begin again: {len(lost)}")
         copies = [(i, int(row["state"]), int(row["model"])) for i, row in enumerate(self._pit.copies())]
         for call in lost:
-            # Not `lost`, which says that an input is gone and makes the Pit call its producer again.
-            event = Event(layout.FINISHED, call.call, layout.ERR_CANCELLED)
+            # Not `lost`, which says that an input is gone and makes the Pit call its producer again. It has cost money so far.
+            report = Report("finished", call.call, "cancelled", at - since[call.call])
+            event = Event(layout.FINISHED, call.call, layout.ERR_CANCELLED, report.elapsed, price=self._price(report))
             self.note(event, at, text="the conductor ended while the call ran")
         for i, state, model in copies:
             if state == layout.LOADING:

@@ -103,15 +103,20 @@ def test_killed_again_and_again(write_workflow: Write) -> None:
 
 
 def test_a_lost_call_is_no_failure(write_workflow: Write) -> None:
-    """Nobody backs off from its pool, and nothing of its health changes."""
+    """Nobody backs off from its pool, and nothing of its health changes; what it has cost is paid."""
     workflow = small_workflow(plain={"kind": "python", "call": "work:until_told", "seconds": 90})
     workflow["system"].update(back_off_seconds=0.1, verbs=["standard", "wait", "back_off"])
     workflow["system"]["functions"]["fa"]["standard"].pop("model")
+    workflow["system"]["functions"]["plain"]["standard"]["price"] = 3.0
     workflow["tasks"] = [{"id": "quick", "function": "fa"}, {"id": "long", "function": "plain"}]
     folder = killed_run(write_workflow(workflow), "after_done:1", "--strategy", "parallel")
     (folder / "files" / "told").touch()
     assert resume(folder).status == "solved"
-    assert [call.result for call in report_run(folder).calls] == ["ok", "cancelled", "ok"]
+    quick, lost, again = report_run(folder).calls
+    assert [call.result for call in (quick, lost, again)] == ["ok", "cancelled", "ok"]
+    begun, at = [row.time for row in read_run(folder) if row.data.get("call") == 1 or row.kind == "resume"]
+    assert lost.run == (at - begun) / 1e6 > 0.0 and lost.price == 3 * (at - begun) / 1e6
+    assert report_run(folder).spent == pytest.approx(quick.price + lost.price + again.price)
     folded = fold(read_run(folder))
     assert {s.in_row for s in folded.view.pit.signatures()} == {0}
     assert BACK_OFF not in [row.data["action"] for row in read_run(folder) if row.kind == "action"]
