@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,8 +130,10 @@ class DecisionMaker:
         self._told.add(note)
         return f"{NOTES[note]}; {PLAIN if note == ROUND_NOTE else self._name} decides instead"
 
-    def recall(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Be as after these decisions: payloads of the run's last `guard.WINDOW` rows `action`, or all, the oldest first."""
+    def recall(self, rows: Sequence[dict[str, Any]], counts: Mapping[str, int] | None = None) -> None:
+        """Be as after these decisions: payloads of the run's last `guard.WINDOW` rows `action`, or all, the oldest first; and
+        `counts` of all."""
+        self.counts.update(counts)
         notes = [row["note"] for row in rows]
         while notes and notes[-1] == "late":
             notes.pop()

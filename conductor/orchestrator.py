@@ -14,8 +14,8 @@ import secrets
 import shutil
 import signal
 import threading
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from heapq import heappop, heappush
@@ -160,16 +160,16 @@ def make_run(
     record: dict[str, Any],
     advice: Advice,
     observer: Observer | None,
-    recent: Sequence[dict[str, Any]] = (),
+    past: Folded | None = None,
     workshop: Workshop | None = None,
 ) -> Run:
-    """A run with real workers, whose instruments were all made once; `recent` as `conductor.advice.decider` has it; with a
+    """A run with real workers, whose instruments were all made once; `past` as `conductor.advice.decider` has it; with a
     `workshop` its plain workers are those of others, too.
 
     Raises ConductorError for the first instrument that cannot be made.
     """
     folder = journal.folder / str(record["folder"])
-    decides = decider(advice, record, folder, recent)
+    decides = decider(advice, record, folder, past)
     manager = make_manager(workflow, folder, workshop)
     try:
         run = Run(number, workflow, view, journal, record, decides, manager, observer)
@@ -190,6 +190,7 @@ def fold_runs(path: Path, whole: bool = False) -> list[Folded]:
     folds: list[Fold] = []
     relied: dict[int, Row] = {}  # on which snapshot, by run
     recent: dict[int, deque[dict[str, Any]]] = defaultdict(lambda: deque(maxlen=WINDOW))
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
     for row in read_journal(path):
         if row.kind == "run":
             folding = Fold(row)
@@ -205,7 +206,8 @@ def fold_runs(path: Path, whole: bool = False) -> list[Folded]:
             raise ConductorError(f"{path}: row {row.seq}: was changed while it was read")
         if row.kind == "action":
             recent[row.run].append(row.data)
-    return [folding.result()._replace(recent=tuple(recent[run])) for run, folding in enumerate(folds)]
+            counts[row.run].update(word for word in (row.data["by"], row.data["note"]) if word)
+    return [folding.result()._replace(recent=tuple(recent[run]), counts=counts[run]) for run, folding in enumerate(folds)]
 
 
 def _revive(
@@ -217,7 +219,7 @@ def _revive(
         for text in advice.missing:
             observer("guard", folded.time, text)
     workflow = check_workflow(WorkflowSpec.model_validate(record["workflow"]), Path(record["base"]), str(path))
-    return make_run(number, workflow, folded.view, journal, record, advice, observer, folded.recent, workshop)
+    return make_run(number, workflow, folded.view, journal, record, advice, observer, folded, workshop)
 
 
 def serve_until_stopped(orchestrator: Orchestrator) -> list[RunResult]:

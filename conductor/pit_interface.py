@@ -317,6 +317,7 @@ class Folded(NamedTuple):
     ended: bool
     last: str  # hash of the last row
     recent: tuple[dict[str, Any], ...] = ()  # payloads of its latest decisions, where they were asked for
+    counts: Mapping[str, int] = {}  # as `conductor.decision_maker.DecisionMaker` has them, where they were asked for
 
 
 class Fold:

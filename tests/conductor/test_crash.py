@@ -79,6 +79,8 @@ def test_killed_at_every_boundary(write_workflow: Write, bundle: Bundle, at: str
         assert ends[task] == done_before[task] == 1  # a recorded result is never worked for again
     assert len({(task, key) for _, task, key, _ in effects(folder)}) == 4  # one key a task, whatever happened
     assert len([row for row in read_journal(folder) if row.kind == "resume"]) == 1
+    decided = [row.data for row in read_journal(folder) if row.kind == "action"]
+    assert result.decisions == Counter(word for d in decided for word in (d["by"], d["note"]) if word)
 
 
 def test_killed_before_anything_was_recorded(write_workflow: Write) -> None:
