@@ -5,7 +5,7 @@ run goes on with the very same ones.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from conductor.decision_maker import NEED_BUNDLE, STRATEGIES, DecisionMaker, Sha
 from conductor.errors import ConductorError
 from conductor.guard import STOP_FILE, RangeGuard, thrown
 from conductor.manifest import RuleSpec
+from conductor.pit_interface import Folded
 from conductor.trust import ANYONE
 from pit.errors import PitError
 from pit.files import mapping_of, parse, shown
@@ -85,9 +86,9 @@ def recalled(folder: Path, record: dict[str, Any]) -> Advice:
     return Advice(record["strategy"], found.get("bundle"), found.get("shadow"), tuple(missing))
 
 
-def decider(advice: Advice, record: dict[str, Any], folder: Path, recent: Sequence[dict[str, Any]] = ()) -> DecisionMaker:
-    """Who decides in a run. `record`: the payload of its row `run`; `folder`: its own, where its switch may be; `recent`:
-    payloads of its latest rows `action`, the oldest first, if it goes on. Raises ConductorError for a rule that is none."""
+def decider(advice: Advice, record: dict[str, Any], folder: Path, past: Folded | None = None) -> DecisionMaker:
+    """Who decides in a run. `record`: the payload of its row `run`; `folder`: its own, where its switch may be; `past`: the
+    run so far, if it goes on. Raises ConductorError for a rule that is none."""
     try:
         rule = RuleSpec.model_validate(record["rule"])
     except ValidationError as error:
@@ -102,7 +103,8 @@ def decider(advice: Advice, record: dict[str, Any], folder: Path, recent: Sequen
         shadow=Shadow(advice.shadow, record["exposure"]) if advice.shadow is not None else None,
         stopped=functools.partial(thrown, str(folder / STOP_FILE)),
     )
-    maker.recall(recent)
+    if past is not None:
+        maker.recall(past.recent, past.counts)
     return maker
 
 

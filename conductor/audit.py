@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from conductor.advice import Advice, recalled
 from conductor.bundle import MIN_MARGIN
-from conductor.decision_maker import NOTES, PLAIN, ROUND_NOTE
+from conductor.decision_maker import NEED_BUNDLE, NOTES, PLAIN, ROUND_NOTE, plan
 from conductor.errors import ConductorError
 from conductor.guard import WINDOW, RangeGuard, recall
 from conductor.journal import Row, journal_path, read_run
@@ -26,7 +26,7 @@ from conductor.pit_interface import Fold, PitInterface, Rule
 from conductor.report import verify_journal
 from pit import layout
 from pit.errors import PitError
-from pit.layout import N_SLOT_FEATURES, N_VERBS, POOL_OFFSET, VERBS, WAIT
+from pit.layout import BACK_OFF, N_SLOT_FEATURES, N_VERBS, POOL_OFFSET, VERBS, WAIT
 
 OTHERS = ("critical_path", "smallest_remaining")  # rules that need no fit, to compare a decision with
 
@@ -146,10 +146,10 @@ def _check_maker(moment: Moment, replay: Replay, audit: Audit, where: str) -> No
             if logits[mask].max() - logits[data["action"]] < MIN_MARGIN:
                 audit.close += 1
                 return
-    elif data["by"] == "sequential":
-        action = WAIT if mask[WAIT] else pit.rule("critical_path")
     elif data["note"] == ROUND_NOTE:
         action = pit.rule(PLAIN)
+    elif replay.advice.strategy not in NEED_BUNDLE:
+        action = plan(replay.advice.strategy, pit, mask, moment.view.failed_again())
     else:
         action = replay.rule.choose(pit)
     if not mask[action]:
@@ -247,7 +247,7 @@ def _explain(moment: Moment, replay: Replay) -> Explanation:
         decisions=0,
         time=moment.row.time,
         words=_words(data["action"], moment, names),
-        maker=_maker(data, replay),
+        maker=_maker(moment, replay),
         alternatives=_alternatives(moment, replay, names),
         seen=_seen(moment, names),
         outside=_outside(moment, replay),
@@ -275,7 +275,8 @@ def _words(action: int, moment: Moment, names: list[str]) -> str:
     return f"start {task}: {spec.function}.{verb} on {variant.pool}{model}"
 
 
-def _maker(data: dict[str, Any], replay: Replay) -> str:
+def _maker(moment: Moment, replay: Replay) -> str:
+    data = moment.row.data
     if data["by"] == "policy":
         told = f"the policy of the bundle {data['bundle']}"
     elif data["by"] == "sequential":
@@ -284,6 +285,8 @@ def _maker(data: dict[str, Any], replay: Replay) -> str:
         told = f"the rule {PLAIN if data['note'] == ROUND_NOTE else replay.rule_name}"
         if data["note"]:
             told += f", because {NOTES.get(data['note'], data['note'])}"
+    if replay.advice.strategy not in NEED_BUNDLE and data["action"] == BACK_OFF and moment.view.failed_again():
+        told += ", which backs off after a failure"
     if data["distance"] is not None:
         told += f"; distance from its training {data['distance']:.1%}"
     return f"{told}; in {data['latency']} us"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from conductor.bundle import Bundle
 from conductor.guard import RangeGuard, recall
 from conductor.manifest import RuleSpec
-from conductor.pit_interface import Rule, calls_so_far, failures_in_row
+from conductor.pit_interface import Rule, calls_so_far
 from conductor.policy import Policy
 from pit.handle import Pit
 from pit.layout import BACK_OFF, WAIT
@@ -105,15 +105,15 @@ class DecisionMaker:
         self._rule, self._name = Rule(rule.name, rule.params), rule.name
         self._late = 0  # in a row
         self._told: set[str] = set()
-        self._failures = np.zeros((), np.int32)  # calls of each pool that failed in a row
         self._calls, self._at, self._moments = (0, 0), -1, 0  # begun and in flight; when that was seen; moments since then
         self._decided, self._outputs, self._long_round = 0, -1, False  # since the last look at outputs; how many; none new
         self.counts: Counter[str] = Counter()
 
-    def choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> Decision:
-        """The action for an observation (512,) float32 and a mask (128,) bool; always a legal one."""
+    def choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray, failed_again: bool = False) -> Decision:
+        """The action for an observation (512,) float32 and a mask (128,) bool; always a legal one. `failed_again`: as
+        `conductor.pit_interface.PitInterface.failed_again` says."""
         begin = time.perf_counter_ns()
-        action, by, note, distance, tripped = self._choose(pit, observation, mask)
+        action, by, note, distance, tripped = self._choose(pit, observation, mask, failed_again)
         if not mask[action]:  # a rule may find nothing for its variant where another could start
             action = int(mask.argmax())
         self.counts[by] += 1
@@ -130,8 +130,10 @@ class DecisionMaker:
         self._told.add(note)
         return f"{NOTES[note]}; {PLAIN if note == ROUND_NOTE else self._name} decides instead"
 
-    def recall(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Be as after these decisions: payloads of the run's last `guard.WINDOW` rows `action`, or all, the oldest first."""
+    def recall(self, rows: Sequence[dict[str, Any]], counts: Mapping[str, int] | None = None) -> None:
+        """Be as after these decisions: payloads of the run's last `guard.WINDOW` rows `action`, or all, the oldest first; and
+        `counts` of all."""
+        self.counts.update(counts)
         notes = [row["note"] for row in rows]
         while notes and notes[-1] == "late":
             notes.pop()
@@ -141,13 +143,17 @@ class DecisionMaker:
         if self._guard is not None and rows:
             recall(self._guard, rows)
 
-    def _choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> tuple[int, str, str, float | None, bool]:
+    def _choose(
+        self, pit: Pit, observation: np.ndarray, mask: np.ndarray, failed_again: bool
+    ) -> tuple[int, str, str, float | None, bool]:
         """As the fields of `Decision`: action, by, note, distance, tripped."""
         if self._strategy == "calibrated" and self._goes_round(pit):
             return pit.rule(PLAIN), "rule", ROUND_NOTE, None, False
+        if self._strategy == "calibrated":
+            return self._rule.choose(pit), "rule", "", None, False
         if self._strategy != "adaptive":
             by = "sequential" if self._strategy == "sequential" else "rule"
-            return self._plan(pit, mask), by, "", None, False
+            return plan(self._strategy, pit, mask, failed_again), by, "", None, False
         action, note = -1, self._hindrance()
         if self._goes_round(pit) and not note:
             note = ROUND_NOTE
@@ -166,16 +172,6 @@ class DecisionMaker:
             return pit.rule(PLAIN) if note == ROUND_NOTE else self._rule.choose(pit), "rule", note, distance, tripped
         return action, "policy", "", distance, tripped
 
-    def _plan(self, pit: Pit, mask: np.ndarray) -> int:
-        """The action of a strategy without a policy."""
-        if self._strategy == "calibrated":
-            return self._rule.choose(pit)
-        if self._failed_again(pit) and mask[BACK_OFF]:
-            return BACK_OFF
-        if self._strategy == "sequential" and mask[WAIT]:  # waiting is legal as long as anything runs or loads
-            return WAIT
-        return pit.rule("critical_path")
-
     def _goes_round(self, pit: Pit) -> bool:
         """Whether decisions lead nowhere: verbs that cost nothing can be repeated for ever, and outputs be made again."""
         calls = calls_so_far(pit)
@@ -190,11 +186,6 @@ class DecisionMaker:
             self._long_round, self._outputs, self._decided = outputs == self._outputs, outputs, 0
         return self._moments >= ROUND or self._long_round
 
-    def _failed_again(self, pit: Pit) -> bool:
-        """Whether a pool's calls have failed once more since this was last asked: the time to back off from it, once."""
-        before, self._failures = self._failures, failures_in_row(pit)
-        return bool((self._failures > before).any())
-
     def _hindrance(self) -> str:
         """Why the policy is not even asked, whatever there is to see."""
         if self._policy is None:
@@ -202,6 +193,15 @@ class DecisionMaker:
         if self._late >= LATE_IN_A_ROW:
             return "put aside"
         return "stopped" if self._stopped() else ""
+
+
+def plan(strategy: str, pit: Pit, mask: np.ndarray, failed_again: bool) -> int:
+    """The action of `parallel` or `sequential`; `failed_again` as for `DecisionMaker.choose`."""
+    if failed_again and mask[BACK_OFF]:
+        return BACK_OFF
+    if strategy == "sequential" and mask[WAIT]:  # waiting is legal as long as anything runs or loads
+        return WAIT
+    return pit.rule(PLAIN)
 
 
 def _ask(policy: Policy, observation: np.ndarray, mask: np.ndarray) -> tuple[int, float]:

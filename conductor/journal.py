@@ -94,7 +94,7 @@ KINDS: dict[str, Mapping[str, Check]] = {
     # `lost`: calls whose worker died with the conductor
     "resume": {"lost": lambda value: isinstance(value, list) and all(map(_COUNT, value)), "sandbox": _texts},
     "snapshot": {"file": _DIGEST, "state": _text},  # sha256 of a file in `snapshots/`, and the Pit's state hash
-    "parked": {"reason": _text, "since": _COUNT},  # nothing could be recorded since then (us); it was waited for
+    "parked": {"reason": _text, "since": _COUNT},  # nothing could be recorded then (us); it was waited for
     "stop": {"reason": _text},  # the conductor was asked to end; `resume` goes on
     "end": {"status": _name, "state": _text},
 }

@@ -79,6 +79,7 @@ class _Watch:
         self.qualities: dict[Any, list[float]] = defaultdict(list)
         self.failed: Counter[Any] = Counter()
         self._calls: dict[int, dict[str, Any]] = {}
+        self._fetch: dict[int, int] = {}  # us of each call's time that fetching its inputs takes, as the Pit has it
 
     def __call__(self, row: Row, view: PitInterface) -> None:
         data = row.data
@@ -86,6 +87,7 @@ class _Watch:
             self.id, self.began, self.system = data["id"], data["began"], view.workflow.system
         elif row.kind == "intent":
             self._calls[data["call"]] = data
+            self._fetch.update((int(call["id"]), int(call["fetch"])) for call in view.pit.calls())
         elif row.kind == "event" and data["applied"] and data["kind"] == "loaded":
             model = list(view.workflow.system.models)[int(view.pit.copies()["model"][data["subject"]])]
             self.seconds[model].append(data["elapsed"] / 1e6)
@@ -95,7 +97,7 @@ class _Watch:
             if data["error"] != "ok":
                 self.failed[variant] += data["error"] != "cancelled"  # by the conductor's own death
                 return
-            self.seconds[variant].append(data["elapsed"] / 1e6)
+            self.seconds[variant].append(max(0, data["elapsed"] - self._fetch.get(data["subject"], 0)) / 1e6)
             if data["quality"] >= 0:
                 self.qualities[variant].append(min(1.0, data["quality"] / max(1e-9, _left(view, call["task"]))))
 

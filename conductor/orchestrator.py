@@ -2,7 +2,8 @@
 
 The promise: every recorded result exactly once; every side effect at least once, with a stable idempotency key; never lost,
 never reordered within a workflow. When the disk is full the loop waits for room, with its rows in memory and its workers at
-work. Time is monotonic: no step of the time of day is noticed.
+work; the clocks of its runs stand still as long, as over a restart, so that what came meanwhile is not late. Time is
+monotonic: no step of the time of day is noticed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import secrets
 import shutil
 import signal
 import threading
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from heapq import heappop, heappush
@@ -98,7 +99,8 @@ def resume_all(
     """Go on with the runs of a journal after their conductor ended: it is verified and folded, lost calls are called again.
 
     The clock goes on from the last recorded moment. Copies that were loaded are loaded again before they serve. A lost call
-    ends with the error `cancelled`, which does not count towards its task's `max_attempts`.
+    ends with the error `cancelled`: it is paid for until that moment, is no failure of anything, and counts towards no
+    `max_attempts`.
 
     Raises:
         ConductorError: no journal, a journal that is not whole, one that another conductor writes, or whose runs have ended.
@@ -158,16 +160,16 @@ def make_run(
     record: dict[str, Any],
     advice: Advice,
     observer: Observer | None,
-    recent: Sequence[dict[str, Any]] = (),
+    past: Folded | None = None,
     workshop: Workshop | None = None,
 ) -> Run:
-    """A run with real workers, whose instruments were all made once; `recent` as `conductor.advice.decider` has it; with a
+    """A run with real workers, whose instruments were all made once; `past` as `conductor.advice.decider` has it; with a
     `workshop` its plain workers are those of others, too.
 
     Raises ConductorError for the first instrument that cannot be made.
     """
     folder = journal.folder / str(record["folder"])
-    decides = decider(advice, record, folder, recent)
+    decides = decider(advice, record, folder, past)
     manager = make_manager(workflow, folder, workshop)
     try:
         run = Run(number, workflow, view, journal, record, decides, manager, observer)
@@ -189,6 +191,7 @@ def fold_runs(path: Path, whole: bool = False) -> list[Folded]:
     relied: dict[int, Row] = {}  # on which snapshot, by run
     recent: dict[int, deque[dict[str, Any]]] = defaultdict(lambda: deque(maxlen=WINDOW))
     kept: dict[int, deque[str]] = defaultdict(lambda: deque(maxlen=KEEP))
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
     for row in read_journal(path):
         if row.kind == "run":
             folding = Fold(row)
@@ -204,10 +207,12 @@ def fold_runs(path: Path, whole: bool = False) -> list[Folded]:
             raise ConductorError(f"{path}: row {row.seq}: was changed while it was read")
         if row.kind == "action":
             recent[row.run].append(row.data)
+            counts[row.run].update(word for word in (row.data["by"], row.data["note"]) if word)
         elif row.kind == "snapshot":
             kept[row.run].append(row.data["file"])
     return [
-        folding.result()._replace(recent=tuple(recent[run]), snapshots=tuple(kept[run])) for run, folding in enumerate(folds)
+        folding.result()._replace(recent=tuple(recent[run]), snapshots=tuple(kept[run]), counts=counts[run])
+        for run, folding in enumerate(folds)
     ]
 
 
@@ -220,7 +225,7 @@ def _revive(
         for text in advice.missing:
             observer("guard", folded.time, text)
     workflow = check_workflow(WorkflowSpec.model_validate(record["workflow"]), Path(record["base"]), str(path))
-    run = make_run(number, workflow, folded.view, journal, record, advice, observer, folded.recent, workshop)
+    run = make_run(number, workflow, folded.view, journal, record, advice, observer, folded, workshop)
     run.snapshots.extend(folded.snapshots)
     return run
 
@@ -373,9 +378,10 @@ class Orchestrator:
                     self._due[run] = None
 
     def _patient(self, act: Callable[[], T]) -> T:
-        """What `act` returns; while the disk is full, it is tried again and again."""
+        """What `act` returns; while the disk is full, it is tried again and again, and the runs' clocks stand still."""
         pause, longest = FULL_PAUSE
         since: dict[Run, int] = {}
+        begin = 0
         while True:
             try:
                 result = act()
@@ -383,15 +389,18 @@ class Orchestrator:
             except DiskFull as error:
                 if self._reason:
                     raise Stopped(f"{self.journal.folder}: stopped ({self._reason}) while its disk is full") from error
-                now, reason = self.clock.now(), str(error)
+                reason = str(error)
+                begin = begin if since else self.clock.now()
                 for run in self.live.values() if not since else ():
-                    since[run] = now - run.origin
+                    since[run] = begin - run.origin
                     run.observe("parked", since[run], f"{reason}; waiting for room")
                 self.clock.pause(pause)
                 pause = min(2 * pause, longest)
+        waited = self.clock.now() - begin
         for run, at in since.items():
-            run.parked = run.parked or (reason, at)
-            run.observe("unparked", self.clock.now() - run.origin, "there is room again")
+            run.origin += waited
+            run.parked = run.parked or (f"{reason}; for {waited / 1e6:.1f} s", at)
+            run.observe("unparked", at, f"there is room again, after {waited / 1e6:.1f} s")
         return result
 
     def _stop(self) -> None:

@@ -66,9 +66,9 @@ def look(pit: Pit) -> tuple[np.ndarray, np.ndarray]:
     return pit._observation.copy(), pit._mask.view(bool).copy()
 
 
-def failures_in_row(pit: Pit) -> np.ndarray:
-    """How many calls of each pool have failed in a row, int32 (pools,)."""
-    return pit._hot["pools"]["in_row"][0].copy()
+def _failures_in_row(pit: Pit) -> list[int]:
+    """How many calls of each pool have failed in a row."""
+    return [int(x) for x in pit._hot["pools"]["in_row"][0]]
 
 
 def calls_so_far(pit: Pit) -> tuple[int, int]:
@@ -109,6 +109,7 @@ class PitInterface:
         self._idle, self._idle_at = 0, -1  # moments that led nowhere in a row, and when the last one was (us)
         self._ever: set[int] = set()  # tasks that have been done, whatever has become of their outputs
         self._again = 0  # outputs made again since the last that was new
+        self._failures = [0] * len(self.pit.pool_names)  # calls of each pool that had failed in a row at the last action
         self._commands: list[Command] = []
         self._begun: list[Call] = []
         horizon = workflow.system.horizon_seconds
@@ -141,9 +142,14 @@ class PitInterface:
     def act(self, time: int, action: int) -> None:
         """The clock goes to `time` and an action is taken."""
         self.advance(time)
+        self._failures = _failures_in_row(self.pit)
         self.pit.act(action)
         self._take()
         self._count_idle(backed_off=action in (layout.BACK_OFF, layout.BACK_OFF_LONG))
+
+    def failed_again(self) -> bool:
+        """Whether a pool's calls have failed once more in a row since the last action: the time to back off from it, once."""
+        return any(now > before for now, before in zip(_failures_in_row(self.pit), self._failures))
 
     def freeze(self) -> bytes:
         """Everything that a fold of the rows so far would bring about; commands and begun calls must have been taken."""
@@ -156,6 +162,7 @@ class PitInterface:
             "deleted": sorted(self.deleted),
             "idle": [self._idle, self._idle_at],
             "again": [self._again, *sorted(self._ever)],
+            "failures": self._failures,
         }
         return canonical(known) + self.pit.snapshot()
 
@@ -170,11 +177,13 @@ class PitInterface:
             holders = Counter(outputs.values())
             idle, idle_at = known["idle"]
             again, *ever = known["again"]
+            failures = known["failures"]
             self.pit.restore(memory)
         except (PitError, KeyError, TypeError, ValueError) as error:
             raise ConductorError(f"a snapshot: is none of this workflow and version: {error!r}") from error
         self.calls, self.starts, self.outputs, self.deleted, self._holders = calls, starts, outputs, deleted, holders
         self._idle, self._idle_at, self._again, self._ever = idle, idle_at, again, set(ever)
+        self._failures = failures
 
     def commands(self) -> list[Command]:
         """The commands since the last call, in order."""
@@ -334,6 +343,7 @@ class Folded(NamedTuple):
     last: str  # hash of the last row
     recent: tuple[dict[str, Any], ...] = ()  # payloads of its latest decisions, where they were asked for
     snapshots: tuple[str, ...] = ()  # files of its latest snapshots, likewise
+    counts: Mapping[str, int] = {}  # as `conductor.decision_maker.DecisionMaker` has them, where they were asked for
 
 
 class Fold:

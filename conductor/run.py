@@ -54,8 +54,8 @@ class Decider(Protocol):
 
     counts: Any
 
-    def choose(self, pit: Pit, observation: Any, mask: Any) -> Decision:
-        """A legal action."""
+    def choose(self, pit: Pit, observation: Any, mask: Any, failed_again: bool) -> Decision:
+        """A legal action; `failed_again` as `PitInterface` says."""
         ...
 
 
@@ -184,12 +184,14 @@ class Run:
         outputs that should be gone."""
         self._dropped = list(self.view.deleted)
         lost = list(self.view.calls.values())
+        since = {int(call["id"]): int(call["start"]) for call in self._pit.calls()}
         self.add("resume", at, {"lost": [call.call for call in lost], "sandbox": self.sandbox})
         self.observe("resume", at, f"calls that were under way and begin again: {len(lost)}")
         copies = [(i, int(row["state"]), int(row["model"])) for i, row in enumerate(self._pit.copies())]
         for call in lost:
-            # Not `lost`, which says that an input is gone and makes the Pit call its producer again.
-            event = Event(layout.FINISHED, call.call, layout.ERR_CANCELLED)
+            # Not `lost`, which says that an input is gone and makes the Pit call its producer again. It has cost money so far.
+            report = Report("finished", call.call, "cancelled", at - since[call.call])
+            event = Event(layout.FINISHED, call.call, layout.ERR_CANCELLED, report.elapsed, price=self._price(report))
             self.note(event, at, text="the conductor ended while the call ran")
         for i, state, model in copies:
             if state == layout.LOADING:
@@ -328,7 +330,7 @@ class Run:
                 self.undecided = False
                 return
             observation, mask = look(self._pit)
-            decision = self._decider.choose(self._pit, observation, mask)
+            decision = self._decider.choose(self._pit, observation, mask, self.view.failed_again())
             seen = {"observation": array_digest(observation), "mask": array_digest(mask)}
             bundle = self.record["bundle"] if decision.by == "policy" else ""
             self.add("action", now, {**decision.payload(), **seen, "bundle": bundle})

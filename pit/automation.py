@@ -368,7 +368,9 @@ def after_call(s, k, error, elapsed, quality, size, price, with_copy):
 
 @kernel
 def log(s, c, row, error, elapsed, quality):
-    """What is learned from the end of call c."""
+    """What is learned from the end of call c: nothing, if its driver lost it."""
+    if error == ERR_CANCELLED:
+        return
     p = np.int64(c.pool)
     pool = s.pools[p]
     if health.outcome(s, p, row, error):

@@ -35,6 +35,7 @@ def known(view: PitInterface) -> tuple[object, ...]:
         view._idle,
         view._again,
         view._ever,
+        view._failures,
     )
 
 

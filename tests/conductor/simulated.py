@@ -302,7 +302,7 @@ class Whim:
         self._world = world
         self.counts: Counter[str] = Counter()
 
-    def choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray) -> Decision:
+    def choose(self, pit: Pit, observation: np.ndarray, mask: np.ndarray, failed_again: bool) -> Decision:
         self._world.perhaps_crash()
         legal = np.flatnonzero(mask)
         action = int(self._world.rng.choice(legal)) if self._world.wild else pit.rule("critical_path")

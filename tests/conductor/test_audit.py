@@ -17,12 +17,15 @@ from conductor.bundle import write_bundle
 from conductor.errors import ConductorError
 from conductor.guard import TRIP
 from conductor.journal import Journal, read_journal
-from conductor.orchestrator import begin
+from conductor.orchestrator import begin, resume
 from conductor.report import verify_run
 from conductor.workflow import load_workflow
 from pit import rules
+from pit.layout import BACK_OFF
 from tests.conductor.helpers import MODULE, bundle_parts, preferring, small_workflow
+from tests.conductor.test_crash import killed_run
 from tests.conductor.test_guard import ANYWHERE, many
+from tests.conductor.test_many import steps
 
 
 def calibrated() -> dict[str, Any]:
@@ -194,3 +197,21 @@ def test_a_rule_is_explained_too(place: Path, tmp_path: Path) -> None:
     takers = [a.takers for a in told.alternatives if "decided" in a.takers]
     assert takers == [["decided", "critical_path", "smallest_remaining"]]
     assert any(place == "slot 0, a1 and 1 like it" for place in told.seen)
+
+
+@pytest.mark.parametrize("strategy", ["parallel", "sequential"])
+def test_a_back_off_after_a_failure_is_made_again(place: Path, tmp_path: Path, strategy: str) -> None:
+    """Once for each failure, also where the conductor died in between."""
+    workflow = steps(1, call="work:fail_twice")
+    workflow["system"].update(back_off_seconds=0.1, back_off_jitter=0.0, verbs=["standard", "wait", "back_off"])
+    (tmp_path / "work.py").write_text(MODULE)
+    folder = killed_run(written(tmp_path, "fails", workflow), "after_done:1", "--strategy", strategy)
+    assert resume(folder).status == "solved"
+    rows = [row for row in read_journal(folder) if row.kind in ("action", "event")]
+    fails = [i for i, row in enumerate(rows) if row.data.get("error") == "throttled"]
+    back_offs = [i for i, row in enumerate(rows) if row.data.get("action") == BACK_OFF]
+    assert back_offs == [i + 1 for i in fails] and len(fails) == 2
+    assert audit.verify(folder).made_again.total() == sum(row.kind == "action" for row in rows)
+    numbers = [i for i, row in enumerate((row for row in rows if row.kind == "action"), 1) if row.data["action"] == BACK_OFF]
+    assert all("which backs off after a failure; in" in audit.explain(folder, number).maker for number in numbers)
+    assert "backs off" not in audit.explain(folder, 1).maker

@@ -18,6 +18,7 @@ from conductor.journal import Journal, read_journal, read_run
 from conductor.orchestrator import resume
 from conductor.pit_interface import fold
 from conductor.report import report_run
+from pit.layout import BACK_OFF
 from tests.conductor.helpers import conductor, output_of, small_workflow
 
 Write = Callable[[dict[str, Any]], Path]
@@ -77,6 +78,8 @@ def test_killed_at_every_boundary(write_workflow: Write, bundle: Bundle, at: str
         assert ends[task] == done_before[task] == 1  # a recorded result is never worked for again
     assert len({(task, key) for _, task, key, _ in effects(folder)}) == 4  # one key a task, whatever happened
     assert len([row for row in read_journal(folder) if row.kind == "resume"]) == 1
+    decided = [row.data for row in read_journal(folder) if row.kind == "action"]
+    assert result.decisions == Counter(word for d in decided for word in (d["by"], d["note"]) if word)
 
 
 def test_killed_before_anything_was_recorded(write_workflow: Write) -> None:
@@ -98,6 +101,26 @@ def test_killed_again_and_again(write_workflow: Write) -> None:
     assert "has ended already (solved)" in done.stderr and done.returncode == 2
     assert finished(folder) == dict.fromkeys(("a1", "a2", "b", "c"), 1)
     assert output_of(folder, report_run(folder).outputs["c"]) == 123
+
+
+def test_a_lost_call_is_no_failure(write_workflow: Write) -> None:
+    """Nobody backs off from its pool, and nothing of its health changes; what it has cost is paid."""
+    workflow = small_workflow(plain={"kind": "python", "call": "work:until_told", "seconds": 90})
+    workflow["system"].update(back_off_seconds=0.1, verbs=["standard", "wait", "back_off"])
+    workflow["system"]["functions"]["fa"]["standard"].pop("model")
+    workflow["system"]["functions"]["plain"]["standard"]["price"] = 3.0
+    workflow["tasks"] = [{"id": "quick", "function": "fa"}, {"id": "long", "function": "plain"}]
+    folder = killed_run(write_workflow(workflow), "after_done:1", "--strategy", "parallel")
+    (folder / "files" / "told").touch()
+    assert resume(folder).status == "solved"
+    quick, lost, again = report_run(folder).calls
+    assert [call.result for call in (quick, lost, again)] == ["ok", "cancelled", "ok"]
+    begun, at = [row.time for row in read_run(folder) if row.data.get("call") == 1 or row.kind == "resume"]
+    assert lost.run == (at - begun) / 1e6 > 0.0 and lost.price == 3 * (at - begun) / 1e6
+    assert report_run(folder).spent == pytest.approx(quick.price + lost.price + again.price)
+    folded = fold(read_run(folder))
+    assert {s.in_row for s in folded.view.pit.signatures()} == {0}
+    assert BACK_OFF not in [row.data["action"] for row in read_run(folder) if row.kind == "action"]
 
 
 def test_resume_is_refused(write_workflow: Write, bundle: Bundle, tmp_path: Path) -> None:

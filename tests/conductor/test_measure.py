@@ -62,6 +62,18 @@ def test_it_is_what_the_journals_hold(write_workflow: Write, capsys: pytest.Capt
     assert "there is no journal" in capsys.readouterr().err
 
 
+def test_fetching_is_not_the_calls_own_time(write_workflow: Write) -> None:
+    """The Pit expects the catalogue's seconds and then the fetching; so what was measured is without it."""
+    content = small_workflow()
+    content["system"]["store"] = {"hot": 1, "fetch_seconds": {"warm": 0.02}}  # every output is warm
+    file = write_workflow(content)
+    place = begin(load_workflow(file), file.parent / "runs", strategy="parallel").folder
+    found = {figure.name: figure for figure in measure([place]).figures}
+    for name, fetch in (("fa", 0.0), ("fb", 0.02), ("plain", 0.02)):  # the first has no inputs
+        took = [call.run - fetch for call in report_run(place).calls if call.function == name]
+        assert took and found[f"{name}.standard"].seconds[0] == pytest.approx(took)
+
+
 def figure(name: str, catalogue: float, seconds: list[list[float]], is_model: bool = False, failed: int = 0) -> Figure:
     return Figure(name, catalogue, None if is_model else 1.0, [np.array(run) for run in seconds], [], failed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 
 from conductor import orchestrator
-from conductor.errors import ConductorError
+from conductor.clock import Clock
+from conductor.errors import ConductorError, DiskFull
 from conductor.journal import read_journal
 from conductor.orchestrator import begin, resume
 from conductor.report import report_run, verify_run
@@ -108,6 +110,52 @@ def test_a_full_disk_is_waited_for(write_workflow: Write, tmp_path: Path, then: 
         assert "stopped (SIGTERM) while its disk is full" in told["refused"]
         assert "journal.sqlite: cannot be written" in told["refused"] or "Read-only file system" in told["refused"]
         assert told["rows"].count("resume") == 1 and len(told["calls"]) == 4
+
+
+@pytest.mark.parametrize("limit", ["time_out", "horizon_seconds"])
+def test_what_came_while_the_disk_was_full_is_not_late(
+    write_workflow: Write, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """A call ends well in an hour in which nothing can be recorded: its result counts, and the run has its time still."""
+    commit = orchestrator.Journal.commit
+    watched: list[Any] = []
+    passed = [0]  # us that the clock has jumped
+
+    class Jumping(Clock):
+        def now(self) -> int:
+            return super().now() + passed[0]
+
+        def watch(self, thing: Any) -> None:
+            watched.append(thing)
+            super().watch(thing)
+
+        def pause(self, microseconds: int) -> None:
+            (told,) = path.parent.glob("runs/*/files")
+            (told / "told").touch()
+            assert select.select(watched, [], [], 60)[0], "the call has ended"
+            passed[0] = 3600_000_000
+
+    def full(self: Any) -> None:
+        if not passed[0] and any(row[2] == "event" and '"finished"' in row[4] for row in self._pending):
+            raise DiskFull("the disk is full")
+        commit(self)
+
+    monkeypatch.setattr(orchestrator, "Clock", Jumping)
+    monkeypatch.setattr(orchestrator.Journal, "commit", full)
+    workflow = small_workflow(plain={"kind": "python", "call": "work:until_told", "seconds": 120})
+    workflow["system"] |= {limit: 18_000.0 if limit == "time_out" else 1800.0}  # times the expected 0.1 s, or seconds
+    workflow["system"]["functions"]["fa"]["standard"].pop("model")
+    workflow["tasks"] = [{"id": "quick", "function": "fa"}, {"id": "long", "function": "plain"}]
+    workflow["tasks"].append({"id": "last", "function": "fa", "after": ["quick", "long"]})
+    path = write_workflow(workflow)
+    assert begin(load_workflow(path), path.parent / "runs", strategy="parallel").status == "solved"
+    (folder,) = (path.parent / "runs").iterdir()
+    assert passed[0] and sorted((c.task, c.result) for c in report_run(folder).calls) == [
+        ("last", "ok"), ("long", "ok"), ("quick", "ok"),
+    ]  # fmt: skip
+    (parked,) = [row for row in read_journal(folder) if row.kind == "parked"]
+    assert parked.data["reason"].startswith("the disk is full; for 36") and parked.time < 1800e6
+    assert verify_run(folder).ended
 
 
 @pytest.mark.parametrize("step", [timedelta(days=-2), timedelta(days=3650)])

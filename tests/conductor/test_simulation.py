@@ -42,7 +42,7 @@ def test_histories() -> None:
 
 def test_what_goes_round_is_ended() -> None:
     """A model that is loaded ahead and leaves again, for ever, because no call can be paid."""
-    assert history(1270)[1]["load"] > IDLE
+    assert history(512)[1]["load"] > IDLE
 
 
 def in_peace(seed: int, folder: Path, patch: pytest.MonkeyPatch, tasks: list[dict[str, Any]], **system: Any) -> list[Row]:

@@ -59,6 +59,20 @@ def test_a_chance_is_learned_from_calls_and_leans_on_the_pool() -> None:
     assert pit.observe()[layout.POOL_OFFSET + 7] == np.float32(1.0 - pool.chance)
 
 
+def test_nothing_is_learned_from_a_call_that_its_driver_lost() -> None:
+    """It is made again; a failure before it is still the last one."""
+    pit = pit_of(max_attempts=2)
+    call(pit, error=layout.ERR_THROTTLED)
+    known, error = pit.signatures(), [name for name, _ in layout.columns()].index("failure_error")
+    expected = pit.observe()[error]
+    for _ in range(3):
+        call(pit, elapsed=0, error=layout.ERR_CANCELLED)
+        assert pit.signatures() == known and pit.observe()[error] == expected
+    assert int(pit._hot["pools"]["in_row"][0][0]) == 1, "which sets how long a back-off lasts"
+    call(pit)
+    assert pit.status == layout.ON and signature(pit, "p0").in_row == 0
+
+
 def test_slower_calls_are_a_degradation_and_health_shows_them() -> None:
     pit = pit_of(heal=False)
     for _ in range(30):

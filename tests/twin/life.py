@@ -6,7 +6,7 @@ import pit.layout as L
 from tests.twin.estimates import Table
 from tests.twin.tracking import TwinTracking
 
-UNMENDABLE = (L.ERR_PRECONDITION, L.ERR_ACCESS, L.ERR_CANCELLED)  # another variant would fail as well
+UNMENDABLE = (L.ERR_PRECONDITION, L.ERR_ACCESS)  # another variant would fail as well
 
 
 class TwinLife(TwinTracking):
@@ -172,7 +172,11 @@ class TwinLife(TwinTracking):
         else:
             self.track_error(call["task"], error)
         self.release(call)
-        self.log(call, error, elapsed, quality, price)
+        self.pay(price)
+        if error == L.ERR_CANCELLED:
+            self.reached["lost by its driver"] += 1
+            return
+        self.log(call, error, elapsed, quality)
         if error != L.OK:
             self.outcome = L.OUT_DENIED if error == L.ERR_ACCESS else L.OUT_FAILED
             self.fall_back(call, error)
@@ -219,9 +223,8 @@ class TwinLife(TwinTracking):
         else:
             self.open_again(i)
 
-    def log(self, call: Table, error: int, elapsed: int, quality: float, price: int) -> None:
+    def log(self, call: Table, error: int, elapsed: int, quality: float) -> None:
         f, v = call["function"], call["variant"]
-        self.pay(price)
         self.log_health(call, error, elapsed, quality)
         if error == L.OK:
             self.duration_error = self.averaged_error(self.duration_error, elapsed, call["est"])
