@@ -114,7 +114,7 @@ class ModelManager:
         each worker; `workshop`: where plain workers come from that other runs of this plan use, too."""
         self._workshop = workshop
         self._key = "" if workshop is None else shared_key(plan, base, limits)
-        self._queue: deque[_Call] = deque()  # calls that wait for a worker
+        self._queue: dict[int, _Call] = {}  # calls that wait in the workshop, by their numbers
         self._plan, self._serves, self._base, self._may_take = plan, serves, base, limits
         self._files, self._logs = folder / "files", folder / "logs"
         self._files.mkdir(exist_ok=True)
@@ -212,8 +212,8 @@ class ModelManager:
         """Send a call to a shared worker; whether there was one. Else it waits for its turn."""
         found = workshop.take(self._key, self._make)
         if found is None:
-            self._queue.append(call)
-            workshop.wait(self._key, self)
+            self._queue[call.number] = call
+            workshop.wait(self._key, self, call.number)
             return False
         place = _Place(found[0], age=found[1])
         self._selector.register(place.worker, selectors.EVENT_READ, place)
@@ -221,12 +221,16 @@ class ModelManager:
         self._send(place, call._replace(request={**call.request, "folder": str(self._files)}))
         return True
 
-    def take_turn(self) -> None:
-        """A shared worker can be had: the call that has waited longest begins."""
-        if self._queue and self._workshop is not None:
-            call = self._queue.popleft()
-            if self._lease(self._workshop, call):
-                self._reports.append(Report("started", call.number))
+    def take_turn(self, call: int) -> None:
+        """A shared worker can be had for a call that waits in the workshop: it begins."""
+        if self._workshop is not None and self._lease(self._workshop, self._queue.pop(call)):
+            self._reports.append(Report("started", call))
+
+    def _leave_queue(self, calls: Sequence[int]) -> None:
+        """Those of these calls that wait in the workshop do not wait any more."""
+        for call in calls:
+            if self._queue.pop(call, None) is not None and self._workshop is not None:
+                self._workshop.leave(self._key, self, call)
 
     def _give_back(self, workshop: Workshop, place: _Place) -> None:
         self._selector.unregister(place.worker)
@@ -254,7 +258,7 @@ class ModelManager:
 
     def cancel(self, call: int) -> None:
         """End a call and its worker, as at its time limit, and report nothing of it. A copy is loaded again."""
-        self._queue = deque(waiting for waiting in self._queue if waiting.number != call)
+        self._leave_queue([call])
         for place in self._places():
             place.waiting = [waiting for waiting in place.waiting if waiting.number != call]
             if any(running.number == call for running, _ in place.calls.values()):
@@ -292,7 +296,7 @@ class ModelManager:
 
     def close(self) -> None:
         """End every worker."""
-        self._queue.clear()
+        self._leave_queue(list(self._queue))
         for place in self._places():
             self._end(place)
         self._copies.clear()

@@ -6,7 +6,7 @@ and the others wait for their turn, which they are told of. Nobody gets a worker
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,8 +30,8 @@ def checked_key(key: str, functions: dict[str, list[str]], models: list[str]) ->
 class Waiting(Protocol):
     """Who waits for a worker."""
 
-    def take_turn(self) -> None:
-        """A worker can be had now."""
+    def take_turn(self, call: int) -> None:
+        """A worker can be had now for a call that waits."""
         ...
 
 
@@ -45,7 +45,7 @@ class Workshop:
         self.turns: set[Any] = set()  # whose waiting call was sent since this was last emptied
         self._idle: dict[str, list[Worker]] = defaultdict(list)
         self._count: Counter[str] = Counter()
-        self._waiting: dict[str, deque[Waiting]] = defaultdict(deque)
+        self._waiting: dict[str, OrderedDict[tuple[Waiting, int], None]] = defaultdict(OrderedDict)
         self._age: Counter[str] = Counter()  # how often workers had to begin anew
 
     def take(self, key: str, make: Callable[[Path], Worker]) -> tuple[Worker, int] | None:
@@ -59,9 +59,13 @@ class Workshop:
         logs.mkdir(exist_ok=True)
         return make(logs / f"worker-{self._count.total()}.log"), self._age[key]
 
-    def wait(self, key: str, who: Waiting) -> None:
-        """`who` takes its turn when a worker can be had, once for each time that it has asked."""
-        self._waiting[key].append(who)
+    def wait(self, key: str, who: Waiting, call: int) -> None:
+        """`who` takes its turn with a call when a worker can be had."""
+        self._waiting[key][who, call] = None
+
+    def leave(self, key: str, who: Waiting, call: int) -> None:
+        """A call does not wait any more: a turn that nobody takes would be lost to all others."""
+        del self._waiting[key][who, call]
 
     def give(self, key: str, worker: Worker, age: int) -> None:
         """The call has ended well, and the worker is idle."""
@@ -86,8 +90,8 @@ class Workshop:
 
     def _next(self, key: str) -> None:
         if self._waiting[key]:
-            who = self._waiting[key].popleft()
-            who.take_turn()
+            (who, call), _ = self._waiting[key].popitem(last=False)
+            who.take_turn(call)
             self.turns.add(who)
 
     def close(self) -> None:
