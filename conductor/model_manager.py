@@ -195,7 +195,11 @@ class ModelManager:
                 self.reload(copy, place.model, "the last reload failed")
                 place = self._copies[copy]
         elif self._workshop is not None:
-            self._lease(self._workshop, begun)
+            if self._workshop.free(self._key):
+                self._lease(self._workshop, begun)
+            else:
+                self._queue[call] = begun
+                self._workshop.wait(self._key, self, call)
             return
         else:
             for old in [p for p in self._plain if p.state == "old" and not p.calls]:
@@ -208,22 +212,18 @@ class ModelManager:
         else:
             place.waiting.append(begun)
 
-    def _lease(self, workshop: Workshop, call: _Call) -> bool:
-        """Send a call to a shared worker; whether there was one. Else it waits for its turn."""
-        found = workshop.take(self._key, self._make)
-        if found is None:
-            self._queue[call.number] = call
-            workshop.wait(self._key, self, call.number)
-            return False
-        place = _Place(found[0], age=found[1])
+    def _lease(self, workshop: Workshop, call: _Call) -> None:
+        """Send a call to a shared worker."""
+        worker, age = workshop.take(self._key, self._make)
+        place = _Place(worker, age=age)
         self._selector.register(place.worker, selectors.EVENT_READ, place)
         self._plain.append(place)
         self._send(place, call._replace(request={**call.request, "folder": str(self._files)}))
-        return True
 
     def take_turn(self, call: int) -> None:
         """A shared worker can be had for a call that waits in the workshop: it begins."""
-        if self._workshop is not None and self._lease(self._workshop, self._queue.pop(call)):
+        if self._workshop is not None:
+            self._lease(self._workshop, self._queue.pop(call))
             self._reports.append(Report("started", call))
 
     def _leave_queue(self, calls: Sequence[int]) -> None:

@@ -322,6 +322,8 @@ class Orchestrator:
             else:
                 run.carry_out(times[run])
                 self._set_timer(run)
+        if self.workshop is not None:  # not before: a run that leaves in this tick begins nothing any more
+            self._due.update((self.live[who], None) for who in self.workshop.hand_out())
         self._points.passed("mid_effect", began)
         self._points.passed("after_cancel", cancelled)
 
@@ -351,10 +353,6 @@ class Orchestrator:
             while self._timers and self._wake_at.get(self._timers[0][2]) != self._timers[0][0]:
                 heappop(self._timers)
             pause = self._timers[0][0] - self.clock.now() if self._timers else None
-            if self.workshop is not None and self.workshop.turns:
-                self._due.update((self.live[who], None) for who in self.workshop.turns if who in self.live)
-                self.workshop.turns.clear()
-                break
             managers = self.clock.wait(pause) if pause is None or pause > 0 else []
             self._due.update((self.live[manager], None) for manager in managers)
             now = self.clock.now()

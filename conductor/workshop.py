@@ -1,7 +1,8 @@
 """Plain workers that many runs share: those of one plan, in one folder of modules, under one set of limits.
 
 A run alone keeps its own. Of a thousand runs each leases a worker for the duration of a call; at most so many work at once,
-and the others wait for their turn, which they are told of. Nobody gets a worker that knows another plan's secrets.
+and the others wait for their turn, in the order in which they have asked. Turns are given between two ticks (`hand_out`), when
+those who have ended or are cancelled in a tick wait no more. Nobody gets a worker that knows another plan's secrets.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from conductor.files import digest
 from conductor.instruments.process import Worker
@@ -42,18 +43,22 @@ class Workshop:
         """`folder`: of the journal, gets the workers' `logs/`; `most`: workers of one key."""
         self.folder, self._most = folder, most
         self.checked: dict[str, dict[str, str]] = {}  # what was made once (`checked_key`), and what each of it runs in
-        self.turns: set[Any] = set()  # whose waiting call was sent since this was last emptied
         self._idle: dict[str, list[Worker]] = defaultdict(list)
         self._count: Counter[str] = Counter()
         self._waiting: dict[str, OrderedDict[tuple[Waiting, int], None]] = defaultdict(OrderedDict)
         self._age: Counter[str] = Counter()  # how often workers had to begin anew
 
-    def take(self, key: str, make: Callable[[Path], Worker]) -> tuple[Worker, int] | None:
-        """A worker for one call, and its age; None if so many work already. `make` is given a log."""
+    def free(self, key: str) -> bool:
+        """Whether `take` has a worker for somebody who has not waited: nobody waits, and not so many work already."""
+        return not self._waiting[key] and self._can_be_had(key)
+
+    def _can_be_had(self, key: str) -> bool:
+        return bool(self._idle[key]) or self._count[key] < self._most
+
+    def take(self, key: str, make: Callable[[Path], Worker]) -> tuple[Worker, int]:
+        """A worker for one call, and its age; for who has found one `free`, or has its turn. `make` is given a log."""
         if self._idle[key]:
             return self._idle[key].pop(), self._age[key]
-        if self._count[key] >= self._most:
-            return None
         self._count[key] += 1
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
@@ -74,12 +79,10 @@ class Workshop:
         else:
             worker.end()
             self._count[key] -= 1
-        self._next(key)
 
     def gone(self, key: str) -> None:
         """A leased worker was ended."""
         self._count[key] -= 1
-        self._next(key)
 
     def renew(self, key: str) -> None:
         """Workers begin anew: idle ones end now, the others when their calls have."""
@@ -88,11 +91,15 @@ class Workshop:
             self._idle[key].pop().end()
             self._count[key] -= 1
 
-    def _next(self, key: str) -> None:
-        if self._waiting[key]:
-            (who, call), _ = self._waiting[key].popitem(last=False)
-            who.take_turn(call)
-            self.turns.add(who)
+    def hand_out(self) -> list[Waiting]:
+        """Those who wait take their turns, as far as there are workers; returns who did."""
+        served = []
+        for key, waiting in self._waiting.items():
+            while waiting and self._can_be_had(key):
+                (who, call), _ = waiting.popitem(last=False)
+                who.take_turn(call)
+                served.append(who)
+        return served
 
     def close(self) -> None:
         """End every idle worker; the leased ones are their holders'."""
