@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from conductor.clock import LONGEST
 from conductor.errors import ConductorError
 from conductor.instruments.process import Worker
 from conductor.instruments.sandbox import Limits
@@ -26,6 +27,7 @@ from conductor.workflow import ModelPlan, Plan
 from conductor.workshop import Workshop, checked_key, shared_key
 
 CHECK_SECONDS = 300.0  # importing a user's modules may take its time
+FAR = 1e9  # s, some thirty years: what ends later does not end, and need not be a number of microseconds
 GRACE = 1.0  # s between a call's time limit and the end of its worker
 
 
@@ -273,7 +275,7 @@ class ModelManager:
             now = time.monotonic()
             limits = [limit for place in self._places() for limit in self._limits(place)]
             wake = min([*limits, *([until] if until is not None else [])], default=None)
-            self._look(None if wake is None else max(0.0, wake - now))
+            self._look(None if wake is None else min(max(0.0, wake - now), LONGEST))
             self._expire(time.monotonic())
             if until is not None and time.monotonic() >= until:
                 break
@@ -292,7 +294,7 @@ class ModelManager:
     def deadline(self) -> int | None:
         """Monotonic microseconds of the nearest time limit of a call or load, when `poll` is due; None if there is none."""
         limits = [limit for place in self._places() for limit in self._limits(place)]
-        return int(1e6 * min(limits)) + 1 if limits else None
+        return int(1e6 * min(*limits, FAR)) + 1 if limits else None
 
     def close(self) -> None:
         """End every worker."""
