@@ -52,7 +52,9 @@ class Clock:
 
     def pause(self, microseconds: int) -> None:
         """Nothing for so long, whatever happens to what is watched; `wake` ends it, too."""
-        if select.select([self._woken], [], [], microseconds / 1e6)[0]:
+        woken = select.poll()  # `select.select` takes no descriptors above 1023
+        woken.register(self._woken, select.POLLIN)
+        if woken.poll(microseconds / 1e3):
             self._hear()
 
     def _hear(self) -> None:
