@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ from conductor.advice import Advice
 from conductor.bundle import Bundle
 from conductor.errors import ConductorError, Stopped
 from conductor.journal import read_journal
-from conductor.orchestrator import resume_all
+from conductor.orchestrator import VOID, resume_all
 from conductor.report import report_run, verify_journal
 from conductor.run import Run
 from conductor.session import begin_all
@@ -233,6 +234,26 @@ def test_a_back_off_is_waited_for(write_workflow: Write, strategy: str) -> None:
     failed = [row.time for row in rows if row.kind == "event" and row.data["error"] == "throttled"]
     assert result.status == "solved" and len(starts) == 3
     assert starts[1] - failed[0] >= 100_000 and starts[2] - failed[1] >= 200_000
+
+
+def test_nothing_is_kept_of_what_has_ended(write_workflow: Write, tmp_path: Path) -> None:
+    """Neither a run, nor its result, nor its timers, however far ahead they were, while another one goes on."""
+    path = write_workflow(steps(seconds=36_000))
+    quick = load_workflow(path)
+    long = load_workflow(write_workflow(steps(1, call="work:until_told", seconds=100)))
+    with Conductor(strategy="parallel", runs=tmp_path / "runs", workers=2) as many:
+        last = many.submit(long)
+        for _ in range(20):
+            assert many.run(quick).status == "solved"
+        assert many._session is not None
+        loop = many._session.loop
+        while sum(type(thing) is Run and tmp_path in thing.folder.parents for thing in gc.get_objects()) > 1:
+            gc.collect()
+            assert not last.done(), "what has ended is kept for as long as the other one goes on"
+        assert loop._results == [] and len(loop._timers) <= 2 + VOID
+        for place in tmp_path.glob("runs/*/*/files"):
+            (place / "told").touch()
+        assert last.result(timeout=60).status == "solved"
 
 
 def test_shared_workers_begin_anew_when_configured(write_workflow: Write) -> None:
