@@ -278,12 +278,12 @@ class Orchestrator:
             ConductorError: the journal cannot be written any more. Stopped: as `stop` asked. Workers are ended then, too.
         """
         try:
-            while self.live or self.inbox or self.open:
+            while self.live or self.inbox or self.open:  # where all has ended, there is nothing to stop
+                if self._reason:
+                    self._stop()
                 while self.inbox:
                     self.inbox.popleft()()
                 self.tick()
-                if self._reason:
-                    self._stop()
                 if self.live or self.open:
                     self._wait()
             return self._results
