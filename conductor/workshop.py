@@ -37,7 +37,8 @@ class Waiting(Protocol):
 
 
 class Workshop:
-    """Idle workers by the key of what they may serve."""
+    """Idle workers by the key of what they may serve. They live until `close`, also those of plans that no run uses any more:
+    who brings ever new plans to one conductor should close it from time to time."""
 
     def __init__(self, folder: Path, most: int) -> None:
         """`folder`: of the journal, gets the workers' `logs/`; `most`: workers of one key."""
