@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from conductor.clock import LONGEST
 from conductor.errors import ConductorError
 from conductor.instruments.process import Worker
 from conductor.instruments.sandbox import Limits
@@ -26,6 +27,7 @@ from conductor.workflow import ModelPlan, Plan
 from conductor.workshop import Workshop, checked_key, shared_key
 
 CHECK_SECONDS = 300.0  # importing a user's modules may take its time
+FAR = 1e9  # s, some thirty years: what ends later does not end, and need not be a number of microseconds
 GRACE = 1.0  # s between a call's time limit and the end of its worker
 
 
@@ -114,7 +116,7 @@ class ModelManager:
         each worker; `workshop`: where plain workers come from that other runs of this plan use, too."""
         self._workshop = workshop
         self._key = "" if workshop is None else shared_key(plan, base, limits)
-        self._queue: deque[_Call] = deque()  # calls that wait for a worker
+        self._queue: dict[int, _Call] = {}  # calls that wait in the workshop, by their numbers
         self._plan, self._serves, self._base, self._may_take = plan, serves, base, limits
         self._files, self._logs = folder / "files", folder / "logs"
         self._files.mkdir(exist_ok=True)
@@ -195,7 +197,11 @@ class ModelManager:
                 self.reload(copy, place.model, "the last reload failed")
                 place = self._copies[copy]
         elif self._workshop is not None:
-            self._lease(self._workshop, begun)
+            if self._workshop.free(self._key):
+                self._lease(self._workshop, begun)
+            else:
+                self._queue[call] = begun
+                self._workshop.wait(self._key, self, call)
             return
         else:
             for old in [p for p in self._plain if p.state == "old" and not p.calls]:
@@ -208,25 +214,25 @@ class ModelManager:
         else:
             place.waiting.append(begun)
 
-    def _lease(self, workshop: Workshop, call: _Call) -> bool:
-        """Send a call to a shared worker; whether there was one. Else it waits for its turn."""
-        found = workshop.take(self._key, self._make)
-        if found is None:
-            self._queue.append(call)
-            workshop.wait(self._key, self)
-            return False
-        place = _Place(found[0], age=found[1])
+    def _lease(self, workshop: Workshop, call: _Call) -> None:
+        """Send a call to a shared worker."""
+        worker, age = workshop.take(self._key, self._make)
+        place = _Place(worker, age=age)
         self._selector.register(place.worker, selectors.EVENT_READ, place)
         self._plain.append(place)
         self._send(place, call._replace(request={**call.request, "folder": str(self._files)}))
-        return True
 
-    def take_turn(self) -> None:
-        """A shared worker can be had: the call that has waited longest begins."""
-        if self._queue and self._workshop is not None:
-            call = self._queue.popleft()
-            if self._lease(self._workshop, call):
-                self._reports.append(Report("started", call.number))
+    def take_turn(self, call: int) -> None:
+        """A shared worker can be had for a call that waits in the workshop: it begins."""
+        if self._workshop is not None:
+            self._lease(self._workshop, self._queue.pop(call))
+            self._reports.append(Report("started", call))
+
+    def _leave_queue(self, calls: Sequence[int]) -> None:
+        """Those of these calls that wait in the workshop do not wait any more."""
+        for call in calls:
+            if self._queue.pop(call, None) is not None and self._workshop is not None:
+                self._workshop.leave(self._key, self, call)
 
     def _give_back(self, workshop: Workshop, place: _Place) -> None:
         self._selector.unregister(place.worker)
@@ -254,7 +260,7 @@ class ModelManager:
 
     def cancel(self, call: int) -> None:
         """End a call and its worker, as at its time limit, and report nothing of it. A copy is loaded again."""
-        self._queue = deque(waiting for waiting in self._queue if waiting.number != call)
+        self._leave_queue([call])
         for place in self._places():
             place.waiting = [waiting for waiting in place.waiting if waiting.number != call]
             if any(running.number == call for running, _ in place.calls.values()):
@@ -269,7 +275,7 @@ class ModelManager:
             now = time.monotonic()
             limits = [limit for place in self._places() for limit in self._limits(place)]
             wake = min([*limits, *([until] if until is not None else [])], default=None)
-            self._look(None if wake is None else max(0.0, wake - now))
+            self._look(None if wake is None else min(max(0.0, wake - now), LONGEST))
             self._expire(time.monotonic())
             if until is not None and time.monotonic() >= until:
                 break
@@ -288,11 +294,11 @@ class ModelManager:
     def deadline(self) -> int | None:
         """Monotonic microseconds of the nearest time limit of a call or load, when `poll` is due; None if there is none."""
         limits = [limit for place in self._places() for limit in self._limits(place)]
-        return int(1e6 * min(limits)) + 1 if limits else None
+        return int(1e6 * min(*limits, FAR)) + 1 if limits else None
 
     def close(self) -> None:
         """End every worker."""
-        self._queue.clear()
+        self._leave_queue(list(self._queue))
         for place in self._places():
             self._end(place)
         self._copies.clear()

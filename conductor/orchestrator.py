@@ -18,7 +18,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +43,7 @@ from pit.spec import WorkflowSpec
 
 T = TypeVar("T")
 WORKERS = 4 * (os.cpu_count() or 1)  # plain workers of one plan that runs share, unless asked otherwise
+VOID = 64  # timers of the heap that may be void, besides as many as are not
 FULL_PAUSE = (100_000, 5_000_000)  # us: the first and the longest wait for room on the disk
 
 
@@ -255,8 +256,8 @@ class Orchestrator:
         self.live: dict[Any, Run] = {}  # by their managers
         self._results: list[RunResult] = []
         self._due: dict[Run, None] = {}  # runs that the next tick concerns, in order
-        self._timers: list[tuple[int, int, Run]] = []  # when, number, run; one that its run has moved is passed over
-        self._wake_at: dict[Run, int] = {}
+        self._timers: list[tuple[int, int]] = []  # a heap: when, number of the run; one that is not in `_wake_at` is void
+        self._wake_at: dict[int, tuple[int, Run]] = {}  # by the run's number
         self._reason = ""  # why to stop
         self._points = Points()
 
@@ -290,12 +291,12 @@ class Orchestrator:
             ConductorError: the journal cannot be written any more. Stopped: as `stop` asked. Workers are ended then, too.
         """
         try:
-            while self.live or self.inbox or self.open:
+            while self.live or self.inbox or self.open:  # where all has ended, there is nothing to stop
+                if self._reason:
+                    self._stop()
                 while self.inbox:
                     self.inbox.popleft()()
                 self.tick()
-                if self._reason:
-                    self._stop()
                 if self.live or self.open:
                     self._wait()
             return self._results
@@ -335,16 +336,20 @@ class Orchestrator:
             else:
                 run.carry_out(times[run])
                 self._set_timer(run)
+        if self.workshop is not None:  # not before: a run that leaves in this tick begins nothing any more
+            self._due.update((self.live[who], None) for who in self.workshop.hand_out())
         self._points.passed("mid_effect", began)
         self._points.passed("after_cancel", cancelled)
 
     def _leave(self, run: Run) -> None:
-        self._results.append(run.result())
-        self.ended(run, self._results[-1])
+        result = run.result()
+        if not self.open:  # else they are for `ended` alone, and there may be any number
+            self._results.append(result)
+        self.ended(run, result)
         self.clock.forget(run.manager)
         run.manager.close()
         del self.live[run.manager]
-        self._wake_at.pop(run, None)
+        self._wake_at.pop(run.number, None)
 
     def _set_timer(self, run: Run) -> None:
         if run.undecided or run.manager.pending():
@@ -353,29 +358,37 @@ class Orchestrator:
         times = [] if timer is None else [run.origin + timer]
         wake = min(times if deadline is None else [*times, deadline], default=None)
         if wake is None:
-            self._wake_at.pop(run, None)
-        elif self._wake_at.get(run) != wake:
-            self._wake_at[run] = wake
-            heappush(self._timers, (wake, run.number, run))
+            self._wake_at.pop(run.number, None)
+        elif self._wake_at.get(run.number) != (wake, run):
+            self._wake_at[run.number] = (wake, run)
+            heappush(self._timers, (wake, run.number))
+            if len(self._timers) > 2 * len(self._wake_at) + VOID:
+                self._timers = [(at, number) for number, (at, _) in self._wake_at.items()]
+                heapify(self._timers)
+
+    def _next_timer(self) -> tuple[int, Run] | None:
+        """When the nearest timer is due, and whose it is; void ones are dropped on the way to it."""
+        while self._timers:
+            wake, number = self._timers[0]
+            found = self._wake_at.get(number)
+            if found is not None and found[0] == wake:
+                return found
+            heappop(self._timers)
+        return None
 
     def _wait(self) -> None:
-        """Until there is something to tick about."""
-        while not (self._due or self._reason or self.inbox) and (self.live or self.open):
-            while self._timers and self._wake_at.get(self._timers[0][2]) != self._timers[0][0]:
-                heappop(self._timers)
-            pause = self._timers[0][0] - self.clock.now() if self._timers else None
-            if self.workshop is not None and self.workshop.turns:
-                self._due.update((self.live[who], None) for who in self.workshop.turns if who in self.live)
-                self.workshop.turns.clear()
-                break
-            managers = self.clock.wait(pause) if pause is None or pause > 0 else []
-            self._due.update((self.live[manager], None) for manager in managers)
+        """Until there is something to tick about. Runs that are due already keep no other one waiting: all that has happened
+        is taken in."""
+        while not (self._reason or self.inbox) and (self.live or self.open):
+            timer = self._next_timer()
+            pause = None if timer is None else timer[0] - self.clock.now()
+            self._due.update((self.live[manager], None) for manager in self.clock.wait(0 if self._due else pause))
             now = self.clock.now()
-            while self._timers and self._timers[0][0] <= now:
-                wake, _, run = heappop(self._timers)
-                if self._wake_at.get(run) == wake:
-                    del self._wake_at[run]
-                    self._due[run] = None
+            while (timer := self._next_timer()) is not None and timer[0] <= now:
+                del self._wake_at[timer[1].number]
+                self._due[timer[1]] = None
+            if self._due:
+                break
 
     def _patient(self, act: Callable[[], T]) -> T:
         """What `act` returns; while the disk is full, it is tried again and again, and the runs' clocks stand still."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import signal
 import threading
 import time
@@ -22,8 +23,9 @@ from conductor.advice import Advice
 from conductor.bundle import Bundle
 from conductor.errors import ConductorError, Stopped
 from conductor.journal import read_journal
-from conductor.orchestrator import resume_all
+from conductor.orchestrator import VOID, resume_all
 from conductor.report import report_run, verify_journal
+from conductor.run import Run
 from conductor.session import Session, begin_all
 from conductor.workflow import Workflow, load_workflow
 from tests.conductor.helpers import conductor, output_of, small_workflow
@@ -209,6 +211,37 @@ def test_a_workflow_that_cannot_be_waited_for_leaves_nothing(write_workflow: Wri
     check(session.folder, 1, 1)
 
 
+@pytest.mark.parametrize(("call", "horizon", "status"), [("add", None, "solved"), ("until_told", 0.5, "expired")])
+def test_who_decides_without_end_keeps_nobody_waiting(
+    write_workflow: Write, monkeypatch: pytest.MonkeyPatch, call: str, horizon: float | None, status: str
+) -> None:
+    """The calls and the timers of another run are looked at, too."""
+    over = threading.Event()
+    decide, until = Run._decide, time.monotonic() + 60
+
+    def restless(run: Run, now: int) -> None:
+        """The first run has always used up its decisions, until the other one has ended."""
+        decide(run, now)
+        if run.number == 0 and not over.is_set():
+            assert time.monotonic() < until, "the other run is kept waiting"
+            run.undecided = True
+
+    def observer(kind: str, at: int, text: str) -> None:
+        if kind == "end":
+            over.set()
+            for place in runs.glob("*/*/files"):
+                (place / "told").touch()
+
+    monkeypatch.setattr(Run, "_decide", restless)
+    path = write_workflow(steps(1, call="work:until_told", seconds=100))
+    runs, first, other = path.parent / "runs", load_workflow(path), steps(1, call=f"work:{call}")
+    if horizon is not None:
+        other["system"]["horizon_seconds"] = horizon
+    workflows = [first, load_workflow(write_workflow(other))]
+    results = begin_all(workflows, runs, Advice("parallel"), observers=[None, observer])
+    assert [result.status for result in results] == ["solved", status]
+
+
 def test_stopping_many_and_going_on(write_workflow: Write, tmp_path: Path) -> None:
     path = write_workflow(steps(1, call="work:straggle_once", seconds=60))
     many = Conductor(strategy="parallel", runs=tmp_path / "runs", workers=2)
@@ -253,6 +286,26 @@ def test_a_back_off_is_waited_for(write_workflow: Write, strategy: str) -> None:
     failed = [row.time for row in rows if row.kind == "event" and row.data["error"] == "throttled"]
     assert result.status == "solved" and len(starts) == 3
     assert starts[1] - failed[0] >= 100_000 and starts[2] - failed[1] >= 200_000
+
+
+def test_nothing_is_kept_of_what_has_ended(write_workflow: Write, tmp_path: Path) -> None:
+    """Neither a run, nor its result, nor its timers, however far ahead they were, while another one goes on."""
+    path = write_workflow(steps(seconds=36_000))
+    quick = load_workflow(path)
+    long = load_workflow(write_workflow(steps(1, call="work:until_told", seconds=100)))
+    with Conductor(strategy="parallel", runs=tmp_path / "runs", workers=2) as many:
+        last = many.submit(long)
+        for _ in range(20):
+            assert many.run(quick).status == "solved"
+        assert many._session is not None
+        loop = many._session.loop
+        while sum(type(thing) is Run and tmp_path in thing.folder.parents for thing in gc.get_objects()) > 1:
+            gc.collect()
+            assert not last.done(), "what has ended is kept for as long as the other one goes on"
+        assert loop._results == [] and len(loop._timers) <= 2 + VOID
+        for place in tmp_path.glob("runs/*/*/files"):
+            (place / "told").touch()
+        assert last.result(timeout=60).status == "solved"
 
 
 def test_shared_workers_begin_anew_when_configured(write_workflow: Write) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import subprocess
@@ -206,6 +207,17 @@ def test_a_signal_stops_a_run_and_its_folder_is_told(write_workflow: Write, numb
     assert output_of(folder, report_run(folder).outputs["c"]) == 123
     assert finished(folder) == dict.fromkeys(("a1", "a2", "b", "c"), 1)
     assert report_run(folder).calls[-2].result == "cancelled" and report_run(folder).calls[-1].attempt == 2
+
+
+def test_an_order_to_stop_in_the_last_tick_finds_nothing_to_stop(write_workflow: Write) -> None:
+    """The run has ended in it, and there is nothing that `resume` could go on with."""
+
+    def observer(kind: str, at: int, text: str) -> None:
+        if kind == "end":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    path = write_workflow(chain())
+    assert begin(load_workflow(path), path.parent / "runs", strategy="parallel", observer=observer).status == "solved"
 
 
 def test_a_disk_that_fails_ends_the_conductor(write_workflow: Write, monkeypatch: pytest.MonkeyPatch) -> None:
