@@ -46,6 +46,11 @@ def _name(function: str, variant: str) -> str:
     return f"{function} ({variant})"
 
 
+def _lacking(error: OSError) -> str:
+    """That a worker could not be made, and what there was too little of."""
+    return f"a worker process could not be started: {error}"
+
+
 def _ending(outcome: Outcome | None, limits: Limits) -> str:
     """What is known of how a worker ended that nobody here has ended."""
     code, reason, _ = outcome or Outcome(None, "lost", 0)
@@ -88,8 +93,8 @@ class _Place:
     copy: int = -1
     row: int = -1  # variant that is configured here
     age: int = -1  # of a worker that is leased from a workshop
-    # "loading" (the Pit waits), "reloading" (the Pit does not know), "configuring", "ready", "broken" (the reload failed),
-    # "old" (a plain worker from before a configuration: it ends when its call has)
+    # "loading" (the Pit waits), "reloading" (the Pit does not know), "configuring", "ready", "old" (a plain worker from
+    # before a configuration: it ends when its call has)
     state: str = "ready"
     load: int = -1  # request number of the load or configuration in flight
     load_until: float = 0.0
@@ -111,16 +116,20 @@ class ModelManager:
         workshop: Workshop | None = None,
     ) -> None:
         """`base`: where modules are found; `folder`: of the run, gets `files/` (where all calls work) and `logs/`; `limits` of
-        each worker; `workshop`: where plain workers come from that other runs of this plan use, too."""
+        each worker; `workshop`: where plain workers come from that other runs of this plan use, too. Raises ConductorError."""
         self._workshop = workshop
         self._key = "" if workshop is None else shared_key(plan, base, limits)
         self._queue: deque[_Call] = deque()  # calls that wait for a worker
         self._plan, self._serves, self._base, self._may_take = plan, serves, base, limits
         self._files, self._logs = folder / "files", folder / "logs"
-        self._files.mkdir(exist_ok=True)
-        self._logs.mkdir(exist_ok=True)
-        self._selector = selectors.DefaultSelector()
+        try:
+            self._files.mkdir(exist_ok=True)
+            self._logs.mkdir(exist_ok=True)
+            self._selector = selectors.DefaultSelector()
+        except OSError as error:
+            raise ConductorError(f"{folder}: no worker can be had here: {error}") from error
         self._copies: dict[int, _Place] = {}
+        self._broken: dict[int, tuple[str, str]] = {}  # copies that the Pit holds for loaded and are not: model, and why
         self._plain: list[_Place] = []
         self._reports: deque[Report] = deque()
         self._spawned = 0
@@ -131,7 +140,10 @@ class ModelManager:
         `functions`: the variants of each. Raises ConductorError with the first fault's sentence."""
         if self._workshop is not None and (known := self._workshop.checked.get(checked_key(self._key, functions, models))):
             return known
-        place = self._spawn(1)
+        try:
+            place = self._spawn(1)
+        except OSError as error:
+            raise ConductorError(f"{where}: instruments cannot be checked: {_lacking(error)}") from error
         self._plain.append(place)
         specs = {}
         for name, variants in functions.items():
@@ -166,19 +178,33 @@ class ModelManager:
 
     def load(self, copy: int, model: str) -> None:
         """Start a process for a copy and load its model; `loaded` or `load_failed` follows."""
-        self._copies[copy] = self._load(copy, model, "loading")
+        try:
+            self._copies[copy] = self._load(copy, model, "loading")
+        except OSError as error:
+            self._reports.append(Report("load_failed", copy, "error", text=_lacking(error)))
 
     def reload(self, copy: int, model: str, reason: str) -> None:
         """Load a copy that the Pit holds for loaded; a `reload` report says so, calls wait until it is ready."""
-        old = self._copies.get(copy)
-        place = self._load(copy, model, "reloading")
-        if old is not None:
-            place.waiting = old.waiting
+        old = self._copies.pop(copy, None)
+        waiting = [] if old is None else old.waiting
+        try:
+            place = self._load(copy, model, "reloading")
+        except OSError as error:
+            self._break(copy, model, _lacking(error), waiting)
+            return
+        place.waiting = waiting
         self._copies[copy] = place
         self._reports.append(Report("reload", copy, text=reason, value=model))
 
+    def _break(self, copy: int, model: str, text: str, waiting: Sequence[_Call]) -> None:
+        """A copy that the Pit holds for loaded cannot be: the calls that wait for it fail, and the next one tries again."""
+        self._broken[copy] = model, text
+        for call in waiting:
+            self._reports.append(Report("finished", call.number, "load", text=text))
+
     def unload(self, copy: int) -> None:
         """End a copy's process; its memory is free on return, and `unloaded` follows."""
+        self._broken.pop(copy, None)
         place = self._copies.pop(copy, None)
         if place is not None:
             self._end(place)
@@ -189,34 +215,45 @@ class ModelManager:
         name = _name(job["function"], job["variant"])
         request = {"do": "call", "job": job, "name": name, **self._plan.functions[job["function"]].request(job["variant"])}
         begun = _Call(call, request, job["seconds"])
-        if copy >= 0:
-            place = self._copies[copy]
-            if place.state == "broken":
-                self.reload(copy, place.model, "the last reload failed")
-                place = self._copies[copy]
-        elif self._workshop is not None:
-            self._lease(self._workshop, begun)
+        if copy < 0:
+            try:
+                self._begin(begun)
+            except OSError as error:
+                self._reports.append(Report("finished", call, "error", text=_lacking(error)))
             return
-        else:
-            for old in [p for p in self._plain if p.state == "old" and not p.calls]:
-                self._retire(old)
-            place = next((p for p in self._plain if not p.calls and p.state == "ready"), None) or self._spawn(1)
-            if place not in self._plain:
-                self._plain.append(place)
-        if place.state == "ready":
+        if copy in self._broken:
+            model, why = self._broken.pop(copy)
+            brief = why.strip().split("\n")[0]
+            self.reload(copy, model, f"the last reload failed: {brief}")
+        place = self._copies.get(copy)
+        if place is None:
+            self._reports.append(Report("finished", call, "load", text=self._broken[copy][1]))
+        elif place.state == "ready":
             self._send(place, begun)
         else:
             place.waiting.append(begun)
 
+    def _begin(self, call: _Call) -> None:
+        """Send a call to a plain worker. Raises OSError if there is none and none can be made."""
+        if self._workshop is not None:
+            self._lease(self._workshop, call)
+            return
+        for old in [p for p in self._plain if p.state == "old" and not p.calls]:
+            self._retire(old)
+        place = next((p for p in self._plain if not p.calls and p.state == "ready"), None) or self._spawn(1)
+        if place not in self._plain:
+            self._plain.append(place)
+        self._send(place, call)
+
     def _lease(self, workshop: Workshop, call: _Call) -> bool:
-        """Send a call to a shared worker; whether there was one. Else it waits for its turn."""
+        """Send a call to a shared worker; whether there was one. Else it waits for its turn. Raises OSError if nobody works
+        whom it could wait for, and no worker can be made."""
         found = workshop.take(self._key, self._make)
         if found is None:
             self._queue.append(call)
             workshop.wait(self._key, self)
             return False
-        place = _Place(found[0], age=found[1])
-        self._selector.register(place.worker, selectors.EVENT_READ, place)
+        place = self._watch(*found)
         self._plain.append(place)
         self._send(place, call._replace(request={**call.request, "folder": str(self._files)}))
         return True
@@ -225,17 +262,17 @@ class ModelManager:
         """A shared worker can be had: the call that has waited longest begins."""
         if self._queue and self._workshop is not None:
             call = self._queue.popleft()
-            if self._lease(self._workshop, call):
-                self._reports.append(Report("started", call.number))
+            try:
+                if self._lease(self._workshop, call):
+                    self._reports.append(Report("started", call.number))
+            except OSError as error:
+                self._reports.append(Report("finished", call.number, "error", text=_lacking(error)))
 
     def _give_back(self, workshop: Workshop, place: _Place) -> None:
         self._selector.unregister(place.worker)
         self._plain.remove(place)
         place.alive = False
         workshop.give(self._key, place.worker, place.age)
-
-    def _make(self, log: Path) -> Worker:
-        return Worker(self._base, self._files, log, 1, self._may_take, self._plan.environment)
 
     def configure(self, row: int, function: str, variant: str, model: str | None) -> None:
         """Bring the calls of a variant up to date; `config_changed` follows. Its workers begin anew, as code and settings may
@@ -245,7 +282,12 @@ class ModelManager:
             self._renew(model)
             self._reports.append(Report("config_changed", row))
             return
-        place = self._spawn(1)
+        try:
+            place = self._spawn(1)
+        except OSError as error:
+            self._renew(model)
+            self._reports.append(Report("config_changed", row, "error", text=_lacking(error)))
+            return
         self._plain.append(place)
         place.row, place.model, place.state, place.begun = row, model or "", "configuring", time.monotonic()
         place.load_until = place.begun + plan.seconds
@@ -304,11 +346,23 @@ class ModelManager:
         return [*self._copies.values(), *self._plain]
 
     def _spawn(self, threads: int) -> _Place:
+        """A new worker. Raises OSError if there is too little of something for one."""
         self._spawned += 1
-        log = self._logs / f"worker-{self._spawned}.log"
-        worker = Worker(self._base, self._files, log, threads, self._may_take, self._plan.environment)
-        place = _Place(worker)
-        self._selector.register(worker, selectors.EVENT_READ, place)
+        return self._watch(self._make(self._logs / f"worker-{self._spawned}.log", threads))
+
+    def _make(self, log: Path, threads: int = 1) -> Worker:
+        return Worker(self._base, self._files, log, threads, self._may_take, self._plan.environment)
+
+    def _watch(self, worker: Worker, age: int = -1) -> _Place:
+        """What a worker says is heard from now on. Raises OSError, and the worker is ended, if the kernel has no room."""
+        place = _Place(worker, age=age)
+        try:
+            self._selector.register(worker, selectors.EVENT_READ, place)
+        except OSError:
+            worker.end()
+            if self._workshop is not None and age >= 0:
+                self._workshop.gone(self._key)
+            raise
         return place
 
     def _load(self, copy: int, model: str, state: str) -> _Place:
@@ -412,13 +466,12 @@ class ModelManager:
                 self._send(place, call)
                 self._reports.append(Report("started", call.number))
             return
-        place.state = "broken"
         self._end(place)
+        del self._copies[place.copy]
         if pit_waits:
-            del self._copies[place.copy]
             self._reports.append(Report("load_failed", place.copy, error, elapsed, text=text))
-        for call in waiting:
-            self._reports.append(Report("finished", call.number, "load", text=text))
+        else:
+            self._break(place.copy, place.model, text, waiting)
 
     def _configured(self, place: _Place, error: str, text: str) -> None:
         """A configuration has ended, well or not: if calls go on to fail, the Pit asks again."""

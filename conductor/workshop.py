@@ -49,15 +49,22 @@ class Workshop:
         self._age: Counter[str] = Counter()  # how often workers had to begin anew
 
     def take(self, key: str, make: Callable[[Path], Worker]) -> tuple[Worker, int] | None:
-        """A worker for one call, and its age; None if so many work already. `make` is given a log."""
+        """A worker for one call, and its age; None if so many work already, or no more can be made beside those that work.
+        `make` is given a log. Raises OSError if not even one can be made."""
         if self._idle[key]:
             return self._idle[key].pop(), self._age[key]
         if self._count[key] >= self._most:
             return None
-        self._count[key] += 1
         logs = self.folder / "logs"
-        logs.mkdir(exist_ok=True)
-        return make(logs / f"worker-{self._count.total()}.log"), self._age[key]
+        try:
+            logs.mkdir(exist_ok=True)
+            worker = make(logs / f"worker-{self._count.total() + 1}.log")
+        except OSError:
+            if self._count[key]:
+                return None
+            raise
+        self._count[key] += 1
+        return worker, self._age[key]
 
     def wait(self, key: str, who: Waiting) -> None:
         """`who` takes its turn when a worker can be had, once for each time that it has asked."""

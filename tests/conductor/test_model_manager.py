@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from conductor.errors import ConductorError
 from conductor.instruments.sandbox import Limits
 from conductor.model_manager import ModelManager, Report
 from conductor.workflow import Plan
+from conductor.workshop import Workshop
+from tests.conductor.helpers import few_descriptors
 from tests.conductor.test_instruments import FORGER
 
 MODELS = """
@@ -29,6 +32,8 @@ def ask(job):
     while job.args.get("until") and not Path(job.args["until"]).exists():
         time.sleep(0.01)
     return [job.model, os.getpid()]
+def configure(function, variant):
+    pass
 """
 
 
@@ -39,6 +44,7 @@ def manager(tmp_path: Path) -> Iterator[ModelManager]:
     plan = Plan.model_validate({
         "functions": {
             "ask": {"kind": "python", "call": "models:ask", "seconds": 60},
+            "anew": {"kind": "python", "call": "models:ask", "seconds": 60, "configure": "models:configure"},
             "forge": {"kind": "python", "call": "forger:f", "seconds": 60},
         },
         "models": {
@@ -66,6 +72,12 @@ def until(manager: ModelManager, *kinds: str) -> list[Report]:
         found += reports
         assert [report.kind for report in found] == list(kinds)[: len(found)], found
     return found
+
+
+def held() -> tuple[list[str], str]:
+    """This process's descriptors and the processes that its main thread has started."""
+    process = os.getpid()
+    return sorted(os.listdir("/proc/self/fd")), Path(f"/proc/{process}/task/{process}/children").read_text()
 
 
 def alive(process: int) -> bool:
@@ -194,3 +206,62 @@ def test_a_call_that_is_cancelled_takes_its_copy_and_no_other_call(manager: Mode
     (tmp_path / "files" / "go").touch()
     reports = until(manager, "reload", "started", "finished")
     assert [report.subject for report in reports] == [0, 2, 2] and reports[2].error == "ok"
+
+
+def test_a_worker_that_cannot_be_started_fails_one_call_or_load(manager: ModelManager) -> None:
+    """Wherever descriptors run out: nothing of the worker is left, and the next one is started."""
+    manager.start(1, -1, job("a"))  # whatever is imported for the first one
+    manager.cancel(1)
+    before = held()
+    short = 0
+    while True:
+        with few_descriptors(short):
+            manager.start(1, -1, job("a"))
+        if not manager.pending():
+            break
+        (finished,) = until(manager, "finished")
+        assert (finished.subject, finished.error) == (1, "error")
+        assert "a worker process could not be started: [Errno 24] Too many open files" in finished.text
+        assert held() == before
+        short += 1
+    manager.cancel(1)  # it could be started, and may itself lack descriptors
+    manager.poll(0)
+    assert short > 8 and held() == before
+    with few_descriptors(0):
+        manager.load(0, "m")
+        manager.configure(0, "anew", "standard", None)
+        manager.reload(1, "m", "the conductor was started again")
+        manager.start(2, 1, job("b"))
+    failed, configured, finished = until(manager, "load_failed", "config_changed", "finished")
+    assert (failed.subject, failed.error, configured.subject, configured.error) == (0, "error", 0, "error")
+    assert (finished.subject, finished.error) == (2, "load")
+    assert all("could not be started" in report.text for report in (failed, configured, finished))
+    assert held() == before
+    manager.start(3, 1, job("c"))
+    reload, _, finished = until(manager, "reload", "started", "finished")
+    assert "the last reload failed: a worker process could not be started" in reload.text and finished.error == "ok"
+    with few_descriptors(0), pytest.raises(ConductorError, match=r"w\.yaml: instruments cannot be checked: .*Too many open"):
+        manager.check({"ask": ["standard"]}, [], "w.yaml")
+
+
+def test_a_shared_worker_that_cannot_be_started_is_not_counted(tmp_path: Path) -> None:
+    """A call fails if nobody works whom it could wait for."""
+    (tmp_path / "models.py").write_text(MODELS)
+    plan = Plan.model_validate({"functions": {"ask": {"kind": "python", "call": "models:ask", "seconds": 60}}})
+    workshop = Workshop(tmp_path, 2)
+    first, second = (ModelManager(plan, {}, tmp_path, tmp_path, Limits(), workshop) for _ in range(2))
+    for number in range(3):
+        with few_descriptors(0):
+            first.start(number, -1, job("a"))
+        assert until(first, "finished")[0].error == "error"
+    first.start(3, -1, job("a", until="go"))
+    with few_descriptors(0):
+        second.start(4, -1, job("b"))
+    assert not second.pending()
+    (tmp_path / "files" / "go").touch()
+    (one,) = until(first, "finished")
+    started, other = until(second, "started", "finished")
+    assert (started.subject, other.subject) == (4, 4) and one.value[1] == other.value[1]
+    first.close()
+    second.close()
+    workshop.close()
