@@ -12,7 +12,7 @@ import contextlib
 import selectors
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from conductor.workshop import Workshop, checked_key, shared_key
 
 CHECK_SECONDS = 300.0  # importing a user's modules may take its time
 GRACE = 1.0  # s between a call's time limit and the end of its worker
+DEATHS = 3  # of a copy, with no answer in between: it is not loaded again before a call wants it
 
 
 class Report(NamedTuple):
@@ -130,6 +131,7 @@ class ModelManager:
             raise ConductorError(f"{folder}: no worker can be had here: {error}") from error
         self._copies: dict[int, _Place] = {}
         self._broken: dict[int, tuple[str, str]] = {}  # copies that the Pit holds for loaded and are not: model, and why
+        self._deaths: Counter[int] = Counter()  # of each copy since it last answered a call
         self._plain: list[_Place] = []
         self._reports: deque[Report] = deque()
         self._spawned = 0
@@ -178,27 +180,28 @@ class ModelManager:
 
     def load(self, copy: int, model: str) -> None:
         """Start a process for a copy and load its model; `loaded` or `load_failed` follows."""
+        self._deaths.pop(copy, None)
         try:
             self._copies[copy] = self._load(copy, model, "loading")
         except OSError as error:
             self._reports.append(Report("load_failed", copy, "error", text=_lacking(error)))
 
-    def reload(self, copy: int, model: str, reason: str) -> None:
+    def reload(self, copy: int, model: str, reason: str, waiting: Sequence[_Call] = ()) -> None:
         """Load a copy that the Pit holds for loaded; a `reload` report says so, calls wait until it is ready."""
-        old = self._copies.pop(copy, None)
-        waiting = [] if old is None else old.waiting
         try:
             place = self._load(copy, model, "reloading")
         except OSError as error:
+            self._copies.pop(copy, None)
             self._break(copy, model, _lacking(error), waiting)
             return
-        place.waiting = waiting
+        place.waiting = list(waiting)
         self._copies[copy] = place
         self._reports.append(Report("reload", copy, text=reason, value=model))
 
     def _break(self, copy: int, model: str, text: str, waiting: Sequence[_Call]) -> None:
         """A copy that the Pit holds for loaded cannot be: the calls that wait for it fail, and the next one tries again."""
-        self._broken[copy] = model, text
+        brief = text.strip().split("\n")[0]
+        self._broken[copy] = model, f"the last reload failed: {brief}"
         for call in waiting:
             self._reports.append(Report("finished", call.number, "load", text=text))
 
@@ -222,13 +225,10 @@ class ModelManager:
                 self._reports.append(Report("finished", call, "error", text=_lacking(error)))
             return
         if copy in self._broken:
-            model, why = self._broken.pop(copy)
-            brief = why.strip().split("\n")[0]
-            self.reload(copy, model, f"the last reload failed: {brief}")
-        place = self._copies.get(copy)
-        if place is None:
-            self._reports.append(Report("finished", call, "load", text=self._broken[copy][1]))
-        elif place.state == "ready":
+            self.reload(copy, *self._broken.pop(copy), [begun])
+            return
+        place = self._copies[copy]
+        if place.state == "ready":
             self._send(place, begun)
         else:
             place.waiting.append(begun)
@@ -442,6 +442,7 @@ class ModelManager:
                 self._load_ended(place, reply["error"], reply["text"])
             elif reply["id"] in place.calls:
                 call = place.calls.pop(reply["id"])[0].number
+                self._deaths.pop(place.copy, None)
                 self._reports.append(
                     Report("finished", call, reply["error"], reply["elapsed"], reply["value"], reply["quality"], reply["text"])
                 )
@@ -500,7 +501,12 @@ class ModelManager:
         elif place.load >= 0:
             self._load_ended(place, error, text)
         else:
-            self.reload(place.copy, place.model, text)
+            self._deaths[place.copy] += not because
+            if because or (deaths := self._deaths[place.copy]) < DEATHS:
+                self.reload(place.copy, place.model, text, place.waiting)
+                return
+            del self._copies[place.copy]
+            self._broken[place.copy] = place.model, f"{text}; so it did {deaths} times, with no call answered in between"
 
     def _expire(self, now: float) -> None:
         for place in self._places():

@@ -13,7 +13,7 @@ import pytest
 
 from conductor.errors import ConductorError
 from conductor.instruments.sandbox import Limits
-from conductor.model_manager import ModelManager, Report
+from conductor.model_manager import DEATHS, ModelManager, Report
 from conductor.workflow import Plan
 from conductor.workshop import Workshop
 from tests.conductor.helpers import few_descriptors
@@ -26,7 +26,10 @@ def load(seconds=0.0, needs=None):
     time.sleep(seconds)
     if needs is not None and not Path(needs).exists():
         raise RuntimeError("no weights")
+    Path("loaded").write_text(str(os.getpid()))
     return os.getpid()
+def die(job):
+    os._exit(7)
 def ask(job):
     Path(f"begun-{job.task}-{job.attempt}").touch()
     while job.args.get("until") and not Path(job.args["until"]).exists():
@@ -44,6 +47,7 @@ def manager(tmp_path: Path) -> Iterator[ModelManager]:
     plan = Plan.model_validate({
         "functions": {
             "ask": {"kind": "python", "call": "models:ask", "seconds": 60},
+            "die": {"kind": "python", "call": "models:die", "seconds": 60},
             "anew": {"kind": "python", "call": "models:ask", "seconds": 60, "configure": "models:configure"},
             "forge": {"kind": "python", "call": "forger:f", "seconds": 60},
         },
@@ -192,6 +196,43 @@ def test_a_reload_that_fails_is_tried_again_with_the_next_call(manager: ModelMan
     manager.start(3, 0, job("c"))
     found = until(manager, "reload", "started", "finished")
     assert "the last reload failed" in found[0].text and found[2].error == "ok"
+
+
+def test_a_copy_that_dies_after_each_load_is_not_loaded_for_ever(manager: ModelManager, tmp_path: Path) -> None:
+    """After the third time it is loaded again only when a call wants it; one that has answered is trusted again."""
+
+    def kill() -> None:
+        while manager._copies[0].state != "ready":
+            assert manager.poll(0.01) == []
+        os.kill(int((tmp_path / "files" / "loaded").read_text()), signal.SIGKILL)
+
+    def dead() -> bool:
+        return 0 not in manager._copies and manager.deadline() is None
+
+    def wear_out() -> None:
+        for _ in range(DEATHS - 1):
+            kill()
+            assert "ended unasked (signal 9, SIGKILL)" in until(manager, "reload")[0].text
+        kill()
+        while not dead():
+            assert manager.poll(0.01) == []
+
+    manager.load(0, "m")
+    until(manager, "loaded")
+    wear_out()
+    for number in (1, 2):
+        manager.start(number, 0, {**job("a"), "function": "die"})
+        reload, started, finished = until(manager, "reload", "started", "finished")
+        how = "signal 9, SIGKILL" if number == 1 else "exit status 7"
+        assert f"ended unasked ({how})" in reload.text and "times, with no call answered in between" in reload.text
+        assert (started.subject, finished.subject, finished.error) == (number, number, "error") and dead()
+    manager.start(3, 0, job("a"))
+    assert until(manager, "reload", "started", "finished")[2].error == "ok"
+    wear_out()
+    manager.unload(0)
+    manager.load(0, "m")
+    until(manager, "unloaded", "loaded")  # another copy
+    wear_out()
 
 
 def test_a_call_that_is_cancelled_takes_its_copy_and_no_other_call(manager: ModelManager, tmp_path: Path) -> None:
