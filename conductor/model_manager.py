@@ -300,7 +300,7 @@ class ModelManager:
         for place in self._places():
             place.waiting = [waiting for waiting in place.waiting if waiting.number != call]
             if any(running.number == call for running, _ in place.calls.values()):
-                self._receive(place)  # it may just have ended by itself, and so may what else runs there
+                self._hear_out(place)  # it may just have ended by itself, and so may what else runs there
             if any(running.number == call for running, _ in place.calls.values()):
                 self._gone(place, "its call was cancelled", "", [call])
 
@@ -454,6 +454,13 @@ class ModelManager:
         elif self._workshop is not None and place.age >= 0 and not place.calls and not place.writing:
             self._give_back(self._workshop, place)
 
+    def _hear_out(self, place: _Place) -> None:
+        """Take what a worker has said, and of a reply that it has begun the rest, which may be more than is read at once."""
+        until = time.monotonic() + GRACE
+        self._receive(place)
+        while place.alive and (left := until - time.monotonic()) > 0 and place.worker.speaking(left):
+            self._receive(place)
+
     def _load_ended(self, place: _Place, error: str, text: str) -> None:
         place.load = -1
         elapsed = max(1, int(1e6 * (time.monotonic() - place.begun)))
@@ -510,12 +517,17 @@ class ModelManager:
 
     def _expire(self, now: float) -> None:
         for place in self._places():
-            late = [call.number for call, since in place.calls.values() if since + call.seconds + GRACE <= now]
-            if late:
+            if self._late(place, now):
+                self._hear_out(place)
+            if late := self._late(place, now):
                 self._gone(place, "the call did not end within its time limit", "timeout", late)
             elif place.load >= 0 and place.load_until <= now:
                 what = "the configuration did not end" if place.row >= 0 else f"model {place.model} did not load"
                 self._gone(place, f"{what} within its time limit", "timeout")
+
+    @staticmethod
+    def _late(place: _Place, now: float) -> list[int]:
+        return [call.number for call, since in place.calls.values() if since + call.seconds + GRACE <= now]
 
     @staticmethod
     def _limits(place: _Place) -> list[float]:

@@ -151,6 +151,12 @@ class Worker:
             self.fault = str(error)[:200]
             return None
 
+    def speaking(self, seconds: float) -> bool:
+        """Whether it has begun a reply, and more of it comes within so long."""
+        watch = select.poll()
+        watch.register(self.fileno(), select.POLLIN)
+        return bool(self._unread and watch.poll(1000 * seconds))
+
     def end(self) -> int | None:
         """End the worker and everything that it has started; returns its exit status (negative: signal; None: ended here)."""
         if self._silent:  # it has ended, or is about to: its supervisor knows how, if it is not told to end it first

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ def load(seconds=0.0, needs=None):
         raise RuntimeError("no weights")
     Path("loaded").write_text(str(os.getpid()))
     return os.getpid()
+def recite(job):
+    Path(f"begun-{job.task}-{job.attempt}").touch()
+    return job.task * 300_000
 def die(job):
     os._exit(7)
 def ask(job):
@@ -48,6 +53,7 @@ def manager(tmp_path: Path) -> Iterator[ModelManager]:
         "functions": {
             "ask": {"kind": "python", "call": "models:ask", "seconds": 60},
             "die": {"kind": "python", "call": "models:die", "seconds": 60},
+            "recite": {"kind": "python", "call": "models:recite", "seconds": 60},
             "anew": {"kind": "python", "call": "models:ask", "seconds": 60, "configure": "models:configure"},
             "forge": {"kind": "python", "call": "forger:f", "seconds": 60},
         },
@@ -233,6 +239,29 @@ def test_a_copy_that_dies_after_each_load_is_not_loaded_for_ever(manager: ModelM
     manager.load(0, "m")
     until(manager, "unloaded", "loaded")  # another copy
     wear_out()
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_reply_that_has_begun_is_heard_out(manager: ModelManager, late: bool) -> None:
+    """A call whose output is longer than a pipe has ended, though nobody listened until its time was up or it is cancelled."""
+    manager.load(0, "m")
+    until(manager, "loaded")
+    manager.start(1, 0, {**job("a"), "function": "recite", "seconds": 0.1})
+    assert select.select([manager.fileno()], [], [], 60.0)[0]
+    while late and (limit := manager.deadline()) is not None and 1e6 * time.monotonic() < limit:
+        time.sleep(0.01)
+    if not late:
+        manager.cancel(1)
+    (finished,) = until(manager, "finished")
+    assert (finished.error, finished.value) == ("ok", "a" * 300_000)
+    manager.start(2, 0, job("b"))
+    assert until(manager, "finished")[0].error == "ok"  # on the same copy
+
+
+def test_a_reply_without_an_end_is_not_waited_for(manager: ModelManager, tmp_path: Path) -> None:
+    (tmp_path / "forger.py").write_text(FORGER)
+    manager.start(1, -1, {**job("a", write='{"id"', end=""), "function": "forge", "seconds": 0.1})
+    assert until(manager, "finished")[0].error == "timeout"
 
 
 def test_a_call_that_is_cancelled_takes_its_copy_and_no_other_call(manager: ModelManager, tmp_path: Path) -> None:
