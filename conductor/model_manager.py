@@ -224,6 +224,8 @@ class ModelManager:
             except OSError as error:
                 self._reports.append(Report("finished", call, "error", text=_lacking(error)))
             return
+        if copy in self._copies and not self._copies[copy].calls:
+            self._receive(self._copies[copy])  # it may have died since it was last listened to
         if copy in self._broken:
             self.reload(copy, *self._broken.pop(copy), [begun])
             return
@@ -240,7 +242,8 @@ class ModelManager:
             return
         for old in [p for p in self._plain if p.state == "old" and not p.calls]:
             self._retire(old)
-        place = next((p for p in self._plain if not p.calls and p.state == "ready"), None) or self._spawn(1)
+        idle = (p for p in self._plain if not p.calls and p.state == "ready" and p.worker.quiet())
+        place = next(idle, None) or self._spawn(1)
         if place not in self._plain:
             self._plain.append(place)
         self._send(place, call)

@@ -51,8 +51,12 @@ class Workshop:
     def take(self, key: str, make: Callable[[Path], Worker]) -> tuple[Worker, int] | None:
         """A worker for one call, and its age; None if so many work already, or no more can be made beside those that work.
         `make` is given a log. Raises OSError if not even one can be made."""
-        if self._idle[key]:
-            return self._idle[key].pop(), self._age[key]
+        while self._idle[key]:
+            worker = self._idle[key].pop()
+            if worker.quiet():
+                return worker, self._age[key]
+            worker.end()  # nobody watches the idle ones: it has died
+            self._count[key] -= 1
         if self._count[key] >= self._most:
             return None
         logs = self.folder / "logs"

@@ -157,6 +157,13 @@ class Worker:
         watch.register(self.fileno(), select.POLLIN)
         return bool(self._unread and watch.poll(1000 * seconds))
 
+    def quiet(self) -> bool:
+        """Whether it has neither ended nor said anything that was not heard yet: so is one of which nothing was asked."""
+        watch = select.poll()
+        for file in (self.fileno(), self._run.status_file()):
+            watch.register(file, select.POLLIN)
+        return not watch.poll(0)
+
     def end(self) -> int | None:
         """End the worker and everything that it has started; returns its exit status (negative: signal; None: ended here)."""
         if self._silent:  # it has ended, or is about to: its supervisor knows how, if it is not told to end it first

@@ -142,6 +142,26 @@ def test_a_copy_that_dies_while_it_is_warm_is_loaded_again(manager: ModelManager
     assert after.value[0] == after.value[1] != before
 
 
+@pytest.mark.parametrize("kind", ["copy", "plain", "shared"])
+def test_a_worker_that_died_while_nobody_listened_gets_no_call(manager: ModelManager, tmp_path: Path, kind: str) -> None:
+    workshop = Workshop(tmp_path, 1)
+    shared = ModelManager(manager._plan, {}, tmp_path, tmp_path, Limits(), workshop)
+    used, copy = (shared if kind == "shared" else manager), (0 if kind == "copy" else -1)
+    if kind == "copy":
+        manager.load(copy, "m")
+        until(manager, "loaded")
+    used.start(1, copy, job("a"))
+    before = until(used, "finished")[0].value[1]
+    os.kill(before, signal.SIGKILL)
+    while Path(f"/proc/{before}").exists():  # until its last thread has ended, too
+        time.sleep(0.01)
+    used.start(2, copy, job("b"))
+    found = until(used, *(["reload", "started"] if kind == "copy" else []), "finished")
+    assert found[-1].error == "ok" and found[-1].value[1] != before
+    shared.close()
+    workshop.close()
+
+
 @pytest.mark.parametrize(
     ("code", "limits", "words"),
     [
