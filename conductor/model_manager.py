@@ -8,9 +8,7 @@ again in the next one.
 
 from __future__ import annotations
 
-import contextlib
 import selectors
-import signal
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -21,7 +19,6 @@ from typing import Any, NamedTuple
 from conductor.errors import ConductorError
 from conductor.instruments.process import Worker
 from conductor.instruments.sandbox import Limits
-from conductor.instruments.supervised import Outcome
 from conductor.workflow import ModelPlan, Plan
 from conductor.workshop import Workshop, checked_key, shared_key
 
@@ -50,29 +47,6 @@ def _name(function: str, variant: str) -> str:
 def _lacking(error: OSError) -> str:
     """That a worker could not be made, and what there was too little of."""
     return f"a worker process could not be started: {error}"
-
-
-def _ending(outcome: Outcome | None, limits: Limits) -> str:
-    """What is known of how a worker ended that nobody here has ended."""
-    code, reason, _ = outcome or Outcome(None, "lost", 0)
-    if reason == "processes":
-        return f"it had more than {limits.processes} processes, instruments.limits.processes"
-    if reason == "disk":
-        return f"it left less than {limits.spare} MiB on the disk of the run, instruments.limits.spare"
-    if reason == "lost":
-        return "its supervisor was killed"
-    if code is None:
-        return "it closed the pipe of its replies"
-    if code >= 0:
-        return f"exit status {code}"
-    with contextlib.suppress(ValueError):
-        name = signal.Signals(-code).name
-        if -code == signal.SIGXFSZ and limits.file is not None:
-            return f"{name}: it wrote more than {limits.file} MiB into one file, instruments.limits.file"
-        if -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS) and limits.memory is not None:
-            return f"{name}; it may have had too little memory, instruments.limits.memory is {limits.memory} MiB"
-        return f"signal {-code}, {name}"
-    return f"signal {-code}"
 
 
 class _Call(NamedTuple):
@@ -166,7 +140,7 @@ class ModelManager:
             self._flush(place)
             replies = place.worker.receive()
         if not replies or replies[0]["error"] != "ok":
-            text = replies[0]["text"] if replies else f"a worker process ended or did not answer; see {self._logs}"
+            text = replies[0]["text"] if replies else self._unanswered(place, replies is None)
             raise ConductorError(f"{where}: instruments cannot be checked: {text}")
         found = replies[0]["value"]
         if not isinstance(found, dict) or found.keys() != {"faults", "levels"}:
@@ -177,6 +151,17 @@ class ModelManager:
             self._retire(place)
             self._workshop.checked[checked_key(self._key, functions, models)] = dict(found["levels"])
         return dict(found["levels"])
+
+    def _unanswered(self, place: _Place, over: bool) -> str:
+        """Why a check got no answer: all of it, as who begins or checks a workflow removes the folder of its logs."""
+        self._retire(place)
+        text = f"a worker process did not answer within {CHECK_SECONDS:.0f} s"
+        if place.worker.fault:
+            text = f"a worker process wrote what is no reply ({place.worker.fault})"
+        elif over:
+            text = f"a worker process ended ({place.worker.ending()})"
+        words = place.worker.last_words()
+        return f"{text}; it printed: {words}" if words else text
 
     def load(self, copy: int, model: str) -> None:
         """Start a process for a copy and load its model; `loaded` or `load_failed` follows."""
@@ -452,7 +437,7 @@ class ModelManager:
         if replies is None:
             fault = place.worker.fault
             self._gone(
-                place, f"the worker process wrote what is no reply ({fault}); see {self._logs}" if fault else "", "error"
+                place, f"the worker process wrote what is no reply ({fault}); see {place.worker.log}" if fault else "", "error"
             )
         elif self._workshop is not None and place.age >= 0 and not place.calls and not place.writing:
             self._give_back(self._workshop, place)
@@ -495,8 +480,7 @@ class ModelManager:
         """The worker ended, or is ended now because of some calls: these are over (reported, if there is an `error`), as are
         all of a worker that ended by itself; the others wait for the copy, which is loaded again; a load failed."""
         self._end(place)
-        ending = _ending(place.worker.outcome, self._may_take)
-        text = why or f"the worker process ended unasked ({ending}); see {self._logs}"
+        text = why or f"the worker process ended unasked ({place.worker.ending()}); see {place.worker.log}"
         now = time.monotonic()
         for call, since in place.calls.values():
             if because and call.number not in because:

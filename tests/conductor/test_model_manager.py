@@ -190,6 +190,40 @@ def test_how_a_worker_ended_is_said_as_far_as_it_is_known(tmp_path: Path, code: 
     assert ("instruments.limits" in finished.text) == (limits != Limits())
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("print('half', 'a word', chr(27)); os._exit(9)", r"(exit status 9); it printed: half a word \x1b"),
+        ("os._exit(9)", "(exit status 9)"),
+        ("print('x' * 10_000); os.kill(os.getpid(), 9)", f"(signal 9, SIGKILL); it printed: {'x' * 399}"),
+    ],
+)
+def test_a_check_tells_how_its_worker_ended(tmp_path: Path, code: str, words: str) -> None:
+    """All of it: the folder of its log will be gone. What an earlier worker wrote there is not its own."""
+    (tmp_path / "ends.py").write_text(f"import os\n{code}\n")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "worker-1.log").write_text("of another time\n")
+    plan = Plan.model_validate({"functions": {"ask": {"kind": "python", "call": "ends:f", "seconds": 60}}})
+    manager = ModelManager(plan, {}, tmp_path, tmp_path, Limits())
+    with pytest.raises(ConductorError) as told:
+        manager.check({"ask": ["standard"]}, [], "w.yaml")
+    manager.close()
+    assert str(told.value) == f"w.yaml: instruments cannot be checked: a worker process ended {words}"
+
+
+def test_an_error_names_the_log_of_its_worker(tmp_path: Path) -> None:
+    """Also of one that is shared, whose log is not in the run's folder."""
+    (tmp_path / "models.py").write_text(MODELS)
+    plan = Plan.model_validate({"functions": {"ask": {"kind": "python", "call": "models:die", "seconds": 60}}})
+    (tmp_path / "run").mkdir()
+    workshop = Workshop(tmp_path, 1)
+    manager = ModelManager(plan, {}, tmp_path, tmp_path / "run", Limits(), workshop)
+    manager.start(1, -1, job("a"))
+    text = until(manager, "finished")[0].text
+    manager.close()
+    assert text.endswith(f"see {tmp_path / 'logs' / 'worker-1.log'}") and (tmp_path / "logs" / "worker-1.log").exists()
+
+
 @pytest.mark.parametrize("copy", [0, -1])
 def test_a_worker_that_writes_what_is_no_reply_is_replaced(manager: ModelManager, tmp_path: Path, copy: int) -> None:
     """Its call ends in an error, and the next one is served."""
