@@ -9,6 +9,8 @@ import socket
 import time
 from typing import Protocol
 
+LONGEST = 86_400.0  # s: of one wait; what the system is asked for at once must stay below 2^31 ms
+
 
 class Waitable(Protocol):
     """What can be waited for: a descriptor that becomes readable when something happened."""
@@ -41,8 +43,8 @@ class Clock:
         self._selector.unregister(thing.fileno())
 
     def wait(self, microseconds: int | None) -> list[Waitable]:
-        """What has something, at the latest after so long (None: however long it takes); `wake` ends it, too."""
-        timeout = None if microseconds is None else max(0, microseconds) / 1e6
+        """What has something, at the latest after so long (None: however long it takes) or a day; `wake` ends it, too."""
+        timeout = None if microseconds is None else min(max(0, microseconds) / 1e6, LONGEST)
         found = [key.data for key, _ in self._selector.select(timeout)]
         if None in found:
             self._hear()
@@ -50,7 +52,9 @@ class Clock:
 
     def pause(self, microseconds: int) -> None:
         """Nothing for so long, whatever happens to what is watched; `wake` ends it, too."""
-        if select.select([self._woken], [], [], microseconds / 1e6)[0]:
+        woken = select.poll()  # `select.select` takes no descriptors above 1023
+        woken.register(self._woken, select.POLLIN)
+        if woken.poll(microseconds / 1e3):
             self._hear()
 
     def _hear(self) -> None:

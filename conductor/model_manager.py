@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from conductor.clock import LONGEST
 from conductor.errors import ConductorError
 from conductor.instruments.process import Worker
 from conductor.instruments.sandbox import Limits
@@ -23,6 +24,7 @@ from conductor.workflow import ModelPlan, Plan
 from conductor.workshop import Workshop, checked_key, shared_key
 
 CHECK_SECONDS = 300.0  # importing a user's modules may take its time
+FAR = 1e9  # s, some thirty years: what ends later does not end, and need not be a number of microseconds
 GRACE = 1.0  # s between a call's time limit and the end of its worker
 DEATHS = 3  # of a copy, with no answer in between: it is not loaded again before a call wants it
 
@@ -94,7 +96,7 @@ class ModelManager:
         each worker; `workshop`: where plain workers come from that other runs of this plan use, too. Raises ConductorError."""
         self._workshop = workshop
         self._key = "" if workshop is None else shared_key(plan, base, limits)
-        self._queue: deque[_Call] = deque()  # calls that wait for a worker
+        self._queue: dict[int, _Call] = {}  # calls that wait in the workshop, by their numbers
         self._plan, self._serves, self._base, self._may_take = plan, serves, base, limits
         self._files, self._logs = folder / "files", folder / "logs"
         try:
@@ -223,7 +225,9 @@ class ModelManager:
     def _begin(self, call: _Call) -> None:
         """Send a call to a plain worker. Raises OSError if there is none and none can be made."""
         if self._workshop is not None:
-            self._lease(self._workshop, call)
+            if not (self._workshop.free(self._key) and self._lease(self._workshop, call)):
+                self._queue[call.number] = call
+                self._workshop.wait(self._key, self, call.number)
             return
         for old in [p for p in self._plain if p.state == "old" and not p.calls]:
             self._retire(old)
@@ -234,33 +238,43 @@ class ModelManager:
         self._send(place, call)
 
     def _lease(self, workshop: Workshop, call: _Call) -> bool:
-        """Send a call to a shared worker; whether there was one. Else it waits for its turn. Raises OSError if nobody works
-        whom it could wait for, and no worker can be made."""
+        """Send a call to a shared worker; whether one could be had. Raises OSError if none can be made, and nobody works whom
+        it could wait for."""
         found = workshop.take(self._key, self._make)
         if found is None:
-            self._queue.append(call)
-            workshop.wait(self._key, self)
             return False
         place = self._watch(*found)
         self._plain.append(place)
         self._send(place, call._replace(request={**call.request, "folder": str(self._files)}))
         return True
 
-    def take_turn(self) -> None:
-        """A shared worker can be had: the call that has waited longest begins."""
-        if self._queue and self._workshop is not None:
-            call = self._queue.popleft()
+    def take_turn(self, call: int) -> bool:
+        """A shared worker can be had for a call that waits in the workshop: it begins, or fails if none can be made after all;
+        False if it waits on."""
+        if self._workshop is not None:
             try:
-                if self._lease(self._workshop, call):
-                    self._reports.append(Report("started", call.number))
+                if not self._lease(self._workshop, self._queue[call]):
+                    return False
+                self._reports.append(Report("started", call))
             except OSError as error:
-                self._reports.append(Report("finished", call.number, "error", text=_lacking(error)))
+                self._reports.append(Report("finished", call, "error", text=_lacking(error)))
+            del self._queue[call]
+        return True
+
+    def _leave_queue(self, calls: Sequence[int]) -> None:
+        """Those of these calls that wait in the workshop do not wait any more."""
+        for call in calls:
+            if self._queue.pop(call, None) is not None and self._workshop is not None:
+                self._workshop.leave(self._key, self, call)
 
     def _give_back(self, workshop: Workshop, place: _Place) -> None:
         self._selector.unregister(place.worker)
         self._plain.remove(place)
         place.alive = False
         workshop.give(self._key, place.worker, place.age)
+
+    def _make(self, log: Path) -> Worker:
+        return Worker(self._base, self._files, log, 1, self._may_take, self._plan.environment)
 
     def configure(self, row: int, function: str, variant: str, model: str | None) -> None:
         """Bring the calls of a variant up to date; `config_changed` follows. Its workers begin anew, as code and settings may
@@ -284,7 +298,7 @@ class ModelManager:
 
     def cancel(self, call: int) -> None:
         """End a call and its worker, as at its time limit, and report nothing of it. A copy is loaded again."""
-        self._queue = deque(waiting for waiting in self._queue if waiting.number != call)
+        self._leave_queue([call])
         for place in self._places():
             place.waiting = [waiting for waiting in place.waiting if waiting.number != call]
             if any(running.number == call for running, _ in place.calls.values()):
@@ -299,7 +313,7 @@ class ModelManager:
             now = time.monotonic()
             limits = [limit for place in self._places() for limit in self._limits(place)]
             wake = min([*limits, *([until] if until is not None else [])], default=None)
-            self._look(None if wake is None else max(0.0, wake - now))
+            self._look(None if wake is None else min(max(0.0, wake - now), LONGEST))
             self._expire(time.monotonic())
             if until is not None and time.monotonic() >= until:
                 break
@@ -318,11 +332,11 @@ class ModelManager:
     def deadline(self) -> int | None:
         """Monotonic microseconds of the nearest time limit of a call or load, when `poll` is due; None if there is none."""
         limits = [limit for place in self._places() for limit in self._limits(place)]
-        return int(1e6 * min(limits)) + 1 if limits else None
+        return int(1e6 * min(*limits, FAR)) + 1 if limits else None
 
     def close(self) -> None:
         """End every worker."""
-        self._queue.clear()
+        self._leave_queue(list(self._queue))
         for place in self._places():
             self._end(place)
         self._copies.clear()
@@ -336,10 +350,8 @@ class ModelManager:
     def _spawn(self, threads: int) -> _Place:
         """A new worker. Raises OSError if there is too little of something for one."""
         self._spawned += 1
-        return self._watch(self._make(self._logs / f"worker-{self._spawned}.log", threads))
-
-    def _make(self, log: Path, threads: int = 1) -> Worker:
-        return Worker(self._base, self._files, log, threads, self._may_take, self._plan.environment)
+        log = self._logs / f"worker-{self._spawned}.log"
+        return self._watch(Worker(self._base, self._files, log, threads, self._may_take, self._plan.environment))
 
     def _watch(self, worker: Worker, age: int = -1) -> _Place:
         """What a worker says is heard from now on. Raises OSError, and the worker is ended, if the kernel has no room."""

@@ -322,6 +322,8 @@ class Orchestrator:
             else:
                 run.carry_out(times[run])
                 self._set_timer(run)
+        if self.workshop is not None:  # not before: a run that leaves in this tick begins nothing any more
+            self._due.update((self.live[who], None) for who in self.workshop.hand_out())
         self._points.passed("mid_effect", began)
         self._points.passed("after_cancel", cancelled)
 
@@ -346,23 +348,21 @@ class Orchestrator:
             heappush(self._timers, (wake, run.number, run))
 
     def _wait(self) -> None:
-        """Until there is something to tick about."""
-        while not (self._due or self._reason or self.inbox) and (self.live or self.open):
+        """Until there is something to tick about. Runs that are due already keep no other one waiting: all that has happened
+        is taken in."""
+        while not (self._reason or self.inbox) and (self.live or self.open):
             while self._timers and self._wake_at.get(self._timers[0][2]) != self._timers[0][0]:
                 heappop(self._timers)
             pause = self._timers[0][0] - self.clock.now() if self._timers else None
-            if self.workshop is not None and self.workshop.turns:
-                self._due.update((self.live[who], None) for who in self.workshop.turns if who in self.live)
-                self.workshop.turns.clear()
-                break
-            managers = self.clock.wait(pause) if pause is None or pause > 0 else []
-            self._due.update((self.live[manager], None) for manager in managers)
+            self._due.update((self.live[manager], None) for manager in self.clock.wait(0 if self._due else pause))
             now = self.clock.now()
             while self._timers and self._timers[0][0] <= now:
                 wake, _, run = heappop(self._timers)
                 if self._wake_at.get(run) == wake:
                     del self._wake_at[run]
                     self._due[run] = None
+            if self._due:
+                break
 
     def _patient(self, act: Callable[[], T]) -> T:
         """What `act` returns; while the disk is full, it is tried again and again."""

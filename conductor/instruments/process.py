@@ -201,7 +201,9 @@ class Worker:
     def end(self) -> int | None:
         """End the worker and everything that it has started; returns its exit status (negative: signal; None: ended here)."""
         if self._silent:  # it has ended, or is about to: its supervisor knows how, if it is not told to end it first
-            select.select([self._run.status_file()], [], [], SILENCE)
+            over = select.poll()
+            over.register(self._run.status_file(), select.POLLIN)
+            over.poll(1e3 * SILENCE)
         self._run.end()
         self._unsent.clear()
         self._stdin.close()

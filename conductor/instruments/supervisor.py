@@ -23,6 +23,7 @@ import time
 from typing import Any
 
 TICK = 0.02  # s between looks at limits that the kernel does not hold
+LONGEST = 86_400.0  # s: of one wait; what the system is asked for at once must stay below 2^31 ms
 PATIENCE = 5.0  # s in which what is killed has to be gone
 _SET_PDEATHSIG, _SET_DUMPABLE, _DROP_BOUNDING, _SET_SUBREAPER, _SET_NO_NEW_PRIVS, _AMBIENT = 1, 4, 24, 36, 38, 47  # prctl
 _SET_SECCOMP, _FILTER = 22, 2
@@ -221,10 +222,10 @@ def watch(process: int, spec: dict[str, Any], control: int) -> str:
     poll.register(control, select.POLLIN | select.POLLHUP)
     poll.register(end, select.POLLIN)
     while True:
-        pause = None if deadline is None else max(0.0, deadline - time.monotonic())
+        pause = LONGEST if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST)
         if most is not None or spare is not None:
-            pause = TICK if pause is None else min(TICK, pause)
-        ready = {number for number, _ in poll.poll(None if pause is None else 1000 * pause)}
+            pause = min(TICK, pause)
+        ready = {number for number, _ in poll.poll(1000 * pause)}
         if end in ready:
             return ""
         if control in ready:

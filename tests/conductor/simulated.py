@@ -137,7 +137,8 @@ class SimulatedClock(Clock):
         self._watched.remove(thing)
 
     def wait(self, microseconds: int | None) -> list[Any]:
-        self._world.perhaps_crash()
+        if microseconds is None or microseconds > 0:  # a look takes no time in which the process could die
+            self._world.perhaps_crash()
         times = [deadline for thing in self._watched if (deadline := thing.deadline()) is not None]
         if microseconds is not None:
             times.append(self._world.now + max(0, microseconds))

@@ -22,6 +22,7 @@ from conductor.errors import ConductorError, Stopped
 from conductor.journal import read_journal
 from conductor.orchestrator import resume_all
 from conductor.report import report_run, verify_journal
+from conductor.run import Run
 from conductor.session import begin_all
 from conductor.workflow import Workflow, load_workflow
 from tests.conductor.helpers import conductor, few_descriptors, output_of, small_workflow
@@ -182,6 +183,37 @@ def test_nobody_waits_for_others(write_workflow: Write, tmp_path: Path) -> None:
     (folder,) = (tmp_path / "runs").iterdir()
     verified = verify_journal(folder)
     assert [folded.view.status() for folded in verified.runs] == ["solved"] * 3  # the one whose waiter went away, too
+
+
+@pytest.mark.parametrize(("call", "horizon", "status"), [("add", None, "solved"), ("until_told", 0.5, "expired")])
+def test_who_decides_without_end_keeps_nobody_waiting(
+    write_workflow: Write, monkeypatch: pytest.MonkeyPatch, call: str, horizon: float | None, status: str
+) -> None:
+    """The calls and the timers of another run are looked at, too."""
+    over = threading.Event()
+    decide, until = Run._decide, time.monotonic() + 60
+
+    def restless(run: Run, now: int) -> None:
+        """The first run has always used up its decisions, until the other one has ended."""
+        decide(run, now)
+        if run.number == 0 and not over.is_set():
+            assert time.monotonic() < until, "the other run is kept waiting"
+            run.undecided = True
+
+    def observer(kind: str, at: int, text: str) -> None:
+        if kind == "end":
+            over.set()
+            for place in runs.glob("*/*/files"):
+                (place / "told").touch()
+
+    monkeypatch.setattr(Run, "_decide", restless)
+    path = write_workflow(steps(1, call="work:until_told", seconds=100))
+    runs, first, other = path.parent / "runs", load_workflow(path), steps(1, call=f"work:{call}")
+    if horizon is not None:
+        other["system"]["horizon_seconds"] = horizon
+    workflows = [first, load_workflow(write_workflow(other))]
+    results = begin_all(workflows, runs, Advice("parallel"), observers=[None, observer])
+    assert [result.status for result in results] == ["solved", status]
 
 
 def test_stopping_many_and_going_on(write_workflow: Write, tmp_path: Path) -> None:

@@ -381,9 +381,11 @@ def test_a_shared_worker_that_cannot_be_started_is_not_counted(tmp_path: Path) -
     first.start(3, -1, job("a", until="go"))
     with few_descriptors(0):
         second.start(4, -1, job("b"))
+        assert workshop.hand_out() == []
     assert not second.pending()
     (tmp_path / "files" / "go").touch()
     (one,) = until(first, "finished")
+    assert workshop.hand_out() == [second]
     started, other = until(second, "started", "finished")
     assert (started.subject, other.subject) == (4, 4) and one.value[1] == other.value[1]
     first.close()
