@@ -262,6 +262,9 @@ class ModelManager:
         place.alive = False
         workshop.give(self._key, place.worker, place.age)
 
+    def _make(self, log: Path) -> Worker:
+        return Worker(self._base, self._files, log, 1, self._may_take, self._plan.environment)
+
     def configure(self, row: int, function: str, variant: str, model: str | None) -> None:
         """Bring the calls of a variant up to date; `config_changed` follows. Its workers begin anew, as code and settings may
         have changed (a call under way on a copy begins again), after what its plan says under `configure` has been done."""
@@ -336,10 +339,8 @@ class ModelManager:
     def _spawn(self, threads: int) -> _Place:
         """A new worker. Raises OSError if there is too little of something for one."""
         self._spawned += 1
-        return self._watch(self._make(self._logs / f"worker-{self._spawned}.log", threads))
-
-    def _make(self, log: Path, threads: int = 1) -> Worker:
-        return Worker(self._base, self._files, log, threads, self._may_take, self._plan.environment)
+        log = self._logs / f"worker-{self._spawned}.log"
+        return self._watch(Worker(self._base, self._files, log, threads, self._may_take, self._plan.environment))
 
     def _watch(self, worker: Worker, age: int = -1) -> _Place:
         """What a worker says is heard from now on. Raises OSError, and the worker is ended, if the kernel has no room."""
