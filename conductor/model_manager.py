@@ -8,11 +8,9 @@ again in the next one.
 
 from __future__ import annotations
 
-import contextlib
 import selectors
-import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +20,13 @@ from conductor.clock import LONGEST
 from conductor.errors import ConductorError
 from conductor.instruments.process import Worker
 from conductor.instruments.sandbox import Limits
-from conductor.instruments.supervised import Outcome
 from conductor.workflow import ModelPlan, Plan
 from conductor.workshop import Workshop, checked_key, shared_key
 
 CHECK_SECONDS = 300.0  # importing a user's modules may take its time
 FAR = 1e9  # s, some thirty years: what ends later does not end, and need not be a number of microseconds
 GRACE = 1.0  # s between a call's time limit and the end of its worker
+DEATHS = 3  # of a copy, with no answer in between: it is not loaded again before a call wants it
 
 
 class Report(NamedTuple):
@@ -48,27 +46,9 @@ def _name(function: str, variant: str) -> str:
     return f"{function} ({variant})"
 
 
-def _ending(outcome: Outcome | None, limits: Limits) -> str:
-    """What is known of how a worker ended that nobody here has ended."""
-    code, reason, _ = outcome or Outcome(None, "lost", 0)
-    if reason == "processes":
-        return f"it had more than {limits.processes} processes, instruments.limits.processes"
-    if reason == "disk":
-        return f"it left less than {limits.spare} MiB on the disk of the run, instruments.limits.spare"
-    if reason == "lost":
-        return "its supervisor was killed"
-    if code is None:
-        return "it closed the pipe of its replies"
-    if code >= 0:
-        return f"exit status {code}"
-    with contextlib.suppress(ValueError):
-        name = signal.Signals(-code).name
-        if -code == signal.SIGXFSZ and limits.file is not None:
-            return f"{name}: it wrote more than {limits.file} MiB into one file, instruments.limits.file"
-        if -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS) and limits.memory is not None:
-            return f"{name}; it may have had too little memory, instruments.limits.memory is {limits.memory} MiB"
-        return f"signal {-code}, {name}"
-    return f"signal {-code}"
+def _lacking(error: OSError) -> str:
+    """That a worker could not be made, and what there was too little of."""
+    return f"a worker process could not be started: {error}"
 
 
 class _Call(NamedTuple):
@@ -90,8 +70,8 @@ class _Place:
     copy: int = -1
     row: int = -1  # variant that is configured here
     age: int = -1  # of a worker that is leased from a workshop
-    # "loading" (the Pit waits), "reloading" (the Pit does not know), "configuring", "ready", "broken" (the reload failed),
-    # "old" (a plain worker from before a configuration: it ends when its call has)
+    # "loading" (the Pit waits), "reloading" (the Pit does not know), "configuring", "ready", "old" (a plain worker from
+    # before a configuration: it ends when its call has)
     state: str = "ready"
     load: int = -1  # request number of the load or configuration in flight
     load_until: float = 0.0
@@ -113,16 +93,21 @@ class ModelManager:
         workshop: Workshop | None = None,
     ) -> None:
         """`base`: where modules are found; `folder`: of the run, gets `files/` (where all calls work) and `logs/`; `limits` of
-        each worker; `workshop`: where plain workers come from that other runs of this plan use, too."""
+        each worker; `workshop`: where plain workers come from that other runs of this plan use, too. Raises ConductorError."""
         self._workshop = workshop
         self._key = "" if workshop is None else shared_key(plan, base, limits)
         self._queue: dict[int, _Call] = {}  # calls that wait in the workshop, by their numbers
         self._plan, self._serves, self._base, self._may_take = plan, serves, base, limits
         self._files, self._logs = folder / "files", folder / "logs"
-        self._files.mkdir(exist_ok=True)
-        self._logs.mkdir(exist_ok=True)
-        self._selector = selectors.DefaultSelector()
+        try:
+            self._files.mkdir(exist_ok=True)
+            self._logs.mkdir(exist_ok=True)
+            self._selector = selectors.DefaultSelector()
+        except OSError as error:
+            raise ConductorError(f"{folder}: no worker can be had here: {error}") from error
         self._copies: dict[int, _Place] = {}
+        self._broken: dict[int, tuple[str, str]] = {}  # copies that the Pit holds for loaded and are not: model, and why
+        self._deaths: Counter[int] = Counter()  # of each copy since it last answered a call
         self._plain: list[_Place] = []
         self._reports: deque[Report] = deque()
         self._spawned = 0
@@ -133,7 +118,10 @@ class ModelManager:
         `functions`: the variants of each. Raises ConductorError with the first fault's sentence."""
         if self._workshop is not None and (known := self._workshop.checked.get(checked_key(self._key, functions, models))):
             return known
-        place = self._spawn(1)
+        try:
+            place = self._spawn(1)
+        except OSError as error:
+            raise ConductorError(f"{where}: instruments cannot be checked: {_lacking(error)}") from error
         self._plain.append(place)
         specs = {}
         for name, variants in functions.items():
@@ -154,7 +142,7 @@ class ModelManager:
             self._flush(place)
             replies = place.worker.receive()
         if not replies or replies[0]["error"] != "ok":
-            text = replies[0]["text"] if replies else f"a worker process ended or did not answer; see {self._logs}"
+            text = replies[0]["text"] if replies else self._unanswered(place, replies is None)
             raise ConductorError(f"{where}: instruments cannot be checked: {text}")
         found = replies[0]["value"]
         if not isinstance(found, dict) or found.keys() != {"faults", "levels"}:
@@ -166,21 +154,47 @@ class ModelManager:
             self._workshop.checked[checked_key(self._key, functions, models)] = dict(found["levels"])
         return dict(found["levels"])
 
+    def _unanswered(self, place: _Place, over: bool) -> str:
+        """Why a check got no answer: all of it, as who begins or checks a workflow removes the folder of its logs."""
+        self._retire(place)
+        text = f"a worker process did not answer within {CHECK_SECONDS:.0f} s"
+        if place.worker.fault:
+            text = f"a worker process wrote what is no reply ({place.worker.fault})"
+        elif over:
+            text = f"a worker process ended ({place.worker.ending()})"
+        words = place.worker.last_words()
+        return f"{text}; it printed: {words}" if words else text
+
     def load(self, copy: int, model: str) -> None:
         """Start a process for a copy and load its model; `loaded` or `load_failed` follows."""
-        self._copies[copy] = self._load(copy, model, "loading")
+        self._deaths.pop(copy, None)
+        try:
+            self._copies[copy] = self._load(copy, model, "loading")
+        except OSError as error:
+            self._reports.append(Report("load_failed", copy, "error", text=_lacking(error)))
 
-    def reload(self, copy: int, model: str, reason: str) -> None:
+    def reload(self, copy: int, model: str, reason: str, waiting: Sequence[_Call] = ()) -> None:
         """Load a copy that the Pit holds for loaded; a `reload` report says so, calls wait until it is ready."""
-        old = self._copies.get(copy)
-        place = self._load(copy, model, "reloading")
-        if old is not None:
-            place.waiting = old.waiting
+        try:
+            place = self._load(copy, model, "reloading")
+        except OSError as error:
+            self._copies.pop(copy, None)
+            self._break(copy, model, _lacking(error), waiting)
+            return
+        place.waiting = list(waiting)
         self._copies[copy] = place
         self._reports.append(Report("reload", copy, text=reason, value=model))
 
+    def _break(self, copy: int, model: str, text: str, waiting: Sequence[_Call]) -> None:
+        """A copy that the Pit holds for loaded cannot be: the calls that wait for it fail, and the next one tries again."""
+        brief = text.strip().split("\n")[0]
+        self._broken[copy] = model, f"the last reload failed: {brief}"
+        for call in waiting:
+            self._reports.append(Report("finished", call.number, "load", text=text))
+
     def unload(self, copy: int) -> None:
         """End a copy's process; its memory is free on return, and `unloaded` follows."""
+        self._broken.pop(copy, None)
         place = self._copies.pop(copy, None)
         if place is not None:
             self._end(place)
@@ -191,42 +205,61 @@ class ModelManager:
         name = _name(job["function"], job["variant"])
         request = {"do": "call", "job": job, "name": name, **self._plan.functions[job["function"]].request(job["variant"])}
         begun = _Call(call, request, job["seconds"])
-        if copy >= 0:
-            place = self._copies[copy]
-            if place.state == "broken":
-                self.reload(copy, place.model, "the last reload failed")
-                place = self._copies[copy]
-        elif self._workshop is not None:
-            if self._workshop.free(self._key):
-                self._lease(self._workshop, begun)
-            else:
-                self._queue[call] = begun
-                self._workshop.wait(self._key, self, call)
+        if copy < 0:
+            try:
+                self._begin(begun)
+            except OSError as error:
+                self._reports.append(Report("finished", call, "error", text=_lacking(error)))
             return
-        else:
-            for old in [p for p in self._plain if p.state == "old" and not p.calls]:
-                self._retire(old)
-            place = next((p for p in self._plain if not p.calls and p.state == "ready"), None) or self._spawn(1)
-            if place not in self._plain:
-                self._plain.append(place)
+        if copy in self._copies and not self._copies[copy].calls:
+            self._receive(self._copies[copy])  # it may have died since it was last listened to
+        if copy in self._broken:
+            self.reload(copy, *self._broken.pop(copy), [begun])
+            return
+        place = self._copies[copy]
         if place.state == "ready":
             self._send(place, begun)
         else:
             place.waiting.append(begun)
 
-    def _lease(self, workshop: Workshop, call: _Call) -> None:
-        """Send a call to a shared worker."""
-        worker, age = workshop.take(self._key, self._make)
-        place = _Place(worker, age=age)
-        self._selector.register(place.worker, selectors.EVENT_READ, place)
+    def _begin(self, call: _Call) -> None:
+        """Send a call to a plain worker. Raises OSError if there is none and none can be made."""
+        if self._workshop is not None:
+            if not (self._workshop.free(self._key) and self._lease(self._workshop, call)):
+                self._queue[call.number] = call
+                self._workshop.wait(self._key, self, call.number)
+            return
+        for old in [p for p in self._plain if p.state == "old" and not p.calls]:
+            self._retire(old)
+        idle = (p for p in self._plain if not p.calls and p.state == "ready" and p.worker.quiet())
+        place = next(idle, None) or self._spawn(1)
+        if place not in self._plain:
+            self._plain.append(place)
+        self._send(place, call)
+
+    def _lease(self, workshop: Workshop, call: _Call) -> bool:
+        """Send a call to a shared worker; whether one could be had. Raises OSError if none can be made, and nobody works whom
+        it could wait for."""
+        found = workshop.take(self._key, self._make)
+        if found is None:
+            return False
+        place = self._watch(*found)
         self._plain.append(place)
         self._send(place, call._replace(request={**call.request, "folder": str(self._files)}))
+        return True
 
-    def take_turn(self, call: int) -> None:
-        """A shared worker can be had for a call that waits in the workshop: it begins."""
+    def take_turn(self, call: int) -> bool:
+        """A shared worker can be had for a call that waits in the workshop: it begins, or fails if none can be made after all;
+        False if it waits on."""
         if self._workshop is not None:
-            self._lease(self._workshop, self._queue.pop(call))
-            self._reports.append(Report("started", call))
+            try:
+                if not self._lease(self._workshop, self._queue[call]):
+                    return False
+                self._reports.append(Report("started", call))
+            except OSError as error:
+                self._reports.append(Report("finished", call, "error", text=_lacking(error)))
+            del self._queue[call]
+        return True
 
     def _leave_queue(self, calls: Sequence[int]) -> None:
         """Those of these calls that wait in the workshop do not wait any more."""
@@ -251,7 +284,12 @@ class ModelManager:
             self._renew(model)
             self._reports.append(Report("config_changed", row))
             return
-        place = self._spawn(1)
+        try:
+            place = self._spawn(1)
+        except OSError as error:
+            self._renew(model)
+            self._reports.append(Report("config_changed", row, "error", text=_lacking(error)))
+            return
         self._plain.append(place)
         place.row, place.model, place.state, place.begun = row, model or "", "configuring", time.monotonic()
         place.load_until = place.begun + plan.seconds
@@ -264,7 +302,7 @@ class ModelManager:
         for place in self._places():
             place.waiting = [waiting for waiting in place.waiting if waiting.number != call]
             if any(running.number == call for running, _ in place.calls.values()):
-                self._receive(place)  # it may just have ended by itself, and so may what else runs there
+                self._hear_out(place)  # it may just have ended by itself, and so may what else runs there
             if any(running.number == call for running, _ in place.calls.values()):
                 self._gone(place, "its call was cancelled", "", [call])
 
@@ -310,11 +348,21 @@ class ModelManager:
         return [*self._copies.values(), *self._plain]
 
     def _spawn(self, threads: int) -> _Place:
+        """A new worker. Raises OSError if there is too little of something for one."""
         self._spawned += 1
         log = self._logs / f"worker-{self._spawned}.log"
-        worker = Worker(self._base, self._files, log, threads, self._may_take, self._plan.environment)
-        place = _Place(worker)
-        self._selector.register(worker, selectors.EVENT_READ, place)
+        return self._watch(Worker(self._base, self._files, log, threads, self._may_take, self._plan.environment))
+
+    def _watch(self, worker: Worker, age: int = -1) -> _Place:
+        """What a worker says is heard from now on. Raises OSError, and the worker is ended, if the kernel has no room."""
+        place = _Place(worker, age=age)
+        try:
+            self._selector.register(worker, selectors.EVENT_READ, place)
+        except OSError:
+            worker.end()
+            if self._workshop is not None and age >= 0:
+                self._workshop.gone(self._key)
+            raise
         return place
 
     def _load(self, copy: int, model: str, state: str) -> _Place:
@@ -394,16 +442,24 @@ class ModelManager:
                 self._load_ended(place, reply["error"], reply["text"])
             elif reply["id"] in place.calls:
                 call = place.calls.pop(reply["id"])[0].number
+                self._deaths.pop(place.copy, None)
                 self._reports.append(
                     Report("finished", call, reply["error"], reply["elapsed"], reply["value"], reply["quality"], reply["text"])
                 )
         if replies is None:
             fault = place.worker.fault
             self._gone(
-                place, f"the worker process wrote what is no reply ({fault}); see {self._logs}" if fault else "", "error"
+                place, f"the worker process wrote what is no reply ({fault}); see {place.worker.log}" if fault else "", "error"
             )
         elif self._workshop is not None and place.age >= 0 and not place.calls and not place.writing:
             self._give_back(self._workshop, place)
+
+    def _hear_out(self, place: _Place) -> None:
+        """Take what a worker has said, and of a reply that it has begun the rest, which may be more than is read at once."""
+        until = time.monotonic() + GRACE
+        self._receive(place)
+        while place.alive and (left := until - time.monotonic()) > 0 and place.worker.speaking(left):
+            self._receive(place)
 
     def _load_ended(self, place: _Place, error: str, text: str) -> None:
         place.load = -1
@@ -418,13 +474,12 @@ class ModelManager:
                 self._send(place, call)
                 self._reports.append(Report("started", call.number))
             return
-        place.state = "broken"
         self._end(place)
+        del self._copies[place.copy]
         if pit_waits:
-            del self._copies[place.copy]
             self._reports.append(Report("load_failed", place.copy, error, elapsed, text=text))
-        for call in waiting:
-            self._reports.append(Report("finished", call.number, "load", text=text))
+        else:
+            self._break(place.copy, place.model, text, waiting)
 
     def _configured(self, place: _Place, error: str, text: str) -> None:
         """A configuration has ended, well or not: if calls go on to fail, the Pit asks again."""
@@ -437,8 +492,7 @@ class ModelManager:
         """The worker ended, or is ended now because of some calls: these are over (reported, if there is an `error`), as are
         all of a worker that ended by itself; the others wait for the copy, which is loaded again; a load failed."""
         self._end(place)
-        ending = _ending(place.worker.outcome, self._may_take)
-        text = why or f"the worker process ended unasked ({ending}); see {self._logs}"
+        text = why or f"the worker process ended unasked ({place.worker.ending()}); see {place.worker.log}"
         now = time.monotonic()
         for call, since in place.calls.values():
             if because and call.number not in because:
@@ -453,16 +507,26 @@ class ModelManager:
         elif place.load >= 0:
             self._load_ended(place, error, text)
         else:
-            self.reload(place.copy, place.model, text)
+            self._deaths[place.copy] += not because
+            if because or (deaths := self._deaths[place.copy]) < DEATHS:
+                self.reload(place.copy, place.model, text, place.waiting)
+                return
+            del self._copies[place.copy]
+            self._broken[place.copy] = place.model, f"{text}; so it did {deaths} times, with no call answered in between"
 
     def _expire(self, now: float) -> None:
         for place in self._places():
-            late = [call.number for call, since in place.calls.values() if since + call.seconds + GRACE <= now]
-            if late:
+            if self._late(place, now):
+                self._hear_out(place)
+            if late := self._late(place, now):
                 self._gone(place, "the call did not end within its time limit", "timeout", late)
             elif place.load >= 0 and place.load_until <= now:
                 what = "the configuration did not end" if place.row >= 0 else f"model {place.model} did not load"
                 self._gone(place, f"{what} within its time limit", "timeout")
+
+    @staticmethod
+    def _late(place: _Place, now: float) -> list[int]:
+        return [call.number for call, since in place.calls.values() if since + call.seconds + GRACE <= now]
 
     @staticmethod
     def _limits(place: _Place) -> list[float]:

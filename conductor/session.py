@@ -61,11 +61,13 @@ class Session:
             return
         folder = self.folder / "check"
         folder.mkdir()
-        manager = make_manager(workflow, folder, self.loop.workshop)
         try:
-            manager.check(functions, models, workflow.where)
+            manager = make_manager(workflow, folder, self.loop.workshop)
+            try:
+                manager.check(functions, models, workflow.where)
+            finally:
+                manager.close()
         finally:
-            manager.close()
             shutil.rmtree(folder, ignore_errors=True)
 
     def enter(self, workflow: Workflow, observer: Observer | None = None) -> Run:

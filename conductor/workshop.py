@@ -31,8 +31,8 @@ def checked_key(key: str, functions: dict[str, list[str]], models: list[str]) ->
 class Waiting(Protocol):
     """Who waits for a worker."""
 
-    def take_turn(self, call: int) -> None:
-        """A worker can be had now for a call that waits."""
+    def take_turn(self, call: int) -> bool:
+        """A worker can be had now for a call that waits; False if it turns out that none can be made, and it waits on."""
         ...
 
 
@@ -56,14 +56,25 @@ class Workshop:
     def _can_be_had(self, key: str) -> bool:
         return bool(self._idle[key]) or self._count[key] < self._most
 
-    def take(self, key: str, make: Callable[[Path], Worker]) -> tuple[Worker, int]:
-        """A worker for one call, and its age; for who has found one `free`, or has its turn. `make` is given a log."""
-        if self._idle[key]:
-            return self._idle[key].pop(), self._age[key]
-        self._count[key] += 1
+    def take(self, key: str, make: Callable[[Path], Worker]) -> tuple[Worker, int] | None:
+        """A worker for one call, and its age; for who has found one `free`, or has its turn. None if no more can be made
+        beside those that work. `make` is given a log. Raises OSError if not even one can be made."""
+        while self._idle[key]:
+            worker = self._idle[key].pop()
+            if worker.quiet():
+                return worker, self._age[key]
+            worker.end()  # nobody watches the idle ones: it has died
+            self._count[key] -= 1
         logs = self.folder / "logs"
-        logs.mkdir(exist_ok=True)
-        return make(logs / f"worker-{self._count.total()}.log"), self._age[key]
+        try:
+            logs.mkdir(exist_ok=True)
+            worker = make(logs / f"worker-{self._count.total() + 1}.log")
+        except OSError:
+            if self._count[key]:
+                return None
+            raise
+        self._count[key] += 1
+        return worker, self._age[key]
 
     def wait(self, key: str, who: Waiting, call: int) -> None:
         """`who` takes its turn with a call when a worker can be had."""
@@ -97,8 +108,10 @@ class Workshop:
         served = []
         for key, waiting in self._waiting.items():
             while waiting and self._can_be_had(key):
-                (who, call), _ = waiting.popitem(last=False)
-                who.take_turn(call)
+                who, call = next(iter(waiting))
+                if not who.take_turn(call):
+                    break
+                del waiting[who, call]
                 served.append(who)
         return served
 

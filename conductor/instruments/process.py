@@ -7,17 +7,20 @@ import json
 import math
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from conductor.errors import printable
 from conductor.instruments.base import ERRORS, MAX_DEPTH, MAX_REPLY, too_deep
 from conductor.instruments.sandbox import Limits
 from conductor.instruments.supervised import Outcome, Supervised
 from conductor.trust import config_folder
 
+WORDS = 400  # bytes of a log's end that an error tells
 SILENCE = 2.0  # s from the end of a worker's replies to its own
 MAX_ELAPSED = 10**15  # us: no call takes longer
 _ROOT = Path(__file__).resolve().parents[2]  # where the package `conductor` is found
@@ -79,12 +82,14 @@ class Worker:
         named: Sequence[str] = (),
     ) -> None:
         """`named`: variables that it sees besides the usual ones."""
+        self._limits = limits or Limits()
         with open(log, "ab") as log_file:
+            self.log, self._log_begins = log, log_file.tell()
             self._run = Supervised(
                 [sys.executable, "-P", "-m", "conductor.instruments.worker", str(base), str(folder), str(threads)],
                 folder=folder,
                 environment=environment(named),
-                limits=limits or Limits(),
+                limits=self._limits,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
@@ -150,6 +155,48 @@ class Worker:
         except (ValueError, RecursionError) as error:
             self.fault = str(error)[:200]
             return None
+
+    def last_words(self) -> str:
+        """The end of what stands in its log of it, as one line that is safe for a terminal."""
+        with contextlib.suppress(OSError), open(self.log, "rb") as file:
+            file.seek(max(self._log_begins, file.seek(0, os.SEEK_END) - WORDS))
+            return printable(" ".join(file.read().decode(errors="replace").split()))
+        return ""
+
+    def ending(self) -> str:
+        """What is known of how it ended, when nobody here has ended it; after `end`."""
+        (code, reason, _), limits = self.outcome or Outcome(None, "lost", 0), self._limits
+        if reason == "processes":
+            return f"it had more than {limits.processes} processes, instruments.limits.processes"
+        if reason == "disk":
+            return f"it left less than {limits.spare} MiB on the disk of the run, instruments.limits.spare"
+        if reason == "lost":
+            return "its supervisor was killed"
+        if code is None:
+            return "it closed the pipe of its replies"
+        if code >= 0:
+            return f"exit status {code}"
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-code).name
+            if -code == signal.SIGXFSZ and limits.file is not None:
+                return f"{name}: it wrote more than {limits.file} MiB into one file, instruments.limits.file"
+            if -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS) and limits.memory is not None:
+                return f"{name}; it may have had too little memory, instruments.limits.memory is {limits.memory} MiB"
+            return f"signal {-code}, {name}"
+        return f"signal {-code}"
+
+    def speaking(self, seconds: float) -> bool:
+        """Whether it has begun a reply, and more of it comes within so long."""
+        watch = select.poll()
+        watch.register(self.fileno(), select.POLLIN)
+        return bool(self._unread and watch.poll(1000 * seconds))
+
+    def quiet(self) -> bool:
+        """Whether it has neither ended nor said anything that was not heard yet: so is one of which nothing was asked."""
+        watch = select.poll()
+        for file in (self.fileno(), self._run.status_file()):
+            watch.register(file, select.POLLIN)
+        return not watch.poll(0)
 
     def end(self) -> int | None:
         """End the worker and everything that it has started; returns its exit status (negative: signal; None: ended here)."""

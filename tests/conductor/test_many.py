@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import signal
@@ -28,7 +29,7 @@ from conductor.report import report_run, verify_journal
 from conductor.run import Run
 from conductor.session import Session, begin_all
 from conductor.workflow import Workflow, load_workflow
-from tests.conductor.helpers import conductor, output_of, small_workflow
+from tests.conductor.helpers import conductor, few_descriptors, output_of, small_workflow
 from tests.conductor.test_crash import finished
 from tests.conductor.test_health import chain
 
@@ -119,6 +120,31 @@ def test_from_threads_and_event_loops(write_workflow: Write, tmp_path: Path) -> 
     check(folder, 7)
     with pytest.raises(ConductorError, match="takes no more workflows: it was closed"):
         many.run(path)
+
+
+def test_workers_that_cannot_be_started_end_nothing(write_workflow: Write, tmp_path: Path) -> None:
+    """The descriptors run out while two workflows are under way: both come to their ends with the workers that there are."""
+    path = write_workflow(steps(1, call="work:until_told", seconds=60))
+    waits = load_workflow(path)
+    wide = steps(6)
+    for task in wide["tasks"][1:]:
+        task["after"] = ["t0"]
+    wide["system"]["max_attempts"] = 3
+    with contextlib.ExitStack() as lack:
+
+        def observer(kind: str, time: int, text: str) -> None:
+            if kind == "finished" and text.startswith("t0 "):
+                lack.enter_context(few_descriptors(3))  # an output can be written, and no worker started
+
+        with Conductor(strategy="parallel", runs=tmp_path / "runs", workers=4, observer=observer) as many:
+            first = many.submit(waits)
+            while not list(tmp_path.glob("runs/*/*/files/effects.log")):
+                time.sleep(0.02)
+            assert many.submit(write_workflow(wide)).result(timeout=60).status == "solved"
+            lack.close()
+            for place in tmp_path.glob("runs/*/000-*/files"):
+                (place / "told").touch()
+            assert first.result(timeout=60).status == "solved"
 
 
 def test_nobody_waits_for_others(write_workflow: Write, tmp_path: Path) -> None:
