@@ -167,8 +167,8 @@ def end_tree() -> int:
         time.sleep(0.001)
 
 
-def start(spec: dict[str, Any]) -> int:
-    """Fork and become the program; its process number. Raises OSError if it cannot be started."""
+def start(spec: dict[str, Any], folder: int) -> int:
+    """Fork and become the program, in an open folder; its process number. Raises OSError if it cannot be started."""
     told, tell = os.pipe()
     process = os.fork()
     if process:
@@ -180,17 +180,17 @@ def start(spec: dict[str, Any]) -> int:
             raise OSError(int(code), os.strerror(int(code)))
         return process
     try:
-        _become(spec)
+        _become(spec, folder)
     except OSError as error:
         os.write(tell, str(error.errno or 1).encode())
     finally:
         os._exit(127)
 
 
-def _become(spec: dict[str, Any]) -> None:
+def _become(spec: dict[str, Any], folder: int) -> None:
     os.setsid()
     _checked(_libc.prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
-    os.chdir(spec["folder"])
+    os.fchdir(folder)
     for name, (number, unit) in _RESOURCES.items():
         value = spec["limits"].get(name)
         if value is not None:
@@ -211,8 +211,9 @@ def _become(spec: dict[str, Any]) -> None:
     os.execvpe(spec["argv"][0], spec["argv"], os.environ)
 
 
-def watch(process: int, spec: dict[str, Any], control: int) -> str:
-    """Waits for the program's end; why it has to end before: `time`, `processes`, `disk` or `gone`, else nothing."""
+def watch(process: int, spec: dict[str, Any], folder: int, control: int) -> str:
+    """Waits for the program's end; why it has to end before: `time`, `processes`, `disk` (that of `folder`, which may be gone)
+    or `gone`, else nothing."""
     limits = spec["limits"]
     most, spare = limits.get("processes"), limits.get("spare")
     deadline = None if spec["seconds"] is None else time.monotonic() + spec["seconds"]
@@ -234,9 +235,20 @@ def watch(process: int, spec: dict[str, Any], control: int) -> str:
         if most is not None and len(descendants(stop=False)) > most:
             return "processes"
         if spare is not None:
-            disk = os.statvfs(spec["folder"])
+            disk = os.fstatvfs(folder)
             if disk.f_bavail * disk.f_frsize < spare << 20:
                 return "disk"
+
+
+def _run(spec: dict[str, Any], control: int) -> dict[str, Any]:
+    """Starts the program and waits until it has ended or has to; what is told of that."""
+    try:
+        folder = os.open(spec["folder"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        process = start(spec, folder)
+    except OSError as error:
+        return {"reason": "", "error": error.errno}
+    reason = watch(process, spec, folder, control)
+    return {"reason": reason, "code": None if reason else os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])}
 
 
 def main(spec_file: int, control: int, status: int) -> None:
@@ -249,15 +261,11 @@ def main(spec_file: int, control: int, status: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     _checked(_libc.prctl(_SET_SUBREAPER, 1, 0, 0, 0))
-    told: dict[str, Any] = {"code": None, "reason": "", "error": 0, "left": 0}
+    told: dict[str, Any] = {"code": None, "reason": "lost", "error": 0, "left": 0}
     try:
-        process = start(spec)
-    except OSError as error:
-        told["error"] = error.errno
-    else:
-        told["reason"] = watch(process, spec, control)
-        if not told["reason"]:
-            told["code"] = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        told |= _run(spec, control)
+    except Exception:  # whatever went wrong here: the tree ends, and that is said
+        sys.excepthook(*sys.exc_info())
     # Where the streams of the program are ours too, let go of them: who reads them must see their end.
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):

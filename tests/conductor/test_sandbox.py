@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from conductor.journal import read_journal
 from conductor.orchestrator import begin
 from conductor.report import report_run
 from conductor.workflow import load_workflow
-from tests.conductor.helpers import small_workflow
+from tests.conductor.helpers import running, small_workflow
 from tests.conductor.test_instruments import job, reply, send, wait_for
 
 HERE = [level for level in LEVELS if LEVELS.index(level) <= LEVELS.index(available()[0])]
@@ -39,26 +37,6 @@ def program(level: str, *argv: str, **options: Any) -> CommandInstrument:
     instrument = CommandInstrument(argv=list(argv), **options)
     instrument.level = level
     return instrument
-
-
-def running(mark: str) -> list[int]:
-    """The processes whose command line holds the mark."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and mark.encode() in (entry / "cmdline").read_bytes():
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                found += [int(entry.name)] if state != "Z" else []
-    return found
-
-
-@pytest.fixture
-def mark() -> Iterator[str]:
-    """Seconds that nobody else sleeps; whatever sleeps so long is ended after the test."""
-    text = f"{600 + os.getpid()}.{time.monotonic_ns()}"
-    yield text
-    for process in running(text):
-        os.kill(process, signal.SIGKILL)
 
 
 # ------------------------------------------------------------------ the whole tree ends

@@ -1,0 +1,38 @@
+"""The supervisor by itself: whatever the program, the host or the machine does, the tree ends, and it is said how."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from conductor.instruments.command import LIMITS
+from conductor.instruments.sandbox import Limits
+from conductor.instruments.supervised import Outcome, Supervised
+from tests.conductor.helpers import running
+
+
+def supervised(folder: Path, *argv: str, limits: Limits = LIMITS, **options: Any) -> Supervised:
+    """A program with the limits of a command."""
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    return Supervised(list(argv), folder=folder, environment={"PATH": "/usr/bin:/bin"}, limits=limits, **streams, **options)
+
+
+def test_a_program_that_removes_its_folder_ends_with_everything(tmp_path: Path, mark: str) -> None:
+    """Its disk is still watched: the supervisor holds the folder, whatever becomes of its path."""
+    (tmp_path / "files").mkdir()
+    script = f'setsid sleep {mark} & cd /; rm -rf "$OLDPWD"; exec sleep {mark}'
+    assert supervised(tmp_path / "files", "sh", "-c", script, seconds=0.5).outcome() == Outcome(None, "time", 0)
+    assert not (tmp_path / "files").exists() and running(mark) == []
+
+
+def test_a_supervisor_that_fails_ends_everything_and_says_so(tmp_path: Path, mark: str) -> None:
+    """Here of a limit that is none, with which it cannot reckon."""
+    wrong: Any = "much"
+    program = supervised(tmp_path, "sh", "-c", f"setsid sleep {mark} & exec sleep {mark}", limits=Limits(spare=wrong))
+    assert program.outcome() == Outcome(None, "lost", 0) and program.process.returncode == 0
+    assert running(mark) == []
+
+
+def test_a_program_without_its_folder_is_not_started(tmp_path: Path) -> None:
+    assert supervised(tmp_path / "nowhere", "true").outcome().error != 0
