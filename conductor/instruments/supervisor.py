@@ -199,8 +199,7 @@ def _become(spec: dict[str, Any], folder: int) -> None:
             later = 1 if name == "cpu" and soft == value else 0  # SIGXCPU first, which says why; then SIGKILL
             resource.setrlimit(number, (soft, soft + later))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; a program expects them
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it; a program expects it
     if spec["no_new_privs"]:
         _checked(_libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     if spec["landlock"] is not None:
@@ -258,8 +257,10 @@ def main(spec_file: int, control: int, status: int) -> None:
     os.set_inheritable(status, False)
     with os.fdopen(spec_file, "rb") as file:
         spec = json.loads(file.read())
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # What the host ignores or blocks is its own affair: without SIGCHLD nobody learns how a child ended.
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _checked(_libc.prctl(_SET_SUBREAPER, 1, 0, 0, 0))
     told: dict[str, Any] = {"code": None, "reason": "lost", "error": 0, "left": 0}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -36,3 +37,15 @@ def test_a_supervisor_that_fails_ends_everything_and_says_so(tmp_path: Path, mar
 
 def test_a_program_without_its_folder_is_not_started(tmp_path: Path) -> None:
     assert supervised(tmp_path / "nowhere", "true").outcome().error != 0
+
+
+def test_what_the_host_does_with_signals_changes_nothing(tmp_path: Path) -> None:
+    """It may ignore the ends of its children, and block a signal by which a program ends."""
+    ignored = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+    try:
+        assert supervised(tmp_path, "sh", "-c", "true; exit 3").outcome() == Outcome(3, "", 0)
+        assert supervised(tmp_path, "sh", "-c", "kill -TERM $$").outcome() == Outcome(-signal.SIGTERM, "", 0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGCHLD, ignored)
