@@ -23,6 +23,7 @@ import time
 from typing import Any
 
 TICK = 0.02  # s between looks at limits that the kernel does not hold
+REST = 1.0  # s after which what has lost its parents and ended is reaped where there are none
 PATIENCE = 5.0  # s in which what is killed has to be gone
 _SET_PDEATHSIG, _SET_DUMPABLE, _DROP_BOUNDING, _SET_SUBREAPER, _SET_NO_NEW_PRIVS, _AMBIENT = 1, 4, 24, 36, 38, 47  # prctl
 _SET_SECCOMP, _FILTER = 22, 2
@@ -167,6 +168,15 @@ def end_tree() -> int:
         time.sleep(0.001)
 
 
+def reap(process: int) -> set[int]:
+    """Reaps the children that have ended, but for one; who they were."""
+    ended: set[int] = set()
+    while (child := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and child.si_pid != process:
+        os.waitpid(child.si_pid, 0)
+        ended.add(child.si_pid)
+    return ended
+
+
 def start(spec: dict[str, Any], folder: int) -> int:
     """Fork and become the program, in an open folder; its process number. Raises OSError if it cannot be started."""
     told, tell = os.pipe()
@@ -221,17 +231,19 @@ def watch(process: int, spec: dict[str, Any], folder: int, control: int) -> str:
     poll.register(control, select.POLLIN | select.POLLHUP)
     poll.register(end, select.POLLIN)
     while True:
-        pause = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if most is not None or spare is not None:
-            pause = TICK if pause is None else min(TICK, pause)
-        ready = {number for number, _ in poll.poll(None if pause is None else 1000 * pause)}
+        pause = REST if most is None and spare is None else TICK
+        if deadline is not None:
+            pause = min(pause, max(0.0, deadline - time.monotonic()))
+        ready = {number for number, _ in poll.poll(1000 * pause)}
         if end in ready:
             return ""
         if control in ready:
             return "gone"
         if deadline is not None and time.monotonic() >= deadline:
             return "time"
-        if most is not None and len(descendants(stop=False)) > most:
+        found = [] if most is None else descendants(stop=False)
+        ended = reap(process)
+        if most is not None and len({*found} - ended) > most:
             return "processes"
         if spare is not None:
             disk = os.fstatvfs(folder)

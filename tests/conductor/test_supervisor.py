@@ -10,7 +10,9 @@ from typing import Any
 from conductor.instruments.command import LIMITS
 from conductor.instruments.sandbox import Limits
 from conductor.instruments.supervised import Outcome, Supervised
+from conductor.instruments.supervisor import children
 from tests.conductor.helpers import running
+from tests.conductor.test_instruments import wait_for
 
 
 def supervised(folder: Path, *argv: str, limits: Limits = LIMITS, **options: Any) -> Supervised:
@@ -49,3 +51,18 @@ def test_what_the_host_does_with_signals_changes_nothing(tmp_path: Path) -> None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGCHLD, ignored)
+
+
+def test_what_has_ended_does_not_count_as_a_process(tmp_path: Path) -> None:
+    """Its parent is gone, and it is the supervisor that reaps it, at every look."""
+    script = "i=0; while [ $i -lt 100 ]; do (true &); i=$((i+1)); done; sleep 0.2"
+    assert supervised(tmp_path, "sh", "-c", script, limits=Limits(processes=50)).outcome() == Outcome(0, "", 0)
+
+
+def test_what_has_ended_is_reaped_also_where_there_is_no_limit(tmp_path: Path) -> None:
+    """A worker, which has none, may live for days."""
+    script = "for i in 1 2 3 4 5; do (true &); done; touch begun; exec sleep 60"
+    program = supervised(tmp_path, "sh", "-c", script, limits=Limits())
+    assert wait_for((tmp_path / "begun").exists) and wait_for(lambda: len(children(program.process.pid)) == 1)
+    program.end()
+    assert program.outcome() == Outcome(None, "gone", 0)
