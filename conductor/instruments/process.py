@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from conductor.errors import ConductorError
 from conductor.instruments.base import ERRORS, MAX_DEPTH, MAX_REPLY, too_deep
 from conductor.instruments.sandbox import Limits
 from conductor.instruments.supervised import Outcome, Supervised
@@ -30,7 +31,7 @@ def environment(named: Sequence[str] = ()) -> dict[str, str]:
     """The variables that a worker sees."""
     seen = {n: v for n, v in os.environ.items() if n in _NAMES or n in named or n.startswith(_FAMILIES)}
     seen["PYTHONPATH"] = os.pathsep.join(path for path in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if path)
-    with contextlib.suppress(RuntimeError):  # who has no home has no keys there
+    with contextlib.suppress(ConductorError):  # a system's service has no home, and no keys there
         seen["FQ_CONFIG"] = os.path.abspath(config_folder())  # which sandboxes hide
     return seen
 

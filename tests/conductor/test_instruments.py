@@ -68,6 +68,17 @@ def f(job):  # writes into every pipe that it has inherited
 """
 
 
+def test_a_worker_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system's services have none, and then there is no folder of keys that would have to be hidden."""
+    for name in ("HOME", "XDG_CONFIG_HOME", "FQ_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    send(worker, "command", {"argv": ["sh", "-c", "echo $FQ_CONFIG."]})
+    answer = reply(worker) or {}
+    worker.end()
+    assert answer["value"]["stdout"] == ".\n"
+
+
 def test_placeholders_are_arguments_and_never_a_shell(tmp_path: Path) -> None:
     argv = [
         "printf",
