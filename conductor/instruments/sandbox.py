@@ -52,14 +52,19 @@ class Limits:
 
 
 @functools.cache
-def available() -> tuple[str, str]:
-    """The best level that this machine has, and why no better one (`""` for the best)."""
+def _try_bwrap() -> None:
+    """Raises OSError or TimeoutExpired if bwrap does not work, and then tries again when asked again: the reason may pass."""
     probe = [*_bwrap(), "--unshare-all", "true"]
+    done = subprocess.run(probe, capture_output=True, timeout=20, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise OSError(done.stderr.decode(errors="replace").strip()[-200:])
+
+
+def available() -> tuple[str, str]:
+    """The best level that this machine has now, and why no better one (`""` for the best)."""
     try:
-        done = subprocess.run(probe, capture_output=True, timeout=20, check=False, stdin=subprocess.DEVNULL)
-        if done.returncode == 0:
-            return "bwrap", ""
-        why = f"bwrap does not work here: {done.stderr.decode(errors='replace').strip()[-200:]}"
+        _try_bwrap()
+        return "bwrap", ""
     except (OSError, subprocess.TimeoutExpired) as error:
         why = "bwrap is not installed" if isinstance(error, FileNotFoundError) else f"bwrap does not work here: {error}"
     version = landlock_version()

@@ -18,11 +18,12 @@ from conductor.errors import ConductorError
 from conductor.instruments import CallError
 from conductor.instruments.command import LIMITS, CommandInstrument
 from conductor.instruments.process import Worker
-from conductor.instruments.sandbox import LEVELS, available, choose
+from conductor.instruments.sandbox import LEVELS, Limits, available, choose
 from conductor.journal import read_journal
+from conductor.model_manager import ModelManager
 from conductor.orchestrator import begin
 from conductor.report import report_run
-from conductor.workflow import load_workflow
+from conductor.workflow import Plan, load_workflow
 from tests.conductor.helpers import running, small_workflow
 from tests.conductor.test_instruments import job, reply, send, wait_for
 
@@ -375,6 +376,39 @@ def test_a_function_may_require_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> No
         ValueError, match="sandbox bwrap is not to be had on this machine, only limits: bwrap is not installed"
     ):
         CommandInstrument(argv=["true"], sandbox="bwrap")
+
+
+BWRAP = """#!/bin/sh
+if [ -e {busy} ]; then echo Resource temporarily unavailable >&2; exit 1; fi
+exec {bwrap} "$@"
+"""
+
+
+@pytest.mark.skipif("bwrap" not in HERE, reason=f"this machine has no bwrap that works: {available()[1]}")
+def test_no_call_runs_in_a_lower_sandbox_than_the_one_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps bwrap from working may come and pass: of two calls the second has a worker that has not yet looked."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "bwrap").write_text(BWRAP.format(busy=tmp_path / "busy", bwrap=shutil.which("bwrap")))
+    (tmp_path / "bin" / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    argv = ["sh", "-c", "touch begun; exec sleep {args.seconds}"]
+    plan = Plan.model_validate({"functions": {"f": {"kind": "command", "argv": argv, "seconds": 60}}})
+    manager = ModelManager(plan, {}, tmp_path, tmp_path, Limits())
+    try:
+        assert manager.check({"f": ["standard"]}, [], "here") == {"f (standard)": "bwrap"}
+        fields = {"key": "k", "task": "t", "function": "f", "variant": "standard", "attempt": 1, "inputs": {}, "seconds": 60}
+        manager.start(1, -1, {**fields, "args": {"seconds": "60"}})
+        assert wait_for((tmp_path / "files" / "begun").exists)
+        (tmp_path / "busy").touch()
+        manager.start(2, -1, {**fields, "args": {"seconds": "0"}})
+        (told,) = manager.poll(60.0)
+        assert (told.subject, told.error) == (2, "error") and "the run began with bwrap" in told.text
+        (tmp_path / "busy").unlink()
+        manager.start(3, -1, {**fields, "args": {"seconds": "0"}})
+        (told,) = manager.poll(60.0)
+        assert (told.subject, told.error, told.text) == (3, "ok", "")
+    finally:
+        manager.close()
 
 
 # ------------------------------------------------------------------ secrets, and whole runs
