@@ -37,13 +37,22 @@ _RESOURCES = {
 # Landlock's rights over files, by the version that brought them, and those that a thing that is no folder can have.
 _READ, _WRITE, _FILE = 0b1101, 0x1FF2, 0b111
 _REFER, _TRUNCATE, _TCP, _SCOPES = 1 << 13, 1 << 14, 0b11, 0b11
-# Of a machine: its number for filters; system calls that make sockets, that change extended attributes, and that change modes
-# (with the place of the mode among their arguments).
-_CALLS: dict[str, tuple[int, int, tuple[int, ...], dict[int, int]]] = {
-    "x86_64": (0xC000003E, 41, (188, 189, 190, 197, 198, 199, 463, 466), {90: 1, 91: 1, 268: 2, 452: 2}),
-    "aarch64": (0xC00000B7, 198, (5, 6, 7, 14, 15, 16, 463, 466), {52: 1, 53: 2, 452: 2}),
-}
-_IO_URING, _FOREIGN = 425, 0x40000000  # the latter and above: calls of another kind of program (x32)
+# Of a machine: its number for filters; system calls that make sockets, that change extended attributes, and those that are
+# refused if each of some arguments (place, mask) has one of its bits set: chmod, creat, mknod and their kin with a mode, open
+# and openat also with flags that make a file, and prlimit with another process than oneself.
+_SETUID, _MAKES, _ANY = stat.S_ISUID, os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY, 0xFFFFFFFF
+_Bits = tuple[tuple[int, int], ...]
+_CALLS: dict[str, tuple[int, int, tuple[int, ...], dict[int, _Bits]]] = {
+    "x86_64": (0xC000003E, 41, (188, 189, 190, 197, 198, 199, 463, 466), {
+        **dict.fromkeys((85, 90, 91, 133), ((1, _SETUID),)), **dict.fromkeys((259, 268, 452), ((2, _SETUID),)),
+        2: ((1, _MAKES), (2, _SETUID)), 257: ((2, _MAKES), (3, _SETUID)), 302: ((0, _ANY),),
+    }),
+    "aarch64": (0xC00000B7, 198, (5, 6, 7, 14, 15, 16, 463, 466), {
+        52: ((1, _SETUID),), **dict.fromkeys((33, 53, 452), ((2, _SETUID),)),
+        56: ((2, _MAKES), (3, _SETUID)), 261: ((0, _ANY),),
+    }),
+}  # fmt: skip
+_OPENAT2, _IO_URING, _FOREIGN = 437, 425, 0x40000000  # the last and above: calls of another kind of program (x32)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -103,10 +112,11 @@ def can_filter() -> bool:
 
 def forbid_calls(network: bool) -> None:
     """What Landlock does not hold: from now on this process makes no socket unless `network` (pairs it may make), makes no
-    program setuid and changes no extended attributes, wherever they lie. io_uring, which passes by filters, is not there, nor
-    are the calls of programs for 32 bits. Needs no_new_privs. Raises OSError."""
-    machine, socket, attributes, modes = _CALLS[os.uname().machine]
-    refused = {_IO_URING: errno.ENOSYS, **dict.fromkeys(attributes, errno.EOPNOTSUPP)}
+    program setuid, changes no extended attributes, wherever they lie, and sets no limits of other processes. io_uring and
+    openat2, of which a filter sees too little, are not there, nor are the calls of programs for 32 bits. Needs no_new_privs.
+    Raises OSError."""
+    machine, socket, attributes, by_bits = _CALLS[os.uname().machine]
+    refused = {_IO_URING: errno.ENOSYS, _OPENAT2: errno.ENOSYS, **dict.fromkeys(attributes, errno.EOPNOTSUPP)}
     if not network:
         refused[socket] = errno.EACCES
     load, equal, above, any_of, end = 0x20, 0x15, 0x35, 0x45, 0x06  # of a 32-bit word; the jumps: over so many, if, else
@@ -115,8 +125,11 @@ def forbid_calls(network: bool) -> None:
     lines += [(load, 0, 0, 0), (above, 0, 1, _FOREIGN), (end, 0, 0, refuse | errno.ENOSYS)]
     for call, code in refused.items():
         lines += [(equal, 0, 1, call), (end, 0, 0, refuse | code)]
-    for call, place in modes.items():
-        lines += [(equal, 0, 4, call), (load, 0, 0, 16 + 8 * place), (any_of, 0, 1, stat.S_ISUID)]
+    for call, bits in by_bits.items():
+        rest = 2 * len(bits)  # lines that look at arguments; after them one that refuses, and one that allows
+        lines.append((equal, 0, rest + 2, call))
+        for done, (place, mask) in enumerate(bits, 1):
+            lines += [(load, 0, 0, 16 + 8 * place), (any_of, 0, rest - 2 * done + 1, mask)]
         lines += [(end, 0, 0, refuse | errno.EPERM), allow]
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in [*lines, allow]))
     _checked(_libc.prctl(_SET_SECCOMP, _FILTER, struct.pack("@HP", len(lines) + 1, ctypes.addressof(program)), 0, 0))

@@ -309,7 +309,7 @@ def test_landlock_is_helped_to_forbid_every_socket(tmp_path: Path, kind: str) ->
 
 
 CALLS = """
-import ctypes, errno, os, socket, sys
+import ctypes, errno, os, resource, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)
 def told(call, *arguments):
     try:
@@ -322,23 +322,35 @@ found = [
     told(os.chmod, sys.argv[1], 0o4755), told(os.fchmod, handle, 0o6755), told(os.chmod, "own", 0o4700),
     told(os.setxattr, sys.argv[1], "user.a", b"b"), told(os.removexattr, handle, "user.a"),
     told(os.chmod, "own", 0o2750), told(os.truncate, sys.argv[1], 0), told(socket.socketpair),
+    told(os.open, "a", os.O_CREAT | os.O_WRONLY, 0o4755), told(os.mknod, "b", 0o104755),
+    told(os.open, ".", os.O_TMPFILE | os.O_WRONLY, 0o4755), told(os.open, "c", os.O_CREAT | os.O_WRONLY, 0o755),
+    told(os.open, "own", os.O_RDONLY, 0o4755), told(os.mkdir, "d", 0o4755),
+    told(resource.prlimit, os.getppid(), resource.RLIMIT_NOFILE, (9, 9)),
+    told(resource.prlimit, 0, resource.RLIMIT_CORE, (0, 0)),
 ]
-libc.syscall(425, 1, ctypes.create_string_buffer(200))
+libc.creat(b"e", 0o4755)
 found.append(ctypes.get_errno())
+for call, *arguments in ((425, 1, 0), (437, -100, b"own", ctypes.create_string_buffer(24), ctypes.c_size_t(24))):
+    ctypes.set_errno(0)
+    libc.syscall(call, *arguments)
+    found.append(ctypes.get_errno())
 print([errno.errorcode.get(code, code) for code in found])
 """
 
 
 @pytest.mark.skipif("landlock" not in HERE, reason=f"this machine has no Landlock: {available()[1]}")
 def test_landlock_is_helped_with_what_is_no_reading_or_writing(tmp_path: Path) -> None:
-    """Nothing is made setuid, not even through a descriptor, and attributes stay as they are; other modes may be changed."""
+    """Nothing is made setuid, not even as it comes to be, and attributes and others' limits stay as they are; other modes may
+    be changed."""
     (tmp_path / "outside").write_text("x")
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "own").touch()
     command = program("landlock", "{python}", "-S", "-c", CALLS, str(tmp_path / "outside"))
     told = command.call(job(tmp_path / "files", base=tmp_path))["stdout"]
     refused = ["EPERM"] * 3 + ["ENOTSUP"] * 2
-    assert told == f"{[*refused, 0, 'EACCES', 0, 'ENOSYS']}\n"
+    makes = ["EPERM"] * 3 + [0] * 3
+    assert told == f"{[*refused, 0, 'EACCES', 0, *makes, 'EPERM', 0, 'EPERM', 'ENOSYS', 'ENOSYS']}\n"
+    assert not [path for path in (tmp_path / "files").iterdir() if path.stat().st_mode & 0o4000]
     assert (tmp_path / "files" / "own").stat().st_mode & 0o7777 == 0o2750
     assert (tmp_path / "outside").read_text() == "x" and not (tmp_path / "outside").stat().st_mode & 0o6000
 
