@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 from dataclasses import asdict
@@ -47,6 +48,7 @@ class Supervised:
         """Starts it in `folder`. `capabilities`: it keeps those that the conductor has. `landlock`: what `sandbox.confine`
         gave."""
         spec = {
+            "parent": os.getpid(),
             "argv": argv,
             "folder": str(folder),
             "limits": asdict(limits),
@@ -93,8 +95,8 @@ class Supervised:
 
     def outcome(self) -> Outcome:
         """Waits until everything is over. Once only."""
-        with os.fdopen(self._status, "rb") as file:
-            told = file.read()
+        told = os.read(self._status, select.PIPE_BUF)  # all in one piece; a fork of this process may keep the pipe open
+        os.close(self._status)
         self.end()
         with contextlib.suppress(ChildProcessError):
             self.process.wait()

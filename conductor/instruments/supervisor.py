@@ -2,7 +2,7 @@
 
 It is a process of its own because what must happen between fork and exec is not safe where there are threads. It is the
 subreaper of everything that the program starts, also of what leaves its group or session. It ends all of that when the
-program has ended, has reached a limit, or CONTROL is at its end (who asked for it is gone, or wants it to end), and says only
+program has ended, has reached a limit, who asked for it is gone, or CONTROL is at its end (they want it to end), and says only
 then on STATUS what happened. The standard library alone may be imported here.
 """
 
@@ -233,9 +233,9 @@ def _become(spec: dict[str, Any], folder: int) -> None:
     os.execvpe(spec["argv"][0], spec["argv"], os.environ)
 
 
-def watch(process: int, spec: dict[str, Any], folder: int, control: int) -> str:
+def watch(process: int, spec: dict[str, Any], folder: int, parent: int, control: int) -> str:
     """Waits for the program's end; why it has to end before: `time`, `processes`, `disk` (that of `folder`, which may be gone)
-    or `gone`, else nothing."""
+    or `gone` (with `parent`, or `control` is at its end, which a fork of the parent may hold open), else nothing."""
     limits = spec["limits"]
     most, spare = limits.get("processes"), limits.get("spare")
     deadline = None if spec["seconds"] is None else time.monotonic() + spec["seconds"]
@@ -243,6 +243,7 @@ def watch(process: int, spec: dict[str, Any], folder: int, control: int) -> str:
     poll = select.poll()
     poll.register(control, select.POLLIN | select.POLLHUP)
     poll.register(end, select.POLLIN)
+    poll.register(parent, select.POLLIN)
     while True:
         pause = REST if most is None and spare is None else TICK
         if deadline is not None:
@@ -250,7 +251,7 @@ def watch(process: int, spec: dict[str, Any], folder: int, control: int) -> str:
         ready = {number for number, _ in poll.poll(1000 * pause)}
         if end in ready:
             return ""
-        if control in ready:
+        if control in ready or parent in ready:
             return "gone"
         if deadline is not None and time.monotonic() >= deadline:
             return "time"
@@ -267,11 +268,14 @@ def watch(process: int, spec: dict[str, Any], folder: int, control: int) -> str:
 def _run(spec: dict[str, Any], control: int) -> dict[str, Any]:
     """Starts the program and waits until it has ended or has to; what is told of that."""
     try:
+        parent = os.pidfd_open(spec["parent"])
+        if os.getppid() != spec["parent"]:  # it was gone before, and the number may be another's
+            return {"reason": "gone"}
         folder = os.open(spec["folder"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         process = start(spec, folder)
     except OSError as error:
         return {"reason": "", "error": error.errno}
-    reason = watch(process, spec, folder, control)
+    reason = watch(process, spec, folder, parent, control)
     return {"reason": reason, "code": None if reason else os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])}
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from conductor.instruments.command import LIMITS
 from conductor.instruments.sandbox import Limits
@@ -66,3 +70,39 @@ def test_what_has_ended_is_reaped_also_where_there_is_no_limit(tmp_path: Path) -
     assert wait_for((tmp_path / "begun").exists) and wait_for(lambda: len(children(program.process.pid)) == 1)
     program.end()
     assert program.outcome() == Outcome(None, "gone", 0)
+
+
+FORKS = """
+import os, sys
+from pathlib import Path
+from tests.conductor.test_supervisor import supervised
+def fork(*_):
+    if os.fork() == 0:
+        sys.stdin.read()
+        os._exit(0)
+folder, mark, when = sys.argv[1:]
+if when == "while":
+    sys.addaudithook(lambda event, _: fork() if event == "subprocess.Popen" else None)
+    supervised(Path(folder), "true").outcome()
+else:
+    program = supervised(Path(folder), "sleep", mark)
+    fork()
+Path(folder, "over").touch()
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("when", ["while", "after"])
+def test_a_fork_of_the_host_holds_nothing_back(tmp_path: Path, root: Path, mark: str, when: str) -> None:
+    """It has the host's ends of a supervisor's pipes, made while it is started or later. Neither the news that everything is
+    over waits for the fork's end, nor does the program live as long if the host dies."""
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", FORKS, str(tmp_path), mark, when]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as host:
+        try:
+            assert wait_for((tmp_path / "over").exists)
+            assert when == "while" or wait_for(lambda: running(f"sleep\0{mark}") != [])
+            host.kill()
+            assert wait_for(lambda: running(f"sleep\0{mark}") == [])
+        finally:
+            host.kill()
