@@ -200,6 +200,51 @@ def test_a_confined_program_sees_no_keys(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+@pytest.mark.parametrize("way", [f"/var/{CANARY}/wf", "/link/wf", "/hidden/link/wf", "/hidden/first/wf", "/hidden/both/wf"])
+def test_a_confined_program_finds_where_links_lead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, way: str
+) -> None:
+    """The workflow's folder, by the path that was given, whether links, or what they lead to, or both are hidden."""
+    hidden = tmp_path / "hidden"
+    (hidden / "project" / "wf" / "files").mkdir(parents=True)
+    (hidden / "project" / "secret").write_text(CANARY)
+    (tmp_path / "open" / "wf" / "files").mkdir(parents=True)
+    outside = Path(f"/var/{CANARY}")
+    links = {tmp_path / "link": "hidden/project", hidden / "link": "../open", hidden / "first": "../link"}
+    links |= {hidden / "both": str(hidden / "project"), outside: str(hidden / "project")}
+    try:
+        for link, target in links.items():
+            try:
+                link.symlink_to(target)
+            except PermissionError:
+                if way.startswith(str(link)):
+                    pytest.skip(f"no link can be made in {link.parent}")
+        monkeypatch.setenv("HOME", str(hidden))
+        base = Path(way) if way.startswith("/var/") else Path(f"{tmp_path}{way}")
+        (base / "work.py").write_text("seen")
+        script = f"cat {{base}}/work.py ../work.py; echo x > {{folder}}/f; cat f; cat {hidden}/project/secret"
+        command = program(level, "sh", "-c", script, codes=[])
+        assert command.call(job(base / "files", base=base))["stdout"] == "seenseenx\n"
+    finally:
+        outside.unlink(missing_ok=True)
+
+
+@needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+def test_a_confined_program_may_be_found_by_a_link_in_a_hidden_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    """As those are that people install for themselves."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tool").symlink_to(shutil.which("cat") or "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "files").mkdir()
+    assert program(level, "tool", stdin="x").call(job(tmp_path / "files"))["stdout"] == "x"
+
+
+@needs_sandbox
 @pytest.mark.parametrize("variable", ["FQ_CONFIG", "XDG_CONFIG_HOME"])
 def test_workers_know_where_the_keys_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     """Also from a path that begins in the folder where the conductor was started."""
