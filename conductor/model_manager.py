@@ -48,7 +48,7 @@ def _name(function: str, variant: str) -> str:
 
 def _ending(outcome: Outcome | None, limits: Limits) -> str:
     """What is known of how a worker ended that nobody here has ended."""
-    code, reason, _ = outcome or Outcome(None, "lost", 0)
+    code, reason, *_ = outcome or Outcome(None, "lost", 0)
     if reason == "processes":
         return f"it had more than {limits.processes} processes, instruments.limits.processes"
     if reason == "disk":
@@ -437,6 +437,8 @@ class ModelManager:
         self._end(place)
         ending = _ending(place.worker.outcome, self._may_take)
         text = why or f"the worker process ended unasked ({ending}); see {self._logs}"
+        if place.worker.outcome is not None and place.worker.outcome.left:
+            text += f"; {place.worker.outcome.left} processes beneath it could not be ended"
         now = time.monotonic()
         for call, since in place.calls.values():
             if because and call.number not in because:

@@ -20,11 +20,13 @@ _Stream = int | IO[bytes]
 
 class Outcome(NamedTuple):
     """How a program ended: its exit status (negative: signal; None if it was ended), why it was ended (`time`, `processes`,
-    `disk`, `gone`, or `lost` with its supervisor; else nothing), and the errno if it could not be started (else 0)."""
+    `disk`, `gone`, or `lost` with its supervisor; else nothing), the errno if it could not be started (else 0), and how many
+    of its processes could not be ended."""
 
     code: int | None
     reason: str
     error: int
+    left: int = 0
 
 
 class Supervised:
@@ -102,5 +104,4 @@ class Supervised:
             self.process.wait()
         if not told:
             return Outcome(None, "lost", 0)
-        status = json.loads(told)
-        return Outcome(status["code"], status["reason"], status["error"])
+        return Outcome(**json.loads(told))

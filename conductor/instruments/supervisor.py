@@ -168,8 +168,7 @@ def end_tree() -> int:
     """Ends all descendants and reaps them; how many could not be ended."""
     deadline = time.monotonic() + PATIENCE
     while True:
-        left = descendants(stop=True)
-        for process in left:
+        for process in descendants(stop=True):
             _signal(process, signal.SIGKILL)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -177,7 +176,7 @@ def end_tree() -> int:
         except ChildProcessError:
             return 0
         if time.monotonic() > deadline:
-            return len(left)
+            return max(1, len(descendants(stop=False)))
         time.sleep(0.001)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -15,8 +16,12 @@ from conductor.instruments.command import LIMITS
 from conductor.instruments.sandbox import Limits
 from conductor.instruments.supervised import Outcome, Supervised
 from conductor.instruments.supervisor import children
+from conductor.model_manager import ModelManager
+from conductor.workflow import Plan
 from tests.conductor.helpers import running
 from tests.conductor.test_instruments import wait_for
+
+PTRACE_SEIZE, WALL = 0x4206, 0x40000000
 
 
 def supervised(folder: Path, *argv: str, limits: Limits = LIMITS, **options: Any) -> Supervised:
@@ -106,3 +111,37 @@ def test_a_fork_of_the_host_holds_nothing_back(tmp_path: Path, root: Path, mark:
             assert wait_for(lambda: running(f"sleep\0{mark}") == [])
         finally:
             host.kill()
+
+
+HOLDS = """
+import os, subprocess, sys, time
+def f(job):
+    subprocess.Popen(["sleep", job.args["mark"]], start_new_session=True)
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    os._exit(3)
+"""
+
+
+@pytest.mark.parametrize("kind", ["command", "python"])
+def test_what_cannot_be_ended_is_told(tmp_path: Path, mark: str, kind: str) -> None:
+    """Here of a process that is traced: who traces it has not yet taken note of its end."""
+    (tmp_path / "holds.py").write_text(HOLDS)
+    script = f"setsid sleep {mark} & while [ ! -e go ]; do sleep 0.01; done"
+    options = {"call": "holds:f"} if kind == "python" else {"argv": ["sh", "-c", script], "sandbox": "none"}
+    plan = Plan.model_validate({"functions": {"f": {"kind": kind, **options, "seconds": 60}}})
+    manager = ModelManager(plan, {}, tmp_path, tmp_path, Limits())
+    fields = {"key": "k", "task": "t", "function": "f", "variant": "standard", "attempt": 1, "inputs": {}, "seconds": 60}
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        manager.start(1, -1, {**fields, "args": {"mark": mark}})
+        assert wait_for(lambda: running(f"sleep\0{mark}") != [])
+        (process,) = running(f"sleep\0{mark}")
+        if libc.ptrace(PTRACE_SEIZE, process, None, None):
+            pytest.skip(f"nothing can be traced here: {os.strerror(ctypes.get_errno())}")
+        (tmp_path / "files" / "go").touch()
+        (told,) = manager.poll(60.0)
+        os.waitpid(process, WALL)
+        assert told.error == "error" and ("1 of its processes" if kind == "command" else "1 processes beneath it") in told.text
+    finally:
+        manager.close()
