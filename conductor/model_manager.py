@@ -111,12 +111,14 @@ class ModelManager:
         self._plain: list[_Place] = []
         self._reports: deque[Report] = deque()
         self._spawned = 0
+        self._levels: dict[str, str] = {}  # the sandbox that `check` found for each variant; with a lower one a call fails
 
     def check(self, functions: dict[str, list[str]], models: list[str], where: str) -> dict[str, str]:
         """Make every instrument once in a worker, which then serves; the level of the sandbox that each function gets.
 
         `functions`: the variants of each. Raises ConductorError with the first fault's sentence."""
         if self._workshop is not None and (known := self._workshop.checked.get(checked_key(self._key, functions, models))):
+            self._levels = known
             return known
         try:
             place = self._spawn(1)
@@ -149,10 +151,11 @@ class ModelManager:
             raise ConductorError(f"{where}: instruments cannot be checked: a worker wrote what is no reply")
         if found["faults"]:
             raise ConductorError(f"{where}: {found['faults'][0]}")
+        self._levels = dict(found["levels"])
         if self._workshop is not None:
             self._retire(place)
-            self._workshop.checked[checked_key(self._key, functions, models)] = dict(found["levels"])
-        return dict(found["levels"])
+            self._workshop.checked[checked_key(self._key, functions, models)] = self._levels
+        return self._levels
 
     def _unanswered(self, place: _Place, over: bool) -> str:
         """Why a check got no answer: all of it, as who begins or checks a workflow removes the folder of its logs."""
@@ -204,6 +207,7 @@ class ModelManager:
         """Begin a call on its copy (-1: on a plain worker); `finished` follows. `job`: the fields of a Job that are JSON."""
         name = _name(job["function"], job["variant"])
         request = {"do": "call", "job": job, "name": name, **self._plan.functions[job["function"]].request(job["variant"])}
+        request["level"] = self._levels.get(name, "none")
         begun = _Call(call, request, job["seconds"])
         if copy < 0:
             try:
@@ -493,6 +497,8 @@ class ModelManager:
         all of a worker that ended by itself; the others wait for the copy, which is loaded again; a load failed."""
         self._end(place)
         text = why or f"the worker process ended unasked ({place.worker.ending()}); see {place.worker.log}"
+        if place.worker.outcome is not None and place.worker.outcome.left:
+            text += f"; {place.worker.outcome.left} processes beneath it could not be ended"
         now = time.monotonic()
         for call, since in place.calls.values():
             if because and call.number not in because:

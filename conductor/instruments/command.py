@@ -138,6 +138,9 @@ class CommandInstrument(Instrument):
         """Raises CallError unless the program ended as it should."""
         if outcome.error:
             raise CallError(f"{name} cannot be started: {os.strerror(outcome.error)}", "access")
+        if outcome.left:
+            kind = "timeout" if outcome.reason == "time" else "error"
+            raise CallError(f"{name} is over, but {outcome.left} of its processes could not be ended", kind)
         if outcome.reason == "time":
             raise CallError(f"{name} did not end within {job.seconds:g} s", "timeout")
         if outcome.reason:

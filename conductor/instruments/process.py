@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import select
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from conductor.errors import printable
+from conductor.errors import ConductorError, printable
 from conductor.instruments.base import ERRORS, MAX_DEPTH, MAX_REPLY, too_deep
 from conductor.instruments.sandbox import Limits
 from conductor.instruments.supervised import Outcome, Supervised
@@ -24,16 +25,20 @@ WORDS = 400  # bytes of a log's end that an error tells
 SILENCE = 2.0  # s from the end of a worker's replies to its own
 MAX_ELAPSED = 10**15  # us: no call takes longer
 _ROOT = Path(__file__).resolve().parents[2]  # where the package `conductor` is found
-# What a worker sees of the conductor's environment; a plan's `environment` names more.
-_NAMES = {"PATH", "HOME", "LANG", "LANGUAGE", "USER", "LOGNAME", "SHELL", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
-_FAMILIES = ("LC_", "PYTHON", "XDG_", "OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "CUDA_", "NVIDIA_", "SSL_CERT_")
+# What a worker sees of the conductor's environment; a plan's `environment` names more. Whole families of names
+# only where no secret goes by such a name, as one does by NVIDIA_API_KEY.
+_SEEN = re.compile(
+    "PATH|HOME|LANG|LANGUAGE|USER|LOGNAME|SHELL|TZ|TMPDIR|VIRTUAL_ENV|LD_LIBRARY_PATH|SSL_CERT_(FILE|DIR)"
+    "|XDG_((CONFIG|DATA|CACHE|STATE)_HOME|(CONFIG|DATA)_DIRS|RUNTIME_DIR)"
+    "|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES|TF32_OVERRIDE)|(LC_|PYTHON)[A-Z0-9]+|(OMP|MKL|OPENBLAS|NUMBA|CUDA)_[A-Z0-9_]+"
+)
 
 
 def environment(named: Sequence[str] = ()) -> dict[str, str]:
     """The variables that a worker sees."""
-    seen = {n: v for n, v in os.environ.items() if n in _NAMES or n in named or n.startswith(_FAMILIES)}
+    seen = {n: v for n, v in os.environ.items() if n in named or _SEEN.fullmatch(n)}
     seen["PYTHONPATH"] = os.pathsep.join(path for path in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if path)
-    with contextlib.suppress(RuntimeError):  # who has no home has no keys there
+    with contextlib.suppress(ConductorError):  # a system's service has no home, and no keys there
         seen["FQ_CONFIG"] = os.path.abspath(config_folder())  # which sandboxes hide
     return seen
 
@@ -165,7 +170,7 @@ class Worker:
 
     def ending(self) -> str:
         """What is known of how it ended, when nobody here has ended it; after `end`."""
-        (code, reason, _), limits = self.outcome or Outcome(None, "lost", 0), self._limits
+        (code, reason, *_), limits = self.outcome or Outcome(None, "lost", 0), self._limits
         if reason == "processes":
             return f"it had more than {limits.processes} processes, instruments.limits.processes"
         if reason == "disk":

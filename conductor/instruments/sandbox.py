@@ -52,14 +52,19 @@ class Limits:
 
 
 @functools.cache
-def available() -> tuple[str, str]:
-    """The best level that this machine has, and why no better one (`""` for the best)."""
+def _try_bwrap() -> None:
+    """Raises OSError or TimeoutExpired if bwrap does not work, and then tries again when asked again: the reason may pass."""
     probe = [*_bwrap(), "--unshare-all", "true"]
+    done = subprocess.run(probe, capture_output=True, timeout=20, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise OSError(done.stderr.decode(errors="replace").strip()[-200:])
+
+
+def available() -> tuple[str, str]:
+    """The best level that this machine has now, and why no better one (`""` for the best)."""
     try:
-        done = subprocess.run(probe, capture_output=True, timeout=20, check=False, stdin=subprocess.DEVNULL)
-        if done.returncode == 0:
-            return "bwrap", ""
-        why = f"bwrap does not work here: {done.stderr.decode(errors='replace').strip()[-200:]}"
+        _try_bwrap()
+        return "bwrap", ""
     except (OSError, subprocess.TimeoutExpired) as error:
         why = "bwrap is not installed" if isinstance(error, FileNotFoundError) else f"bwrap does not work here: {error}"
     version = landlock_version()
@@ -101,16 +106,19 @@ def confine(
     if level == "bwrap":
         hidden |= {"/var/tmp"} if network else {"/var/tmp", "/run"}
         # What lies deeper is mounted later, over what lies about it; at one place what is shown, and last where it may write.
+        # All that by real paths; where a path that somebody wrote leads over a link that is hidden now, there is one again.
+        work = os.path.realpath(folder)
+        shown = {path for path in map(os.path.realpath, seen) if os.path.isdir(path) and not Path(path).is_relative_to(work)}
+        shown -= {"/"}
         mounts = [(_depth(path), 0, path, ["--size", str(TEMPORARY), "--tmpfs", path]) for path in hidden]
-        mounts += [
-            (_depth(path), 1, path, ["--ro-bind", path, path])
-            for path in seen
-            if os.path.isdir(path) and path != "/" and not _beneath(path, str(folder))
-        ]
-        mounts.append((_depth(str(folder)), 2, str(folder), ["--bind", str(folder), str(folder)]))
+        mounts += [(_depth(path), 1, path, ["--ro-bind", path, path]) for path in shown]
+        mounts.append((_depth(work), 2, work, ["--bind", work, work]))
+        links = {link: to for path in (*seen, str(folder), program or "/") for link, to in _links(path)}
+        places = hidden | {"/tmp"}, shown | {work}
+        mounts += [(_depth(link), 3, link, ["--symlink", to, link]) for link, to in links.items() if _is_hidden(link, *places)]
         isolate = ["--unshare-all", *(["--share-net"] if network else []), "--die-with-parent", "--cap-drop", "ALL"]
-        places = [part for *_, parts in sorted(mounts) for part in parts]
-        return [*_bwrap(), *places, *isolate, "--chdir", str(folder), "--", *argv], None
+        arguments = [part for *_, parts in sorted(mounts) for part in parts]
+        return [*_bwrap(), *arguments, *isolate, "--chdir", str(folder), "--", *argv], None
     if level == "landlock":
         reads = [path for top in ("/", *sorted(seen)) for path in _without(os.path.realpath(top), hidden)]
         return argv, {"reads": reads, "writes": [str(folder), temporary, *_DEVICES], "network": network}
@@ -126,11 +134,24 @@ def _hidden() -> set[str]:
 
 
 def _depth(path: str) -> int:
-    return len(Path(os.path.realpath(path)).parts)
+    return len(Path(path).parts)
 
 
-def _beneath(path: str, folder: str) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+def _links(path: str) -> list[tuple[str, str]]:
+    """The links on the way of a path: the real path of each, and of what it leads to."""
+    found, here = [], "/"
+    for name in (Path.cwd() / path).parts:
+        place = os.path.join(here, name)
+        here = os.path.realpath(place)
+        if os.path.islink(place):
+            found.append((place, here))
+    return found
+
+
+def _is_hidden(path: str, hidden: set[str], shown: set[str]) -> bool:
+    """Whether what lies nearest about a real path is hidden, not shown."""
+    about = next((str(parent) for parent in Path(path).parents if str(parent) in hidden | shown), "")
+    return about in hidden - shown
 
 
 def _without(top: str, hidden: set[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 from dataclasses import asdict
@@ -19,11 +20,13 @@ _Stream = int | IO[bytes]
 
 class Outcome(NamedTuple):
     """How a program ended: its exit status (negative: signal; None if it was ended), why it was ended (`time`, `processes`,
-    `disk`, `gone`, or `lost` with its supervisor; else nothing), and the errno if it could not be started (else 0)."""
+    `disk`, `gone`, or `lost` with its supervisor; else nothing), the errno if it could not be started (else 0), and how many
+    of its processes could not be ended."""
 
     code: int | None
     reason: str
     error: int
+    left: int = 0
 
 
 class Supervised:
@@ -47,6 +50,7 @@ class Supervised:
         """Starts it in `folder`. `capabilities`: it keeps those that the conductor has. `landlock`: what `sandbox.confine`
         gave."""
         spec = {
+            "parent": os.getpid(),
             "argv": argv,
             "folder": str(folder),
             "limits": asdict(limits),
@@ -93,12 +97,11 @@ class Supervised:
 
     def outcome(self) -> Outcome:
         """Waits until everything is over. Once only."""
-        with os.fdopen(self._status, "rb") as file:
-            told = file.read()
+        told = os.read(self._status, select.PIPE_BUF)  # all in one piece; a fork of this process may keep the pipe open
+        os.close(self._status)
         self.end()
         with contextlib.suppress(ChildProcessError):
             self.process.wait()
         if not told:
             return Outcome(None, "lost", 0)
-        status = json.loads(told)
-        return Outcome(status["code"], status["reason"], status["error"])
+        return Outcome(**json.loads(told))

@@ -30,6 +30,7 @@ from conductor.instruments.base import (
     resolve_callable,
     too_deep,
 )
+from conductor.instruments.sandbox import LEVELS
 
 MAX_TEXT = 2000  # characters of an error's text
 MIN_SECRET = 6  # characters: shorter values are in too many texts by chance
@@ -201,13 +202,16 @@ class Server:
             folder = Path(request["folder"])
             os.chdir(folder)
         job = Job(**request["job"], folder=folder, base=self._base, model=self._model, environment=environment)
-        return self._instrument(request["name"], request["instrument"]).call(job)
+        return self._instrument(request["name"], request["instrument"], request.get("level", "none")).call(job)
 
-    def _instrument(self, name: str, spec: dict[str, Any]) -> Instrument:
+    def _instrument(self, name: str, spec: dict[str, Any], level: str = "none") -> Instrument:
+        """Made when it is first asked for. Raises CallError if its sandbox is a lower one than `level`, which is on record."""
         with self._lock:
-            if name not in self._instruments:
-                self._instruments[name] = make_instrument(spec["kind"], spec["options"])
-            return self._instruments[name]
+            made = self._instruments.get(name) or make_instrument(spec["kind"], spec["options"])
+            if made.level != level and LEVELS.index(made.level) < LEVELS.index(level):
+                raise CallError(f"{name} would now run in the sandbox {made.level}, and the run began with {level}")
+            self._instruments[name] = made
+            return made
 
 
 def _quality(value: Any) -> float | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from conductor.bundle import Bundle, write_bundle
 from pit.handle import Pit
 from pit.spec import WorkflowSpec
 from tests.conductor import restarts
-from tests.conductor.helpers import MODULE, bundle_parts, small_workflow
+from tests.conductor.helpers import MODULE, bundle_parts, running, small_workflow
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,3 +50,12 @@ def write_workflow(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
 def bundle(tmp_path: Path) -> Bundle:
     """A bundle of random weights."""
     return write_bundle(tmp_path / "bundle", **bundle_parts())
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    """Seconds that nobody else sleeps; whatever sleeps so long is ended after the test."""
+    text = f"{600 + os.getpid()}.{time.monotonic_ns()}"
+    yield text
+    for process in running(text):
+        os.kill(process, signal.SIGKILL)

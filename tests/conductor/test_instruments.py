@@ -12,7 +12,7 @@ import pytest
 from conductor.instruments import CallError, Instrument, Job
 from conductor.instruments.base import COMMON, make_instrument, resolve_callable
 from conductor.instruments.command import CommandInstrument, check_placeholders, fill
-from conductor.instruments.process import Worker
+from conductor.instruments.process import Worker, environment
 from conductor.shapes import shape
 from conductor.workflow import FunctionPlan
 
@@ -66,6 +66,28 @@ def f(job):  # writes into every pipe that it has inherited
             pass
     time.sleep(30)
 """
+
+
+def test_a_worker_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system's services have none, and then there is no folder of keys that would have to be hidden."""
+    for name in ("HOME", "XDG_CONFIG_HOME", "FQ_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    send(worker, "command", {"argv": ["sh", "-c", "echo $FQ_CONFIG."]})
+    answer = reply(worker) or {}
+    worker.end()
+    assert answer["value"]["stdout"] == ".\n"
+
+
+def test_a_worker_sees_no_variable_that_may_be_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one whose name begins as those of harmless ones do, unless the plan names it."""
+    secrets = ("NVIDIA_API_KEY", "SSL_CERT_PASSWORD", "XDG_SESSION_COOKIE", "PYTHONANYWHERE_TOKEN", "LC_TOKEN_X", "PATH_TOKEN")
+    harmless = ("NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE", "XDG_CACHE_HOME", "PYTHONHASHSEED", "LC_TIME", "OMP_NUM_THREADS")
+    for name in secrets + harmless:
+        monkeypatch.setenv(name, "x")
+    seen = environment(["NVIDIA_API_KEY"])
+    assert [name for name in secrets + harmless if name in seen] == ["NVIDIA_API_KEY", *harmless]
+    assert "NVIDIA_API_KEY" not in environment()
 
 
 def test_placeholders_are_arguments_and_never_a_shell(tmp_path: Path) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,13 @@ from conductor.errors import ConductorError
 from conductor.instruments import CallError
 from conductor.instruments.command import LIMITS, CommandInstrument
 from conductor.instruments.process import Worker
-from conductor.instruments.sandbox import LEVELS, available, choose
+from conductor.instruments.sandbox import LEVELS, Limits, available, choose
 from conductor.journal import read_journal
+from conductor.model_manager import ModelManager
 from conductor.orchestrator import begin
 from conductor.report import report_run
-from conductor.workflow import load_workflow
-from tests.conductor.helpers import small_workflow
+from conductor.workflow import Plan, load_workflow
+from tests.conductor.helpers import running, small_workflow
 from tests.conductor.test_instruments import job, reply, send, wait_for
 
 HERE = [level for level in LEVELS if LEVELS.index(level) <= LEVELS.index(available()[0])]
@@ -39,26 +38,6 @@ def program(level: str, *argv: str, **options: Any) -> CommandInstrument:
     instrument = CommandInstrument(argv=list(argv), **options)
     instrument.level = level
     return instrument
-
-
-def running(mark: str) -> list[int]:
-    """The processes whose command line holds the mark."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and mark.encode() in (entry / "cmdline").read_bytes():
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                found += [int(entry.name)] if state != "Z" else []
-    return found
-
-
-@pytest.fixture
-def mark() -> Iterator[str]:
-    """Seconds that nobody else sleeps; whatever sleeps so long is ended after the test."""
-    text = f"{600 + os.getpid()}.{time.monotonic_ns()}"
-    yield text
-    for process in running(text):
-        os.kill(process, signal.SIGKILL)
 
 
 # ------------------------------------------------------------------ the whole tree ends
@@ -226,6 +205,51 @@ def test_a_confined_program_sees_no_keys(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+@pytest.mark.parametrize("way", [f"/var/{CANARY}/wf", "/link/wf", "/hidden/link/wf", "/hidden/first/wf", "/hidden/both/wf"])
+def test_a_confined_program_finds_where_links_lead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, way: str
+) -> None:
+    """The workflow's folder, by the path that was given, whether links, or what they lead to, or both are hidden."""
+    hidden = tmp_path / "hidden"
+    (hidden / "project" / "wf" / "files").mkdir(parents=True)
+    (hidden / "project" / "secret").write_text(CANARY)
+    (tmp_path / "open" / "wf" / "files").mkdir(parents=True)
+    outside = Path(f"/var/{CANARY}")
+    links = {tmp_path / "link": "hidden/project", hidden / "link": "../open", hidden / "first": "../link"}
+    links |= {hidden / "both": str(hidden / "project"), outside: str(hidden / "project")}
+    try:
+        for link, target in links.items():
+            try:
+                link.symlink_to(target)
+            except PermissionError:
+                if way.startswith(str(link)):
+                    pytest.skip(f"no link can be made in {link.parent}")
+        monkeypatch.setenv("HOME", str(hidden))
+        base = Path(way) if way.startswith("/var/") else Path(f"{tmp_path}{way}")
+        (base / "work.py").write_text("seen")
+        script = f"cat {{base}}/work.py ../work.py; echo x > {{folder}}/f; cat f; cat {hidden}/project/secret"
+        command = program(level, "sh", "-c", script, codes=[])
+        assert command.call(job(base / "files", base=base))["stdout"] == "seenseenx\n"
+    finally:
+        outside.unlink(missing_ok=True)
+
+
+@needs_sandbox
+@pytest.mark.parametrize("level", CONFINED)
+def test_a_confined_program_may_be_found_by_a_link_in_a_hidden_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    """As those are that people install for themselves."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tool").symlink_to(shutil.which("cat") or "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "files").mkdir()
+    assert program(level, "tool", stdin="x").call(job(tmp_path / "files"))["stdout"] == "x"
+
+
+@needs_sandbox
 @pytest.mark.parametrize("variable", ["FQ_CONFIG", "XDG_CONFIG_HOME"])
 def test_workers_know_where_the_keys_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     """Also from a path that begins in the folder where the conductor was started."""
@@ -335,7 +359,7 @@ def test_landlock_is_helped_to_forbid_every_socket(tmp_path: Path, kind: str) ->
 
 
 CALLS = """
-import ctypes, errno, os, socket, sys
+import ctypes, errno, os, resource, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)
 def told(call, *arguments):
     try:
@@ -348,23 +372,35 @@ found = [
     told(os.chmod, sys.argv[1], 0o4755), told(os.fchmod, handle, 0o6755), told(os.chmod, "own", 0o4700),
     told(os.setxattr, sys.argv[1], "user.a", b"b"), told(os.removexattr, handle, "user.a"),
     told(os.chmod, "own", 0o2750), told(os.truncate, sys.argv[1], 0), told(socket.socketpair),
+    told(os.open, "a", os.O_CREAT | os.O_WRONLY, 0o4755), told(os.mknod, "b", 0o104755),
+    told(os.open, ".", os.O_TMPFILE | os.O_WRONLY, 0o4755), told(os.open, "c", os.O_CREAT | os.O_WRONLY, 0o755),
+    told(os.open, "own", os.O_RDONLY, 0o4755), told(os.mkdir, "d", 0o4755),
+    told(resource.prlimit, os.getppid(), resource.RLIMIT_NOFILE, (9, 9)),
+    told(resource.prlimit, 0, resource.RLIMIT_CORE, (0, 0)),
 ]
-libc.syscall(425, 1, ctypes.create_string_buffer(200))
+libc.creat(b"e", 0o4755)
 found.append(ctypes.get_errno())
+for call, *arguments in ((425, 1, 0), (437, -100, b"own", ctypes.create_string_buffer(24), ctypes.c_size_t(24))):
+    ctypes.set_errno(0)
+    libc.syscall(call, *arguments)
+    found.append(ctypes.get_errno())
 print([errno.errorcode.get(code, code) for code in found])
 """
 
 
 @pytest.mark.skipif("landlock" not in HERE, reason=f"this machine has no Landlock: {available()[1]}")
 def test_landlock_is_helped_with_what_is_no_reading_or_writing(tmp_path: Path) -> None:
-    """Nothing is made setuid, not even through a descriptor, and attributes stay as they are; other modes may be changed."""
+    """Nothing is made setuid, not even as it comes to be, and attributes and others' limits stay as they are; other modes may
+    be changed."""
     (tmp_path / "outside").write_text("x")
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "own").touch()
     command = program("landlock", "{python}", "-S", "-c", CALLS, str(tmp_path / "outside"))
     told = command.call(job(tmp_path / "files", base=tmp_path))["stdout"]
     refused = ["EPERM"] * 3 + ["ENOTSUP"] * 2
-    assert told == f"{[*refused, 0, 'EACCES', 0, 'ENOSYS']}\n"
+    makes = ["EPERM"] * 3 + [0] * 3
+    assert told == f"{[*refused, 0, 'EACCES', 0, *makes, 'EPERM', 0, 'EPERM', 'ENOSYS', 'ENOSYS']}\n"
+    assert not [path for path in (tmp_path / "files").iterdir() if path.stat().st_mode & 0o4000]
     assert (tmp_path / "files" / "own").stat().st_mode & 0o7777 == 0o2750
     assert (tmp_path / "outside").read_text() == "x" and not (tmp_path / "outside").stat().st_mode & 0o6000
 
@@ -402,6 +438,39 @@ def test_a_function_may_require_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> No
         ValueError, match="sandbox bwrap is not to be had on this machine, only limits: bwrap is not installed"
     ):
         CommandInstrument(argv=["true"], sandbox="bwrap")
+
+
+BWRAP = """#!/bin/sh
+if [ -e {busy} ]; then echo Resource temporarily unavailable >&2; exit 1; fi
+exec {bwrap} "$@"
+"""
+
+
+@pytest.mark.skipif("bwrap" not in HERE, reason=f"this machine has no bwrap that works: {available()[1]}")
+def test_no_call_runs_in_a_lower_sandbox_than_the_one_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps bwrap from working may come and pass: of two calls the second has a worker that has not yet looked."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "bwrap").write_text(BWRAP.format(busy=tmp_path / "busy", bwrap=shutil.which("bwrap")))
+    (tmp_path / "bin" / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    argv = ["sh", "-c", "touch begun; exec sleep {args.seconds}"]
+    plan = Plan.model_validate({"functions": {"f": {"kind": "command", "argv": argv, "seconds": 60}}})
+    manager = ModelManager(plan, {}, tmp_path, tmp_path, Limits())
+    try:
+        assert manager.check({"f": ["standard"]}, [], "here") == {"f (standard)": "bwrap"}
+        fields = {"key": "k", "task": "t", "function": "f", "variant": "standard", "attempt": 1, "inputs": {}, "seconds": 60}
+        manager.start(1, -1, {**fields, "args": {"seconds": "60"}})
+        assert wait_for((tmp_path / "files" / "begun").exists)
+        (tmp_path / "busy").touch()
+        manager.start(2, -1, {**fields, "args": {"seconds": "0"}})
+        (told,) = manager.poll(60.0)
+        assert (told.subject, told.error) == (2, "error") and "the run began with bwrap" in told.text
+        (tmp_path / "busy").unlink()
+        manager.start(3, -1, {**fields, "args": {"seconds": "0"}})
+        (told,) = manager.poll(60.0)
+        assert (told.subject, told.error, told.text) == (3, "ok", "")
+    finally:
+        manager.close()
 
 
 # ------------------------------------------------------------------ secrets, and whole runs
