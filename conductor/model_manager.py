@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from conductor.check import CANNOT, call_name, levels_of
 from conductor.clock import LONGEST
 from conductor.errors import ConductorError
 from conductor.instruments.process import Worker
@@ -23,7 +24,6 @@ from conductor.instruments.sandbox import Limits
 from conductor.workflow import ModelPlan, Plan
 from conductor.workshop import Workshop, checked_key, shared_key
 
-CHECK_SECONDS = 300.0  # importing a user's modules may take its time
 FAR = 1e9  # s, some thirty years: what ends later does not end, and need not be a number of microseconds
 GRACE = 1.0  # s between a call's time limit and the end of its worker
 DEATHS = 3  # of a copy, with no answer in between: it is not loaded again before a call wants it
@@ -40,10 +40,6 @@ class Report(NamedTuple):
     value: Any = None
     quality: float | None = None
     text: str = ""
-
-
-def _name(function: str, variant: str) -> str:
-    return f"{function} ({variant})"
 
 
 def _lacking(error: OSError) -> str:
@@ -121,52 +117,22 @@ class ModelManager:
             self._levels = known
             return known
         try:
-            place = self._spawn(1)
+            worker = self._new_worker(1)
+            try:
+                self._levels = levels_of(worker, self._plan, functions, models)
+                if self._workshop is None:
+                    self._plain.append(self._watch(worker))
+            except BaseException:
+                worker.end()
+                raise
+        except ConductorError as error:
+            raise ConductorError(f"{where}: {error}") from error
         except OSError as error:
-            raise ConductorError(f"{where}: instruments cannot be checked: {_lacking(error)}") from error
-        self._plain.append(place)
-        specs = {}
-        for name, variants in functions.items():
-            plan = self._plan.functions[name]
-            for variant in sorted(variants, key=lambda variant: variant in plan.variants):  # what they share comes first
-                own = f".variants.{variant}" if variant in plan.variants else ""
-                specs[_name(name, variant)] = {**plan.instrument(variant), "where": f"{name}{own}"}
-        self._request(place, {
-            "do": "check",
-            "functions": specs,
-            "models": {name: {"load": self._plan.models[name].load} for name in models},
-            "configure": {name: hook for name in functions if (hook := self._plan.functions[name].configure) is not None},
-        })  # fmt: skip
-        replies: list[dict[str, Any]] | None = []
-        deadline = time.monotonic() + CHECK_SECONDS
-        while replies == [] and time.monotonic() < deadline:
-            self._selector.select(1.0)
-            self._flush(place)
-            replies = place.worker.receive()
-        if not replies or replies[0]["error"] != "ok":
-            text = replies[0]["text"] if replies else self._unanswered(place, replies is None)
-            raise ConductorError(f"{where}: instruments cannot be checked: {text}")
-        found = replies[0]["value"]
-        if not isinstance(found, dict) or found.keys() != {"faults", "levels"}:
-            raise ConductorError(f"{where}: instruments cannot be checked: a worker wrote what is no reply")
-        if found["faults"]:
-            raise ConductorError(f"{where}: {found['faults'][0]}")
-        self._levels = dict(found["levels"])
+            raise ConductorError(f"{where}: {CANNOT}: {_lacking(error)}") from error
         if self._workshop is not None:
-            self._retire(place)
+            worker.end()
             self._workshop.checked[checked_key(self._key, functions, models)] = self._levels
         return self._levels
-
-    def _unanswered(self, place: _Place, over: bool) -> str:
-        """Why a check got no answer: all of it, as who begins or checks a workflow removes the folder of its logs."""
-        self._retire(place)
-        text = f"a worker process did not answer within {CHECK_SECONDS:.0f} s"
-        if place.worker.fault:
-            text = f"a worker process wrote what is no reply ({place.worker.fault})"
-        elif over:
-            text = f"a worker process ended ({place.worker.ending()})"
-        words = place.worker.last_words()
-        return f"{text}; it printed: {words}" if words else text
 
     def load(self, copy: int, model: str) -> None:
         """Start a process for a copy and load its model; `loaded` or `load_failed` follows."""
@@ -205,7 +171,7 @@ class ModelManager:
 
     def start(self, call: int, copy: int, job: dict[str, Any]) -> None:
         """Begin a call on its copy (-1: on a plain worker); `finished` follows. `job`: the fields of a Job that are JSON."""
-        name = _name(job["function"], job["variant"])
+        name = call_name(job["function"], job["variant"])
         request = {"do": "call", "job": job, "name": name, **self._plan.functions[job["function"]].request(job["variant"])}
         request["level"] = self._levels.get(name, "none")
         begun = _Call(call, request, job["seconds"])
@@ -352,10 +318,13 @@ class ModelManager:
         return [*self._copies.values(), *self._plain]
 
     def _spawn(self, threads: int) -> _Place:
-        """A new worker. Raises OSError if there is too little of something for one."""
+        """A new worker, which is heard. Raises OSError if there is too little of something for one."""
+        return self._watch(self._new_worker(threads))
+
+    def _new_worker(self, threads: int) -> Worker:
         self._spawned += 1
         log = self._logs / f"worker-{self._spawned}.log"
-        return self._watch(Worker(self._base, self._files, log, threads, self._may_take, self._plan.environment))
+        return Worker(self._base, self._files, log, threads, self._may_take, self._plan.environment)
 
     def _watch(self, worker: Worker, age: int = -1) -> _Place:
         """What a worker says is heard from now on. Raises OSError, and the worker is ended, if the kernel has no room."""

@@ -205,6 +205,8 @@ class Worker:
 
     def end(self) -> int | None:
         """End the worker and everything that it has started; returns its exit status (negative: signal; None: ended here)."""
+        if self.outcome is not None:
+            return self.outcome.code
         if self._silent:  # it has ended, or is about to: its supervisor knows how, if it is not told to end it first
             over = select.poll()
             over.register(self._run.status_file(), select.POLLIN)
