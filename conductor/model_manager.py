@@ -12,68 +12,25 @@ import selectors
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from conductor.check import CANNOT, call_name, levels_of
 from conductor.clock import LONGEST
 from conductor.errors import ConductorError
 from conductor.instruments.process import Worker
 from conductor.instruments.sandbox import Limits
+from conductor.places import GRACE, Call, Place, Report
 from conductor.workflow import ModelPlan, Plan
 from conductor.workshop import Workshop, checked_key, shared_key
 
 FAR = 1e9  # s, some thirty years: what ends later does not end, and need not be a number of microseconds
-GRACE = 1.0  # s between a call's time limit and the end of its worker
 DEATHS = 3  # of a copy, with no answer in between: it is not loaded again before a call wants it
-
-
-class Report(NamedTuple):
-    """What happened: `loaded`, `load_failed`, `unloaded`, `reload` name a copy, `finished` and `started` (later than asked,
-    because its copy was loaded again) a call, `config_changed` the row of a variant; `elapsed` in us."""
-
-    kind: str
-    subject: int
-    error: str = "ok"
-    elapsed: int = 0
-    value: Any = None
-    quality: float | None = None
-    text: str = ""
 
 
 def _lacking(error: OSError) -> str:
     """That a worker could not be made, and what there was too little of."""
     return f"a worker process could not be started: {error}"
-
-
-class _Call(NamedTuple):
-    """A call and what its worker must know of it."""
-
-    number: int
-    request: dict[str, Any]
-    seconds: float  # time limit
-
-
-@dataclass
-class _Place:
-    """A worker and what it does: requests in flight, and for a copy its model and the calls that wait for a reload."""
-
-    worker: Worker
-    alive: bool = True
-    writing: bool = False  # whether a request waits until the worker reads
-    model: str = ""
-    copy: int = -1
-    row: int = -1  # variant that is configured here
-    age: int = -1  # of a worker that is leased from a workshop
-    # "loading" (the Pit waits), "reloading" (the Pit does not know), "configuring", "ready", "old" (a plain worker from
-    # before a configuration: it ends when its call has)
-    state: str = "ready"
-    load: int = -1  # request number of the load or configuration in flight
-    load_until: float = 0.0
-    begun: float = 0.0
-    calls: dict[int, tuple[_Call, float]] = field(default_factory=dict)  # request -> (call, since when: monotonic s)
-    waiting: list[_Call] = field(default_factory=list)
 
 
 class ModelManager:
@@ -92,7 +49,7 @@ class ModelManager:
         each worker; `workshop`: where plain workers come from that other runs of this plan use, too. Raises ConductorError."""
         self._workshop = workshop
         self._key = "" if workshop is None else shared_key(plan, base, limits)
-        self._queue: dict[int, _Call] = {}  # calls that wait in the workshop, by their numbers
+        self._queue: dict[int, Call] = {}  # calls that wait in the workshop, by their numbers
         self._plan, self._serves, self._base, self._may_take = plan, serves, base, limits
         self._files, self._logs = folder / "files", folder / "logs"
         try:
@@ -101,10 +58,10 @@ class ModelManager:
             self._selector = selectors.DefaultSelector()
         except OSError as error:
             raise ConductorError(f"{folder}: no worker can be had here: {error}") from error
-        self._copies: dict[int, _Place] = {}
+        self._copies: dict[int, Place] = {}
         self._broken: dict[int, tuple[str, str]] = {}  # copies that the Pit holds for loaded and are not: model, and why
         self._deaths: Counter[int] = Counter()  # of each copy since it last answered a call
-        self._plain: list[_Place] = []
+        self._plain: list[Place] = []
         self._reports: deque[Report] = deque()
         self._spawned = 0
         self._levels: dict[str, str] = {}  # the sandbox that `check` found for each variant; with a lower one a call fails
@@ -142,7 +99,7 @@ class ModelManager:
         except OSError as error:
             self._reports.append(Report("load_failed", copy, "error", text=_lacking(error)))
 
-    def reload(self, copy: int, model: str, reason: str, waiting: Sequence[_Call] = ()) -> None:
+    def reload(self, copy: int, model: str, reason: str, waiting: Sequence[Call] = ()) -> None:
         """Load a copy that the Pit holds for loaded; a `reload` report says so, calls wait until it is ready."""
         try:
             place = self._load(copy, model, "reloading")
@@ -154,7 +111,7 @@ class ModelManager:
         self._copies[copy] = place
         self._reports.append(Report("reload", copy, text=reason, value=model))
 
-    def _break(self, copy: int, model: str, text: str, waiting: Sequence[_Call]) -> None:
+    def _break(self, copy: int, model: str, text: str, waiting: Sequence[Call]) -> None:
         """A copy that the Pit holds for loaded cannot be: the calls that wait for it fail, and the next one tries again."""
         brief = text.strip().split("\n")[0]
         self._broken[copy] = model, f"the last reload failed: {brief}"
@@ -174,7 +131,7 @@ class ModelManager:
         name = call_name(job["function"], job["variant"])
         request = {"do": "call", "job": job, "name": name, **self._plan.functions[job["function"]].request(job["variant"])}
         request["level"] = self._levels.get(name, "none")
-        begun = _Call(call, request, job["seconds"])
+        begun = Call(call, request, job["seconds"])
         if copy < 0:
             try:
                 self._begin(begun)
@@ -192,7 +149,7 @@ class ModelManager:
         else:
             place.waiting.append(begun)
 
-    def _begin(self, call: _Call) -> None:
+    def _begin(self, call: Call) -> None:
         """Send a call to a plain worker. Raises OSError if there is none and none can be made."""
         if self._workshop is not None:
             if not (self._workshop.free(self._key) and self._lease(self._workshop, call)):
@@ -207,7 +164,7 @@ class ModelManager:
             self._plain.append(place)
         self._send(place, call)
 
-    def _lease(self, workshop: Workshop, call: _Call) -> bool:
+    def _lease(self, workshop: Workshop, call: Call) -> bool:
         """Send a call to a shared worker; whether one could be had. Raises OSError if none can be made, and nobody works whom
         it could wait for."""
         found = workshop.take(self._key, self._make)
@@ -237,7 +194,7 @@ class ModelManager:
             if self._queue.pop(call, None) is not None and self._workshop is not None:
                 self._workshop.leave(self._key, self, call)
 
-    def _give_back(self, workshop: Workshop, place: _Place) -> None:
+    def _give_back(self, workshop: Workshop, place: Place) -> None:
         self._selector.unregister(place.worker)
         self._plain.remove(place)
         place.alive = False
@@ -281,7 +238,7 @@ class ModelManager:
         until = None if seconds is None else time.monotonic() + seconds
         while not self._reports:
             now = time.monotonic()
-            limits = [limit for place in self._places() for limit in self._limits(place)]
+            limits = [limit for place in self._places() for limit in place.limits()]
             wake = min([*limits, *([until] if until is not None else [])], default=None)
             self._look(None if wake is None else min(max(0.0, wake - now), LONGEST))
             self._expire(time.monotonic())
@@ -301,7 +258,7 @@ class ModelManager:
 
     def deadline(self) -> int | None:
         """Monotonic microseconds of the nearest time limit of a call or load, when `poll` is due; None if there is none."""
-        limits = [limit for place in self._places() for limit in self._limits(place)]
+        limits = [limit for place in self._places() for limit in place.limits()]
         return int(1e6 * min(*limits, FAR)) + 1 if limits else None
 
     def close(self) -> None:
@@ -314,10 +271,10 @@ class ModelManager:
         self._selector.close()
 
     # ------------------------------------------------------------------ workers
-    def _places(self) -> list[_Place]:
+    def _places(self) -> list[Place]:
         return [*self._copies.values(), *self._plain]
 
-    def _spawn(self, threads: int) -> _Place:
+    def _spawn(self, threads: int) -> Place:
         """A new worker, which is heard. Raises OSError if there is too little of something for one."""
         return self._watch(self._new_worker(threads))
 
@@ -326,9 +283,9 @@ class ModelManager:
         log = self._logs / f"worker-{self._spawned}.log"
         return Worker(self._base, self._files, log, threads, self._may_take, self._plan.environment)
 
-    def _watch(self, worker: Worker, age: int = -1) -> _Place:
+    def _watch(self, worker: Worker, age: int = -1) -> Place:
         """What a worker says is heard from now on. Raises OSError, and the worker is ended, if the kernel has no room."""
-        place = _Place(worker, age=age)
+        place = Place(worker, age=age)
         try:
             self._selector.register(worker, selectors.EVENT_READ, place)
         except OSError:
@@ -338,7 +295,7 @@ class ModelManager:
             raise
         return place
 
-    def _load(self, copy: int, model: str, state: str) -> _Place:
+    def _load(self, copy: int, model: str, state: str) -> Place:
         plan: ModelPlan = self._plan.models[model]
         place = self._spawn(self._serves[model])
         place.copy, place.model, place.state = copy, model, state
@@ -347,10 +304,10 @@ class ModelManager:
         place.load = self._request(place, {"do": "load", "load": plan.load, "args": plan.args})
         return place
 
-    def _send(self, place: _Place, call: _Call) -> None:
+    def _send(self, place: Place, call: Call) -> None:
         place.calls[self._request(place, call.request)] = (call, time.monotonic())
 
-    def _end(self, place: _Place) -> None:
+    def _end(self, place: Place) -> None:
         if not place.alive:
             return
         place.alive = False
@@ -361,7 +318,7 @@ class ModelManager:
         if self._workshop is not None and place.age >= 0:
             self._workshop.gone(self._key)
 
-    def _retire(self, place: _Place) -> None:
+    def _retire(self, place: Place) -> None:
         """A plain worker is not needed any more."""
         self._end(place)
         self._plain.remove(place)
@@ -381,12 +338,12 @@ class ModelManager:
             elif place.state == "ready":
                 self._retire(place)
 
-    def _request(self, place: _Place, request: dict[str, Any]) -> int:
+    def _request(self, place: Place, request: dict[str, Any]) -> int:
         number = place.worker.send(request)
         self._flush(place)
         return number
 
-    def _flush(self, place: _Place) -> None:
+    def _flush(self, place: Place) -> None:
         """Hand on what a worker was too busy to take, as soon as it takes it."""
         writing = not place.worker.flush()
         if writing and not place.writing:
@@ -404,7 +361,7 @@ class ModelManager:
                 self._flush(key.data)
 
     # ------------------------------------------------------------------ what happens
-    def _receive(self, place: _Place) -> None:
+    def _receive(self, place: Place) -> None:
         if not place.alive:  # ended since the selector saw it
             return
         replies = place.worker.receive()
@@ -427,14 +384,14 @@ class ModelManager:
         elif self._workshop is not None and place.age >= 0 and not place.calls and not place.writing:
             self._give_back(self._workshop, place)
 
-    def _hear_out(self, place: _Place) -> None:
+    def _hear_out(self, place: Place) -> None:
         """Take what a worker has said, and of a reply that it has begun the rest, which may be more than is read at once."""
         until = time.monotonic() + GRACE
         self._receive(place)
         while place.alive and (left := until - time.monotonic()) > 0 and place.worker.speaking(left):
             self._receive(place)
 
-    def _load_ended(self, place: _Place, error: str, text: str) -> None:
+    def _load_ended(self, place: Place, error: str, text: str) -> None:
         place.load = -1
         elapsed = max(1, int(1e6 * (time.monotonic() - place.begun)))
         waiting, place.waiting = place.waiting, []
@@ -454,14 +411,14 @@ class ModelManager:
         else:
             self._break(place.copy, place.model, text, waiting)
 
-    def _configured(self, place: _Place, error: str, text: str) -> None:
+    def _configured(self, place: Place, error: str, text: str) -> None:
         """A configuration has ended, well or not: if calls go on to fail, the Pit asks again."""
         row, model, elapsed = place.row, place.model, max(1, int(1e6 * (time.monotonic() - place.begun)))
         self._retire(place)
         self._renew(model)
         self._reports.append(Report("config_changed", row, error, elapsed, text=text))
 
-    def _gone(self, place: _Place, why: str, error: str, because: Sequence[int] = ()) -> None:
+    def _gone(self, place: Place, why: str, error: str, because: Sequence[int] = ()) -> None:
         """The worker ended, or is ended now because of some calls: these are over (reported, if there is an `error`), as are
         all of a worker that ended by itself; the others wait for the copy, which is loaded again; a load failed."""
         self._end(place)
@@ -491,19 +448,10 @@ class ModelManager:
 
     def _expire(self, now: float) -> None:
         for place in self._places():
-            if self._late(place, now):
+            if place.late(now):
                 self._hear_out(place)
-            if late := self._late(place, now):
+            if late := place.late(now):
                 self._gone(place, "the call did not end within its time limit", "timeout", late)
             elif place.load >= 0 and place.load_until <= now:
                 what = "the configuration did not end" if place.row >= 0 else f"model {place.model} did not load"
                 self._gone(place, f"{what} within its time limit", "timeout")
-
-    @staticmethod
-    def _late(place: _Place, now: float) -> list[int]:
-        return [call.number for call, since in place.calls.values() if since + call.seconds + GRACE <= now]
-
-    @staticmethod
-    def _limits(place: _Place) -> list[float]:
-        limits = [since + call.seconds + GRACE for call, since in place.calls.values()]
-        return limits + ([place.load_until] if place.load >= 0 else [])

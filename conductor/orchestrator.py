@@ -30,8 +30,9 @@ from conductor.errors import ConductorError, DiskFull, Stopped
 from conductor.files import digest
 from conductor.guard import WINDOW
 from conductor.journal import Journal, Row, journal_path, peek, read_journal, run_folder
-from conductor.model_manager import ModelManager, Report
+from conductor.model_manager import ModelManager
 from conductor.pit_interface import Fold, Folded, PitInterface, tables
+from conductor.places import Report
 from conductor.points import Points
 from conductor.run import Observer, Run, RunResult
 from conductor.snapshot import KEEP, read_snapshot

@@ -17,8 +17,8 @@ from conductor.decision_maker import Decision
 from conductor.errors import ConductorError
 from conductor.files import clear_scratch
 from conductor.journal import Journal
-from conductor.model_manager import Report
 from conductor.pit_interface import PitInterface, array_digest, event_payload, look
+from conductor.places import Report
 from conductor.points import Points
 from conductor.shapes import Shapes
 from conductor.snapshot import EVERY, KEEP, prune_snapshots, write_snapshot

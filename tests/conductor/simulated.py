@@ -19,8 +19,8 @@ from conductor.decision_maker import Decision
 from conductor.errors import DiskFull
 from conductor.files import digest
 from conductor.journal import Journal
-from conductor.model_manager import Report
 from conductor.orchestrator import Orchestrator
+from conductor.places import Report
 from pit.handle import Pit
 from pit.layout import WAIT
 from pit.spec import WorkflowSpec

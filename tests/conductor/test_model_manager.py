@@ -15,7 +15,8 @@ import pytest
 
 from conductor.errors import ConductorError
 from conductor.instruments.sandbox import Limits
-from conductor.model_manager import DEATHS, ModelManager, Report
+from conductor.model_manager import DEATHS, ModelManager
+from conductor.places import Report
 from conductor.workflow import Plan
 from conductor.workshop import Workshop
 from tests.conductor.helpers import few_descriptors

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import gymnasium
 
-from conductor.model_manager import GRACE
 from conductor.orchestrator import begin
+from conductor.places import GRACE
 from conductor.report import report_run
 from conductor.workflow import load_workflow
 from fq_env.level import load_level

@@ -14,9 +14,10 @@ from conductor.__main__ import main
 from conductor.bundle import Bundle, write_bundle
 from conductor.errors import ConductorError
 from conductor.journal import read_journal
-from conductor.model_manager import ModelManager, Report
+from conductor.model_manager import ModelManager
 from conductor.orchestrator import begin, resume
 from conductor.pit_interface import STUCK, Rule, fold
+from conductor.places import Report
 from conductor.record import decisions
 from conductor.report import CallReport, RunReport, report_run, verify_run
 from conductor.run import Observer

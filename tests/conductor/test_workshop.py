@@ -13,7 +13,8 @@ from conductor import Conductor
 from conductor.errors import Stopped
 from conductor.instruments.process import Worker
 from conductor.instruments.sandbox import Limits
-from conductor.model_manager import ModelManager, Report
+from conductor.model_manager import ModelManager
+from conductor.places import Report
 from conductor.workflow import Plan
 from conductor.workshop import Workshop
 from tests.conductor.helpers import MODULE
