@@ -5,6 +5,7 @@ It runs under a supervisor, which ends it and everything that it has started whe
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -95,13 +96,14 @@ class _Log(io.TextIOBase):
         self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
-        """Writes it on."""
+        """Writes it on; where there is no room for it, it is lost, and the call goes on."""
         with self._lock:
             plain = self._secrets.hide(self._held + text)
             end = self._secrets.begun(plain)
             self._held = plain[end:]
-            self._stream.write(plain[:end])
-            self._stream.flush()
+            with contextlib.suppress(OSError):
+                self._stream.write(plain[:end])
+                self._stream.flush()
         return len(text)
 
 
@@ -144,26 +146,22 @@ class Server:
             line = json.dumps({**reply, "value": self._secrets.hide_in(result)}, allow_nan=False)
             if len(line) > MAX_REPLY:
                 raise CallError(f"the output has {len(line)} bytes as JSON; at most {MAX_REPLY} are taken", "invalid")
-        except CallError as error:
-            kind, text = error.kind, str(error)
-            if kind not in ERRORS:
-                kind, text = "error", f"{text} (its CallError has the kind {kind!r:.80}; known are {', '.join(ERRORS)})"
-            line = self._failure(reply, kind, text)
-        except (TypeError, ValueError, RecursionError) as error:
-            known = isinstance(reply["value"], type(None))
-            text = f"{type(error).__name__}: {error}" if known else f"the output is no JSON value: {error}"
-            line = self._failure(reply, "error" if known else "invalid", text)
-            traceback.print_exc()
         except BaseException as error:  # a user's code may raise anything, also SystemExit
-            line = self._failure(reply, "error", f"{type(error).__name__}: {error}")
-            traceback.print_exc()
+            line = self._failure(reply, error)
         elapsed = max(1, (time.perf_counter_ns() - begin) // 1000)
         with self._lock:
             self._replies.write(f'{{"elapsed":{elapsed},{line[1:]}\n'.encode())
             self._replies.flush()
 
-    def _failure(self, reply: dict[str, Any], kind: str, text: str) -> str:
+    def _failure(self, reply: dict[str, Any], error: BaseException) -> str:
         """The reply for an error; its text may come to stand on a terminal, which it must not command."""
+        try:
+            kind, text = _words(error, reply["value"] is not None)
+        except BaseException as other:  # an exception of a user's may not even be told
+            kind, text = "error", f"{type(error).__name__}, whose text raises {type(other).__name__}"
+        if not isinstance(error, CallError):
+            with contextlib.suppress(BaseException):  # their `sys.stderr`, perhaps
+                traceback.print_exception(error)
         plain = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in self._secrets.hide(text)[:MAX_TEXT])
         return json.dumps({**reply, "error": kind, "text": plain, "value": None, "quality": None})
 
@@ -208,6 +206,17 @@ class Server:
             if name not in self._instruments:
                 self._instruments[name] = make_instrument(spec["kind"], spec["options"])
             return self._instruments[name]
+
+
+def _words(error: BaseException, answered: bool) -> tuple[str, str]:
+    """The kind and the text of an error; `answered`: there was an output already."""
+    if isinstance(error, CallError):
+        if error.kind in ERRORS:
+            return error.kind, str(error)
+        return "error", f"{error} (its CallError has the kind {error.kind!r}; known are {', '.join(ERRORS)})"
+    if answered and isinstance(error, TypeError | ValueError | RecursionError):
+        return "invalid", f"the output is no JSON value: {error}"
+    return "error", f"{type(error).__name__}: {error}"
 
 
 def _quality(value: Any) -> float | None:
