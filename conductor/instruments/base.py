@@ -15,6 +15,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from conductor.instruments.hiding import Secrets
+
 GROUP = "function_quest.instruments"
 MAX_REPLY = 64 << 20  # bytes of one output as JSON
 MAX_DEPTH = 100  # levels of lists and objects in one another in an output
@@ -45,6 +47,9 @@ class Job:
     model: Any = None  # what the model's `load` returned, in this very process
     # The variables that the plan's `environment` and `secrets` name; the latters' values are taken out of what the call gives.
     environment: dict[str, str] = field(default_factory=dict, repr=False)
+    # For who cuts, changes or encodes a text before it is given away, after which no secret would be found in it any more:
+    # `job.secrets.hide(text)` first.
+    secrets: Secrets = field(default_factory=Secrets, repr=False)
 
 
 @dataclass(frozen=True)

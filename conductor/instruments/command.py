@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from conductor.instruments import leftovers
 from conductor.instruments.base import CallError, Instrument, Job
+from conductor.instruments.hiding import Secrets
 from conductor.instruments.sandbox import Limits, choose, confine
 from conductor.instruments.supervised import Outcome, Supervised
 
@@ -132,7 +134,8 @@ class CommandInstrument(Instrument):
                 for _, writer in pipes.values():
                     os.close(writer)
             kept, printed = _collect(program, readers)
-            return program.outcome(), kept, printed
+            texts = {name: _text(content, printed[name] > KEPT[name], job.secrets) for name, content in kept.items()}
+            return program.outcome(), texts, printed
 
     def _judge(self, name: str, job: Job, outcome: Outcome, kept: dict[str, str]) -> None:
         """Raises CallError unless the program ended as it should."""
@@ -147,10 +150,18 @@ class CommandInstrument(Instrument):
             if code in (-number, 128 + number):  # itself, or as a sandbox tells it
                 raise CallError(f"{name} {words.format(limits=self._limits)}")
         if self._codes and code not in self._codes:
-            raise CallError(f"{name} ended with status {code}: {(kept['stderr'] or kept['stdout']).strip()[-400:]}")
+            said = job.secrets.hide(kept["stderr"] or kept["stdout"]).strip()
+            raise CallError(f"{name} ended with status {code}: {said[-400:]}")
 
 
-def _collect(program: Supervised, readers: dict[str, Any]) -> tuple[dict[str, str], dict[str, int]]:
+def _text(content: bytearray, cut: bool, secrets: Secrets) -> str:
+    if not cut:
+        return content.decode(errors="replace")
+    whole = codecs.getincrementaldecoder("utf-8")("replace").decode(content)  # a character that was cut is left out
+    return secrets.hide_before_cut(whole)
+
+
+def _collect(program: Supervised, readers: dict[str, Any]) -> tuple[dict[str, bytearray], dict[str, int]]:
     """What a program prints until everything is over. A pipe that somebody still holds open then is left."""
     kept = {name: bytearray() for name in readers}
     printed = dict.fromkeys(readers, 0)
@@ -172,7 +183,7 @@ def _collect(program: Supervised, readers: dict[str, Any]) -> tuple[dict[str, st
                 printed[key.data] += len(chunk)
                 kept[key.data] += chunk[: KEPT[key.data] - len(kept[key.data])]
             if over and not streams:
-                return {name: bytes(content).decode(errors="replace") for name, content in kept.items()}, printed
+                return kept, printed
 
 
 def fill(text: str, job: Job) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from conductor.instruments.base import CallError, Instrument, Job, Result, make_instrument
+from conductor.instruments.hiding import Secrets
 
 FAULTS = ("delay", "drop", "corrupt", "schema", "throttle", "error", "exit")
 
@@ -57,19 +58,21 @@ class ProxyInstrument(Instrument):
             time.sleep(job.seconds + 3600.0)
         value, quality = (result.value, result.quality) if isinstance(result, Result) else (result, None)
         if drawn["corrupt"]:
-            value = _corrupt(source, value)
+            value = _corrupt(source, value, job.secrets)
         return Result({"version": 2, "data": value} if drawn["schema"] else value, quality)
 
 
-def _corrupt(source: random.Random, value: Any) -> Any:
-    """The value with one text, number or truth in it changed, if there is one."""
+def _corrupt(source: random.Random, value: Any, secrets: Secrets) -> Any:
+    """The value with one text, number or truth in it changed, if there is one; a secret in it is hidden before."""
     if isinstance(value, dict | list) and value:
         key = source.choice(list(value) if isinstance(value, dict) else range(len(value)))
         copy: Any = dict(value) if isinstance(value, dict) else list(value)
-        copy[key] = _corrupt(source, value[key])
+        copy[key] = _corrupt(source, value[key], secrets)
         return copy
     if isinstance(value, bool):
         return not value
+    if isinstance(value, int | float | str):
+        value = secrets.hide_in(value)
     if isinstance(value, int | float):
         return value + 1 if value == 0 else -value
     if isinstance(value, str):

@@ -9,12 +9,10 @@ import contextlib
 import io
 import json
 import os
-import re
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,60 +29,9 @@ from conductor.instruments.base import (
     resolve_callable,
     too_deep,
 )
+from conductor.instruments.hiding import Secrets
 
 MAX_TEXT = 2000  # characters of an error's text
-MIN_SECRET = 6  # characters: shorter values are in too many texts by chance
-
-
-class Secrets:
-    """Values that a user's code was given and must not give away: `[NAME]` stands for each."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, str] = {}  # value -> name
-        self._values = re.compile("(?!)")  # any of them, the longest first
-
-    def learn(self, secrets: dict[str, str]) -> None:
-        """One more call's, by their names."""
-        names = {**self._names, **{value: name for name, value in secrets.items() if len(value) >= MIN_SECRET}}
-        if names.keys() != self._names.keys():
-            self._names = names
-            self._values = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
-
-    def hide(self, text: str) -> str:
-        """The text without them."""
-        return self._values.sub(lambda match: f"[{self._names[match.group()]}]", text)
-
-    def begun(self, text: str) -> int:
-        """Where, at the text's end, one may have begun of which the rest is still to come; else where the text ends."""
-        found = len(text)
-        for value in self._names:
-            start = text.find(value[0], max(0, len(text) - len(value) + 1))
-            while 0 <= start < found and not value.startswith(text[start:]):
-                start = text.find(value[0], start + 1)
-            found = min(found, start) if start >= 0 else found
-        return found
-
-    def hide_in(self, value: Any) -> Any:
-        """A JSON value without them: in its texts and keys, and in place of a number that is one, digit for digit. Other
-        numbers may hold the digits of one by chance. Raises what `json.dumps` does."""
-        if not self._names:
-            return value
-        text = json.dumps(value, allow_nan=False)
-        return self._walk(
-            json.loads(text, parse_int=lambda n: self._number(n, int), parse_float=lambda n: self._number(n, float))
-        )
-
-    def _number(self, digits: str, kind: Callable[[str], Any]) -> Any:
-        return f"[{self._names[digits]}]" if digits in self._names else kind(digits)
-
-    def _walk(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self.hide(value)
-        if isinstance(value, list):
-            return [self._walk(part) for part in value]
-        if isinstance(value, dict):
-            return {self.hide(key): self._walk(part) for key, part in value.items()}
-        return value
 
 
 class _Log(io.TextIOBase):
@@ -198,7 +145,8 @@ class Server:
         if "folder" in request:  # of the run that leases this worker, which does one call at a time, for this call
             folder = Path(request["folder"])
             os.chdir(folder)
-        job = Job(**request["job"], folder=folder, base=self._base, model=self._model, environment=environment)
+        known = {"base": self._base, "model": self._model, "environment": environment, "secrets": self._secrets}
+        job = Job(**request["job"], folder=folder, **known)
         return self._instrument(request["name"], request["instrument"]).call(job)
 
     def _instrument(self, name: str, spec: dict[str, Any]) -> Instrument:

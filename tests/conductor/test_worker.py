@@ -69,3 +69,43 @@ def test_an_exception_that_cannot_be_told_is_an_answer_as_well(tmp_path: Path) -
         ("error", "CallError, whose text raises SystemExit", None),
         ("error", "ValueError: no", None),
     ]
+
+
+TOKEN = "0123456789-" * 30
+
+
+def told(folder: Path, kind: str, options: dict[str, Any], secrets: dict[str, str]) -> dict[str, Any]:
+    """The answer to one call of an instrument that was given secrets."""
+    worker = Worker(folder, folder, folder / "log")
+    send(worker, kind, options, secrets)
+    answer = reply(worker)
+    worker.end()
+    assert answer is not None
+    return answer
+
+
+@pytest.mark.parametrize("secret", [TOKEN, f"{TOKEN}\n"])
+def test_what_is_cut_of_an_error_of_a_program_holds_no_part_of_a_secret(tmp_path: Path, secret: str) -> None:
+    script = 'printf "401 for token %s" "$TOK" >&2; [ "$MORE" ] && printf ": %100s" "" >&2 && echo end >&2; exit 1'
+    for more in ({"MORE": "more-more"}, {}):
+        answer = told(tmp_path, "command", {"argv": ["sh", "-c", script]}, {"TOK": secret, **more})
+        assert answer["text"].startswith("sh ended with status 1: 401 for token [TOK]") and "0123" not in answer["text"]
+
+
+@pytest.mark.parametrize("character", ["x", "\u20ac"])
+def test_what_is_kept_of_a_long_output_ends_before_a_secret_that_is_cut(tmp_path: Path, character: str) -> None:
+    """Wherever in it, in the middle of a character as well."""
+    secret = f"{character * 5}-{TOKEN}"
+    for kept in range(1, 12, 2):
+        code = f"import os; print('.' * ((8 << 20) - {kept}) + os.environ['TOK'] + 'more')"
+        stdout = told(tmp_path, "command", {"argv": ["{python}", "-c", code]}, {"TOK": secret})["value"]["stdout"]
+        assert stdout == "." * ((8 << 20) - kept)
+
+
+@pytest.mark.parametrize("given", ["'hunter2-hunter2'", "{'a': ['hunter2-hunter2']}", "1234567", "-1234567.5"])
+def test_a_proxy_changes_no_letter_of_a_secret(tmp_path: Path, given: str) -> None:
+    (tmp_path / "gives.py").write_text(f"def f(job): return {given}\n")
+    options = {"of": {"kind": "python", "call": "gives:f"}, "faults": {"corrupt": 1}, "seed": 1}
+    answer = told(tmp_path, "proxy", options, {"TOK": "hunter2-hunter2", "PIN": "1234567", "LONG": "-1234567.5"})
+    assert answer["error"] == "ok" and "unter" not in str(answer["value"]) and "234567" not in str(answer["value"])
+    assert "\ufffd" in str(answer["value"])
