@@ -133,6 +133,8 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
             key = f"instruments.functions.{name}.variants.{verb}"
             if getattr(system.functions[name], verb) is None:
                 raise ConductorError(f"{where}: {key}: system.functions.{name} has no variant {verb}")
+            if not isinstance(options.get("kind", ""), str):
+                raise ConductorError(f"{where}: {key}.kind: a kind's name is needed, not {shown(options['kind'])}")
             for common in COMMON:
                 if common in options:
                     raise ConductorError(

@@ -71,9 +71,16 @@ class CommandInstrument(Instrument):
             raise ValueError(f"argv is {argv!r}; a list of strings is needed, the program first")
         if "{" not in argv[0] and shutil.which(argv[0]) is None:
             raise ValueError(f"program {argv[0]!r} is not installed here; install it or give its path")
+        if codes is not None and not (isinstance(codes, list) and all(type(code) is int for code in codes)):
+            raise ValueError(f"codes is {codes!r}; a list of whole numbers is needed, [0, 1] for example, or [] for any")
+        if stdin is not None and not isinstance(stdin, str):
+            raise ValueError(f"stdin is {stdin!r}; a text is needed, or null for the job as JSON")
+        for name, value in (("json", json), ("network", network)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}; true or false is needed")
         self._argv, self._json, self._stdin, self._network = argv, json, stdin, network
         self._codes = [0] if codes is None else codes
-        self._limits = Limits.read(limits or {}, LIMITS)
+        self._limits = LIMITS if limits is None else Limits.read(limits, LIMITS)
         self.level = choose(sandbox)
 
     def call(self, job: Job) -> Any:

@@ -34,6 +34,8 @@ class ProxyInstrument(Instrument):
         for name, chance in faults.items():
             if isinstance(chance, bool) or not isinstance(chance, int | float) or not 0 <= chance <= 1:
                 raise ValueError(f"faults.{name} is {chance!r}; a chance from 0 to 1 is needed")
+        if type(seed) is not int:
+            raise ValueError(f"seed is {seed!r}; a whole number is needed")
         pair = isinstance(delay_seconds, list | tuple) and [type(x) in (int, float) for x in delay_seconds] == [True, True]
         if not pair or not 0 <= delay_seconds[0] <= delay_seconds[1] < math.inf:
             raise ValueError(f"delay_seconds is {delay_seconds!r}; [shortest, longest] is needed")

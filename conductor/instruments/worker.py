@@ -118,8 +118,9 @@ class Server:
         for name, spec in request["functions"].items():
             try:
                 levels[name] = self._instrument(name, spec).level
-            except ValueError as error:
-                faults.append(f"instruments.functions.{spec['where']}: {error}")
+            except Exception as error:  # a kind of somebody else's may raise anything
+                words = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                faults.append(f"instruments.functions.{spec['where']}: {words}")
         for name, spec in request["models"].items():
             try:
                 resolve_callable(spec["load"])

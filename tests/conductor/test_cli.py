@@ -60,6 +60,11 @@ def edit(workflow: dict[str, Any], path: str, value: Any) -> None:
         ),
         (
             "instruments.functions.plain.variants",
+            {"standard": {"kind": ["python"]}},
+            "instruments.functions.plain.variants.standard.kind: a kind's name is needed, not ['python']",
+        ),
+        (
+            "instruments.functions.plain.variants",
             {"premium": {}},
             "plain.variants.premium: system.functions.plain has no variant premium",
         ),

@@ -109,3 +109,22 @@ def test_a_proxy_changes_no_letter_of_a_secret(tmp_path: Path, given: str) -> No
     answer = told(tmp_path, "proxy", options, {"TOK": "hunter2-hunter2", "PIN": "1234567", "LONG": "-1234567.5"})
     assert answer["error"] == "ok" and "unter" not in str(answer["value"]) and "234567" not in str(answer["value"])
     assert "\ufffd" in str(answer["value"])
+
+
+def test_a_kind_of_somebody_elses_that_cannot_be_made_is_told_with_its_function(tmp_path: Path) -> None:
+    """Installed beside the modules of a workflow: its entry point is found there."""
+    (tmp_path / "odd.py").write_text("def make(): raise KeyError('no settings')\n")
+    (tmp_path / "odd-1.dist-info").mkdir()
+    (tmp_path / "odd-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1\n")
+    (tmp_path / "odd-1.dist-info" / "entry_points.txt").write_text(
+        "[function_quest.instruments]\nodd = odd:make\nnone = odd:none\n"
+    )
+    specs: dict[str, Any] = {kind: {"kind": kind, "options": {}, "where": f"f.variants.{kind}"} for kind in ("odd", "none")}
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    worker.send({"do": "check", "functions": specs, "models": {}, "configure": {}})
+    answer = reply(worker)
+    worker.end()
+    assert answer is not None and answer["value"]["faults"] == [
+        "instruments.functions.f.variants.odd: KeyError: 'no settings'",
+        "instruments.functions.f.variants.none: AttributeError: module 'odd' has no attribute 'none'",
+    ]
