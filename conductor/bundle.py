@@ -409,7 +409,9 @@ def _check_golden(where: Path, content: bytes, policy: Policy, margin: float) ->
         action = int(golden["action"][i])
         if not mask.any():
             raise ConductorError(f"{where}: vector {i} allows no action")
-        with np.errstate(all="ignore"):  # what is not finite gives another action
+        if not 0 <= action < layout.N_ACTIONS:
+            raise ConductorError(f"{where}: vector {i} records action {action}; there are 0 to {layout.N_ACTIONS - 1}")
+        with np.errstate(all="ignore"):  # logits that are not finite give -1, which is no action
             got = policy.act(golden["obs"][i], mask)
         if got != action:
             raise ConductorError(

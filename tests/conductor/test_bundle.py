@@ -78,6 +78,12 @@ def golden_replaced(folder: Path, action: np.ndarray) -> None:
     reseal(folder)
 
 
+def overflowing(folder: Path) -> None:
+    """A network whose logits are never finite, and vectors that say so."""
+    tensors_replaced(folder, **{name: np.full_like(array, 3e38) for name, array in random_tensors().items()})
+    golden_replaced(folder, np.array([-1]))
+
+
 def ranges(**columns: list[float]) -> dict[str, Any]:
     return {"decisions": 10, "columns": columns}
 
@@ -173,6 +179,8 @@ REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
         "a table of at most 65536 bytes",
     ),
     ("too many vectors", lambda f: golden_replaced(f, np.tile(np.arange(10), 10)), "holds 100 vectors; 1 to 64 are needed"),
+    ("logits that are not finite", overflowing, "vector 0 records action -1; there are 0 to 127"),
+    ("an action beyond", lambda f: golden_replaced(f, np.array([128])), "vector 0 records action 128; there are 0 to 127"),
     ("no vectors in a row", lambda f: golden_replaced(f, np.array(3)), "holds 0 vectors"),
     ("no golden", lambda f: ((f / "golden.safetensors").write_bytes(save({})), reseal(f)), "obs, mask and action"),
 ]
