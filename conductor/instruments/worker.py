@@ -61,8 +61,9 @@ class Server:
         self._base, self._folder = base, folder
         self._model: Any = None
         self._instruments: dict[str, Instrument] = {}
+        self._making: dict[str, threading.Lock] = {}  # one for each instrument: importing a module may take long
         self._secrets = Secrets()
-        self._lock = threading.Lock()
+        self._replying = threading.Lock()
         self._pool = ThreadPoolExecutor(threads)
         # Requests and replies get descriptors of their own; what a user's code prints goes to the log, what it reads is empty.
         self._requests = os.fdopen(os.dup(0), "rb")
@@ -96,7 +97,7 @@ class Server:
         except BaseException as error:  # a user's code may raise anything, also SystemExit
             line = self._failure(reply, error)
         elapsed = max(1, (time.perf_counter_ns() - begin) // 1000)
-        with self._lock:
+        with self._replying:
             self._replies.write(f'{{"elapsed":{elapsed},{line[1:]}\n'.encode())
             self._replies.flush()
 
@@ -151,7 +152,7 @@ class Server:
         return self._instrument(request["name"], request["instrument"]).call(job)
 
     def _instrument(self, name: str, spec: dict[str, Any]) -> Instrument:
-        with self._lock:
+        with self._making.setdefault(name, threading.Lock()):
             if name not in self._instruments:
                 self._instruments[name] = make_instrument(spec["kind"], spec["options"])
             return self._instruments[name]

@@ -128,3 +128,28 @@ def test_a_kind_of_somebody_elses_that_cannot_be_made_is_told_with_its_function(
         "instruments.functions.f.variants.odd: KeyError: 'no settings'",
         "instruments.functions.f.variants.none: AttributeError: module 'odd' has no attribute 'none'",
     ]
+
+
+def test_no_reply_waits_until_another_function_is_imported(tmp_path: Path) -> None:
+    """Nor does the first call of a third function."""
+    (tmp_path / "quick.py").write_text(
+        "import time\nfrom pathlib import Path\n"
+        "def f(job):\n while not Path('imports').exists(): time.sleep(0.01)\n return 1\n"
+    )
+    (tmp_path / "slow.py").write_text(
+        "import time\nfrom pathlib import Path\nPath('imports').touch()\n"
+        "while not Path('told').exists(): time.sleep(0.01)\n"
+        "def f(job): return 2\n"
+    )
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log", threads=2)
+    send(worker, "python", {"call": "quick:f"})
+    send(worker, "python", {"call": "slow:f"})
+    first = reply(worker)
+    send(worker, "python", {"call": "builtins:repr"})
+    second = reply(worker)
+    (tmp_path / "told").touch()
+    last = reply(worker)
+    worker.end()
+    assert first is not None and first["value"] == 1
+    assert second is not None and second["value"].startswith("Job(")
+    assert last is not None and last["value"] == 2
