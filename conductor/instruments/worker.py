@@ -19,7 +19,6 @@ from typing import Any, TextIO
 
 from conductor.instruments.base import (
     ERRORS,
-    MAX_DEPTH,
     MAX_REPLY,
     CallError,
     Instrument,
@@ -89,8 +88,8 @@ class Server:
                 reply["quality"] = _quality(result.quality)
                 result = result.value
             reply["value"] = result
-            if too_deep(result):
-                raise CallError(f"the output has more than {MAX_DEPTH} levels of lists and objects in one another", "invalid")
+            if wrong := too_deep(result):
+                raise CallError(f"the output has {wrong}", "invalid")
             line = json.dumps({**reply, "value": self._secrets.hide_in(result)}, allow_nan=False)
             if len(line) > MAX_REPLY:
                 raise CallError(f"the output has {len(line)} bytes as JSON; at most {MAX_REPLY} are taken", "invalid")

@@ -29,8 +29,8 @@ def answers(folder: Path, code: str, *calls: str, log: Path | None = None, limit
 LOUD = """
 import sys
 def say(job):
-    print("x" * 3_000_000)
-    sys.stderr.write("y" * 3_000_000)
+    print("x" * 1_000_000)
+    sys.stderr.write("y" * 1_000_000)
     return 1
 def bad(job): raise ValueError("no")
 """
@@ -153,3 +153,35 @@ def test_no_reply_waits_until_another_function_is_imported(tmp_path: Path) -> No
     assert first is not None and first["value"] == 1
     assert second is not None and second["value"].startswith("Job(")
     assert last is not None and last["value"] == 2
+
+
+KNOTS = """
+def parents(job):
+    root = {"name": "root"}
+    root["children"] = [{"parent": root, "name": name} for name in "ab"]
+    return root
+def itself(job):
+    value = []
+    value.append(value)
+    return value
+def pairs(job):
+    value = []
+    for _ in range(job.attempt):
+        value = [value, {"again": value}]
+    return value
+"""
+
+
+def test_what_leads_back_to_itself_or_stands_at_many_places_is_looked_into_soon(tmp_path: Path) -> None:
+    (tmp_path / "knots.py").write_text(KNOTS)
+    worker = Worker(tmp_path, tmp_path, tmp_path / "log")
+    found = []
+    for call, attempt in (("itself", 1), ("parents", 1), ("pairs", 3), ("pairs", 49)):
+        send(worker, "python", {"call": f"knots:{call}"}, attempt=attempt)
+        answer = reply(worker)
+        assert answer is not None
+        found.append((answer["error"], answer["text"].removeprefix("the output has ")))
+    worker.end()
+    deep = ("invalid", "more than 100 levels of lists and objects in one another")
+    large = ("invalid", "more than 4194304 lists and objects")
+    assert found == [deep, large, ("ok", ""), large]
