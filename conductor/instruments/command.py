@@ -90,8 +90,10 @@ class CommandInstrument(Instrument):
         confined = self.level in ("landlock", "bwrap")
         before = leftovers.find(job.folder) if confined else set()
         left = ""
+        # If this worker is ended meanwhile, its supervisor removes what begins like that.
+        top, beginning = os.path.split(os.environ.get("FQ_TEMPORARY", "conductor-"))
         try:
-            with tempfile.TemporaryDirectory(prefix="conductor-", ignore_cleanup_errors=True) as temporary:
+            with tempfile.TemporaryDirectory(prefix=beginning, dir=top or None, ignore_cleanup_errors=True) as temporary:
                 outcome, kept, printed = self._run(job, argv, text.encode(), temporary)
         finally:
             if confined:

@@ -6,9 +6,11 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import select
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,15 @@ def environment(named: Sequence[str] = ()) -> dict[str, str]:
     with contextlib.suppress(RuntimeError):  # who has no home has no keys there
         seen["FQ_CONFIG"] = os.path.abspath(config_folder())  # which sandboxes hide
     return seen
+
+
+def _temporary() -> str:
+    """How the paths of the temporary folders begin that a worker makes for its programs."""
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError:  # none in which there is room now
+        folder = "/tmp"
+    return os.path.join(folder, f"conductor-{secrets.token_hex(6)}-")
 
 
 def _number(text: str) -> float:
@@ -79,17 +90,19 @@ class Worker:
         named: Sequence[str] = (),
     ) -> None:
         """`named`: variables that it sees besides the usual ones."""
+        temporary = _temporary()
         with open(log, "ab") as log_file:
             self._run = Supervised(
                 [sys.executable, "-P", "-m", "conductor.instruments.worker", str(base), str(folder), str(threads)],
                 folder=folder,
-                environment=environment(named),
+                environment={**environment(named), "FQ_TEMPORARY": temporary},
                 limits=limits or Limits(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 no_new_privs=False,
                 capabilities=True,
+                sweep=temporary,
             )
         process = self._run.process
         assert process.stdin is not None and process.stdout is not None

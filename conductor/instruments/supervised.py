@@ -43,9 +43,10 @@ class Supervised:
         no_new_privs: bool = True,
         capabilities: bool = False,
         landlock: dict[str, Any] | None = None,
+        sweep: str = "",
     ) -> None:
         """Starts it in `folder`. `capabilities`: it keeps those that the conductor has. `landlock`: what `sandbox.confine`
-        gave."""
+        gave. `sweep`: folders whose path begins so are removed when all is over."""
         spec = {
             "argv": argv,
             "folder": str(folder),
@@ -54,6 +55,7 @@ class Supervised:
             "no_new_privs": no_new_privs,
             "capabilities": capabilities,
             "landlock": landlock,
+            "sweep": sweep,
         }
         handles: list[int] = []
         try:
