@@ -39,6 +39,16 @@ def edit(workflow: dict[str, Any], path: str, value: Any) -> None:
         ("instruments.models.spare", {"load": "a:b"}, "system.models has no such model"),
         ("instruments.functions.plain", {"call": "work:add"}, "instruments.functions.plain.kind: Field required"),
         ("instruments.functions.plain", {"kind": "python", "call": "work:add", "seconds": -1}, "greater than 0, not -1"),
+        (
+            "instruments.functions.plain.seconds",
+            1e10,
+            "plain.seconds: Input should be less than or equal to 1000000000, not 10000000000",
+        ),
+        (
+            "instruments.models.A.seconds",
+            1e300,
+            "models.A.seconds: Input should be less than or equal to 1000000000, not 1e+3",
+        ),
         ("instruments.functions.plain", {"kind": "python", "call": "work:no_such"}, "module work has no no_such"),
         ("instruments.functions.plain", {"kind": "python", "call": "away:f"}, "module away of 'away:f' cannot be imported"),
         ("instruments.functions.plain", {"kind": "spell"}, "kind 'spell' is unknown"),
