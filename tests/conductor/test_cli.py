@@ -224,6 +224,9 @@ def test_a_run_does_not_depend_on_where_it_prints(write_workflow: Write, words: 
         sentence = told if full else "conductor: standard output is closed; name a file (--out FILE)"
         assert done.stderr == (f"{sentence}\n" if lost and seen else ""), arguments
     for unbuffered in ("", "1"):
+        done = to_shell(words, "output", folder, "c", PYTHONUNBUFFERED=unbuffered)
+        sentence = told if full else "conductor: standard output is closed"
+        assert (done.returncode, done.stderr) == (2, f"{sentence}\n" if seen else "")
         done = to_shell(words, "--help", PYTHONUNBUFFERED=unbuffered)
         assert (done.returncode, done.stderr) == ((2, f"{told}\n" if seen else "") if full else (0, ""))
 
