@@ -307,6 +307,19 @@ def test_overwriting_must_be_asked_for(bundle: Bundle, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "nowhere"])
+def test_only_a_folder_is_overwritten(bundle: Bundle, tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "target"
+    target.write_text("mine") if kind == "file" else target.symlink_to("bundle" if kind == "link" else "away")
+    with pytest.raises(ConductorError, match="exists already"):
+        write_bundle(target, **bundle_parts(1))
+    with pytest.raises(ConductorError, match="is no folder, which alone is overwritten"):
+        write_bundle(target, **bundle_parts(1), overwrite=True)
+    assert target.read_text() == "mine" if kind == "file" else target.is_symlink()
+    assert load_bundle(bundle.path).digest == bundle.digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "target"]
+
+
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConductorError, match="cannot be written"):
