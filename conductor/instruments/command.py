@@ -34,8 +34,8 @@ _REASONS = {
     "lost": "was lost with its supervisor",
 }
 _SIGNALS = {
-    signal.SIGXCPU: "took more than {limits.cpu} s of CPU time (limits.cpu)",
-    signal.SIGXFSZ: "wrote more than {limits.file} MiB into one file (limits.file)",
+    signal.SIGXCPU: ("cpu", "took more than {limits.cpu} s of CPU time (limits.cpu)"),
+    signal.SIGXFSZ: ("file", "wrote more than {limits.file} MiB into one file (limits.file)"),
 }
 
 
@@ -155,8 +155,9 @@ class CommandInstrument(Instrument):
         if outcome.reason:
             raise CallError(f"{name} {_REASONS[outcome.reason].format(limits=self._limits)}")
         code = outcome.code or 0
-        for number, words in _SIGNALS.items():
-            if code in (-number, 128 + number):  # itself, or as a sandbox tells it
+        for number, (limit, words) in _SIGNALS.items():
+            limited = self.level != "none" and getattr(self._limits, limit) is not None
+            if limited and code in (-number, 128 + number):  # itself, or as a sandbox tells it
                 raise CallError(f"{name} {words.format(limits=self._limits)}")
         if self._codes and code not in self._codes:
             said = job.secrets.hide(kept["stderr"] or kept["stdout"]).strip()
