@@ -111,28 +111,6 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_temporary_folder_ends_with_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool) -> None:
-    """That a worker that is ended, or killed, while its program is at work cannot remove itself."""
-    for name in ("files", "temporary"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "dies.py").write_text("import os\ndef f(job): os.kill(os.getpid(), 9)\n")
-    worker = Worker(tmp_path, tmp_path / "files", tmp_path / "log", threads=2)
-    other = Worker(tmp_path, tmp_path / "files", tmp_path / "other")
-    for one, mark in ((worker, "first"), (other, "second")):
-        send(one, "command", {"argv": ["sh", "-c", f"mkdir -p $TMPDIR/deep/er; touch $TMPDIR/deep/file {mark}; sleep 99"]})
-    assert wait_for(lambda: all((tmp_path / "files" / mark).exists() for mark in ("first", "second")))
-    assert len(list((tmp_path / "temporary").iterdir())) == 2
-    if killed:
-        send(worker, "python", {"call": "dies:f"})
-        assert reply(worker) is None
-    worker.end()
-    assert len(list((tmp_path / "temporary").iterdir())) == 1
-    other.end()
-    assert list((tmp_path / "temporary").iterdir()) == []
-
-
 @pytest.mark.parametrize("level", [level for level in HERE if level != "none"])
 def test_a_program_that_forks_and_forks_is_stopped(tmp_path: Path, mark: str, level: str) -> None:
     """Sixty processes at most, whatever happens: the machine is not to suffer from a test."""

@@ -9,7 +9,7 @@ import pytest
 
 from conductor.instruments.process import Worker
 from conductor.instruments.sandbox import Limits
-from tests.conductor.test_instruments import reply, send
+from tests.conductor.test_instruments import reply, send, wait_for
 
 
 def answers(folder: Path, code: str, *calls: str, log: Path | None = None, limits: Limits | None = None) -> list[Any]:
@@ -185,3 +185,25 @@ def test_what_leads_back_to_itself_or_stands_at_many_places_is_looked_into_soon(
     deep = ("invalid", "more than 100 levels of lists and objects in one another")
     large = ("invalid", "more than 4194304 lists and objects")
     assert found == [deep, large, ("ok", ""), large]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_temporary_folder_ends_with_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool) -> None:
+    """That a worker that is ended, or killed, while its program is at work cannot remove itself."""
+    for name in ("files", "temporary"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "dies.py").write_text("import os\ndef f(job): os.kill(os.getpid(), 9)\n")
+    worker = Worker(tmp_path, tmp_path / "files", tmp_path / "log", threads=2)
+    other = Worker(tmp_path, tmp_path / "files", tmp_path / "other")
+    for one, mark in ((worker, "first"), (other, "second")):
+        send(one, "command", {"argv": ["sh", "-c", f"mkdir -p $TMPDIR/deep/er; touch $TMPDIR/deep/file {mark}; sleep 99"]})
+    assert wait_for(lambda: all((tmp_path / "files" / mark).exists() for mark in ("first", "second")))
+    assert len(list((tmp_path / "temporary").iterdir())) == 2
+    if killed:
+        send(worker, "python", {"call": "dies:f"})
+        assert reply(worker) is None
+    worker.end()
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
+    other.end()
+    assert list((tmp_path / "temporary").iterdir()) == []
