@@ -102,7 +102,8 @@ def write_bundle(
     """Write a bundle and load it back; nothing appears under `directory` before it has passed every check of `load_bundle`.
 
     Args:
-        directory: the folder to make. An existing one is refused unless `overwrite`.
+        directory: the folder to make. An existing one is refused unless `overwrite`; then there is a moment in which nothing
+            lies there, and who dies in it leaves the older one beside it, as `.NAME.*.old`.
         tensors: float32 arrays, named and shaped as `conductor.policy.tensor_shapes` says for the network. Weights are
             (out, in) as in `torch.nn.Linear`, so the arrays of a state dict fit as they are.
         network: `{"kind": "mlp", "layers": [256, 256], "activation": "tanh"}`: `policy.0.weight` (layers[0], 512),
@@ -131,8 +132,11 @@ def write_bundle(
         ConductorError: wrong shape, dtype, value or golden action; no such key; folder exists; folder cannot be written.
     """
     target = Path(directory).absolute()
-    if target.exists() and not overwrite:
-        raise ConductorError(f"{target}: exists already; choose another folder or ask to overwrite it")
+    if os.path.lexists(target):
+        if not overwrite:
+            raise ConductorError(f"{target}: exists already; choose another folder or ask to overwrite it")
+        if target.is_symlink() or not target.is_dir():
+            raise ConductorError(f"{target}: is no folder, which alone is overwritten; choose another place")
     for name, array in {**tensors, **golden}.items():
         if not isinstance(array, np.ndarray):
             raise ConductorError(f"tensor {name} is a {type(array).__name__}; a NumPy array is needed")
@@ -178,8 +182,12 @@ def write_bundle(
         if target.exists():
             aside = scratch.with_name(scratch.name + ".old")
             os.rename(target, aside)
-            os.rename(scratch, target)
-            shutil.rmtree(aside)
+            try:
+                os.rename(scratch, target)
+            except OSError:
+                os.rename(aside, target)
+                raise
+            shutil.rmtree(aside, ignore_errors=True)
         else:
             os.rename(scratch, target)
         sync_directory(target.parent)
@@ -409,7 +417,9 @@ def _check_golden(where: Path, content: bytes, policy: Policy, margin: float) ->
         action = int(golden["action"][i])
         if not mask.any():
             raise ConductorError(f"{where}: vector {i} allows no action")
-        with np.errstate(all="ignore"):  # what is not finite gives another action
+        if not 0 <= action < layout.N_ACTIONS:
+            raise ConductorError(f"{where}: vector {i} records action {action}; there are 0 to {layout.N_ACTIONS - 1}")
+        with np.errstate(all="ignore"):  # logits that are not finite give -1, which is no action
             got = policy.act(golden["obs"][i], mask)
         if got != action:
             raise ConductorError(

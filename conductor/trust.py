@@ -7,11 +7,13 @@ looked for them, nobody is let in. A signature covers the manifest's bytes, whic
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
@@ -28,6 +30,8 @@ SIGNATURE = "manifest.sig"
 MAX_SIGNATURE = 1024  # bytes of that file
 STORE = "trust.json"
 _MAX_FILE = 2**20  # bytes of a key file or of the store
+_WRITABLE = stat.S_IWGRP | stat.S_IWOTH
+_ADVICE = "others may write it, and so decide whom you trust; chmod go-w {}"
 _UNKNOWN = "so that nothing is known of the keys that are trusted; set FQ_CONFIG to the folder in which they lie"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -160,7 +164,8 @@ def _folder(*, make: bool = False) -> Path:
     """`config_folder`, where it is there or may come to be; `make`: something is about to be written into it.
 
     Raises:
-        ConductorError: it cannot be told whether keys are trusted: a folder that is missed must not be taken for an empty one.
+        ConductorError: it cannot be told whether keys are trusted: a folder that is missed must not be taken for an empty one;
+            or others may change what is in it.
     """
     path = config_folder()
     if os.environ.get("FQ_CONFIG"):
@@ -168,9 +173,38 @@ def _folder(*, make: bool = False) -> Path:
             raise ConductorError(f"FQ_CONFIG names {path}, which does not exist; name the folder of your keys, or make it")
     elif not os.environ.get("XDG_CONFIG_HOME") and _absent(path.parent.parent):
         raise ConductorError(f"HOME names {path.parent.parent}, which does not exist, {_UNKNOWN}")
-    if not _absent(path) and not path.is_dir():
-        raise ConductorError(f"{path}: is no folder; keys and the trust store lie in one (FQ_CONFIG)")
+    if not _absent(path):
+        if not path.is_dir():
+            raise ConductorError(f"{path}: is no folder; keys and the trust store lie in one (FQ_CONFIG)")
+        status = os.stat(path)
+        # Where others may write they could take away what is there, but for a folder like /tmp.
+        _demand_own(path, status, 0 if status.st_mode & stat.S_ISVTX else _WRITABLE, _ADVICE.format(path))
     return path
+
+
+def _demand_own(path: Path, status: os.stat_result, forbidden: int, advice: str) -> None:
+    """Raises ConductorError unless it is one's own or root's, and its mode has no bit of `forbidden`."""
+    if status.st_uid not in (os.geteuid(), 0):
+        raise ConductorError(f"{path}: belongs to another user (uid {status.st_uid}); make it yours (chown)")
+    if status.st_mode & forbidden:
+        raise ConductorError(f"{path}: {advice}")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """What is read in the folder, which is made where it is missing, is still so when it is written: nobody else changes
+    anything there meanwhile."""
+    folder = _folder(make=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConductorError(f"{folder}: cannot be written ({error.strerror})") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _absent(path: Path) -> bool:
@@ -189,11 +223,11 @@ def _absent(path: Path) -> bool:
 
 
 def _read(path: Path, forbidden: int, advice: str) -> bytes:
-    """A small file of the configuration, which others must not be able to read or write as `forbidden` (mode bits) says."""
+    """A small file, which others must not be able to read or write as `forbidden` (mode bits) says; 0: anybody's."""
     try:
         with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_mode & forbidden:
-                raise ConductorError(f"{path}: {advice}")
+            if forbidden:
+                _demand_own(path, os.fstat(file.fileno()), forbidden, advice)
             content = file.read(_MAX_FILE + 1)
     except OSError as error:
         raise ConductorError(f"{path}: cannot be read ({error.strerror})") from error
@@ -202,12 +236,11 @@ def _read(path: Path, forbidden: int, advice: str) -> bytes:
     return content
 
 
-def _read_store(*, make: bool = False) -> dict[str, TrustedKey]:
-    path = _folder(make=make) / STORE
+def _read_store() -> dict[str, TrustedKey]:
+    path = _folder() / STORE
     if _absent(path):
         return {}
-    advice = f"others may write it, and so decide whom you trust; chmod go-w {path}"
-    content = _read(path, stat.S_IWGRP | stat.S_IWOTH, advice)
+    content = _read(path, _WRITABLE, _ADVICE.format(path))
     try:
         store = _Store.model_validate(parse_canonical(content, str(path)))
     except ValidationError as error:
@@ -221,12 +254,12 @@ def _read_store(*, make: bool = False) -> dict[str, TrustedKey]:
 
 def _write_store(keys: Mapping[str, TrustedKey]) -> None:
     data = {"format": "fq.trust/1", "keys": {key: known.model_dump() for key, known in keys.items()}}
-    _write(_folder(make=True) / STORE, canonical(data), 0o644)
+    _write(_folder() / STORE, canonical(data), 0o644)
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.parent.mkdir(exist_ok=True, mode=0o700)
         replace(path, content, mode)
     except OSError as error:
         raise ConductorError(f"{path}: cannot be written ({error.strerror})") from error
@@ -263,14 +296,17 @@ def new_key(name: str) -> Key:
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    path = _folder(make=True) / "keys" / f"{_checked(name)}.key"
-    if not (_absent(path) and _absent(path.with_suffix(".pub"))):
-        raise ConductorError(f"{path}: exists already; choose another name")
-    private = Ed25519PrivateKey.generate()
-    secret = private.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
-    _write(path, secret, 0o600)
-    public = private.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
-    _write(path.with_suffix(".pub"), public, 0o644)
+    _checked(name)
+    with _alone():
+        path = _folder() / "keys" / f"{name}.key"
+        for half in (path, path.with_suffix(".pub")):
+            if not _absent(half):
+                raise ConductorError(f"{half}: exists already; choose another name")
+        private = Ed25519PrivateKey.generate()
+        public = private.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+        secret = private.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+        _write(path.with_suffix(".pub"), public, 0o644)  # first: a private half without it would be a pair that cannot be told
+        _write(path, secret, 0o600)
     return Key(name, _id_of(private.public_key()), path.with_suffix(".pub"))
 
 
@@ -333,21 +369,24 @@ def trust_key(path: Path, name: str | None = None) -> Key:
         ConductorError: no public key, or its name stands for another key already.
     """
     public = _hex_of(read_public(path))
-    key, keys = key_id(public), _read_store(make=True)
-    name = _checked(path.stem if name is None else name)
-    if any(known.name == name and other != key for other, known in keys.items()):
-        raise ConductorError(f"{name}: another key is trusted under this name; `--name` gives this one another")
-    _write_store({**keys, key: TrustedKey(name=name, public=public)})
+    key, name = key_id(public), _checked(path.stem if name is None else name)
+    with _alone():
+        keys = _read_store()
+        if any(known.name == name and other != key for other, known in keys.items()):
+            raise ConductorError(f"{name}: another key is trusted under this name; `--name` gives this one another")
+        _write_store({**keys, key: TrustedKey(name=name, public=public)})
     return Key(name, key, path)
 
 
 def distrust_key(which: str) -> tuple[str, TrustedKey]:
     """Trust a key no longer; `which` is its name or id. Returns its id and what was known. Raises ConductorError."""
-    keys = _read_store()
-    for key, known in keys.items():
-        if which in (key, known.name):
-            _write_store({other: value for other, value in keys.items() if other != key})
-            return key, known
+    _read_store()  # a folder that is named and is not there is a mistake, and none to be made
+    with _alone():
+        keys = _read_store()
+        for key, known in keys.items():
+            if which in (key, known.name):
+                _write_store({other: value for other, value in keys.items() if other != key})
+                return key, known
     raise ConductorError(f"{which}: no key is trusted under this name or id; `conductor keys list` shows those that are")
 
 

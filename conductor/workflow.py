@@ -6,7 +6,7 @@ import difflib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +21,7 @@ from pit.layout import N_VARIANTS, VERBS
 from pit.spec import SystemSpec, WorkflowSpec, order_tasks, read_workflow
 
 BACK_OFF_MOST, BACK_OFF_JITTER = 300.0, 0.5  # s of one back-off; share of it that a run may leave out
+Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False, strict=True)]  # of a time limit: 1e9 are 31 years
 
 
 class FunctionPlan(BaseModel):
@@ -33,9 +34,7 @@ class FunctionPlan(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     kind: str
-    seconds: float = Field(
-        default=300.0, gt=0, allow_inf_nan=False, strict=True
-    )  # time limit of one call, and of one configuration
+    seconds: Seconds = 300.0  # time limit of one call, and of one configuration
     configure: str | None = None
     environment: list[str] = []
     secrets: list[str] = []
@@ -59,7 +58,7 @@ class ModelPlan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     load: str
     args: dict[str, Any] = {}
-    seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False, strict=True)  # time limit of one load
+    seconds: Seconds = 300.0  # time limit of one load
 
 
 class Plan(BaseModel):
@@ -133,6 +132,8 @@ def check_workflow(spec: WorkflowSpec, base: Path, where: str) -> Workflow:
             key = f"instruments.functions.{name}.variants.{verb}"
             if getattr(system.functions[name], verb) is None:
                 raise ConductorError(f"{where}: {key}: system.functions.{name} has no variant {verb}")
+            if not isinstance(options.get("kind", ""), str):
+                raise ConductorError(f"{where}: {key}.kind: a kind's name is needed, not {shown(options['kind'])}")
             for common in COMMON:
                 if common in options:
                     raise ConductorError(

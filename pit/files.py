@@ -6,6 +6,8 @@ It must not know what the files mean.
 from __future__ import annotations
 
 import difflib
+import os
+import stat
 import unicodedata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,9 +108,14 @@ def load_yaml(path: str | Path, what: str = "file") -> dict[str, Any]:
     """The mapping in a YAML file. Raises `PitError` (file, line, remedy) if it cannot be read or is not safe."""
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
+        # Not blocking: a pipe would let us wait for a writer.
+        with open(path, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise PitError(f"{what} {path} cannot be read: it is no plain file")
+            text = file.read(MAX_BYTES + 1)
+        if status.st_size > MAX_BYTES or len(text) > MAX_BYTES:
             raise PitError(f"{what} {path} has more than {MAX_BYTES} bytes; split it")
-        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise PitError(f"{what} {path} cannot be read: {reason}") from None
@@ -141,7 +148,8 @@ def mapping_of(text: str, source: str) -> dict[str, Any]:
 def load_part(data: dict[str, Any], key: str, path: str | Path, what: str) -> Path | None:
     """If `data[key]` names a YAML file, what that holds stands there afterwards; the file. Raises `PitError`.
 
-    A file that another one names lies in its folder or beneath, so that a file from elsewhere cannot have others read.
+    A file that another one names lies in its folder or beneath, also where a link leads to in the end, so that a file from
+    elsewhere cannot have others read.
     """
     name = data.get(key)
     if not isinstance(name, str):
@@ -149,6 +157,8 @@ def load_part(data: dict[str, Any], key: str, path: str | Path, what: str) -> Pa
     if Path(name).is_absolute() or ".." in Path(name).parts or not name or "\0" in name:
         raise PitError(f"{what} {path}: {key} = {shown(name)}: a file in the same folder, or beneath it, is needed")
     file = Path(path).parent / name
+    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(Path(path).parent)):
+        raise PitError(f"{what} {path}: {key} = {shown(name)}: is a link that leads out of this folder; put the file there")
     data[key] = load_yaml(file, f"{key} file")
     return file
 

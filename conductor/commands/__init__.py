@@ -7,10 +7,13 @@ A group is a module with `register(commands)`: it adds its parsers and gives eac
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+from conductor.errors import ConductorError
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # what `add_subparsers` gives
@@ -20,3 +23,21 @@ Handler = Callable[[argparse.Namespace, Console], int]
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The argument by which a command names a run that stands on disk."""
     parser.add_argument("run", metavar="RUN", help="the folder of the run, or its journal")
+
+
+def write_out(lines: Iterable[str], instead: str = "") -> None:
+    """What a program is to read, on standard output, to the last byte; `instead`: what to do where that is closed.
+
+    Raises:
+        BrokenPipeError: nobody reads on.
+        ConductorError: it cannot be written.
+    """
+    if sys.__stdout__ is None:
+        raise ConductorError(f"standard output is closed{instead}")
+    try:
+        sys.stdout.writelines(lines)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ConductorError(f"standard output: cannot be written ({error.strerror})") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from conductor.commands import add_run
+from conductor.commands import add_run, write_out
 from conductor.errors import ConductorError, printable
 from conductor.head import read_head
 from conductor.journal import Row, journal_path, not_held, read_journal, sqlite_note
@@ -103,15 +102,7 @@ def _show(arguments: argparse.Namespace, console: Console) -> int:
 def _export(arguments: argparse.Namespace, console: Console) -> int:
     lines = (json.dumps(row._asdict(), sort_keys=True) + "\n" for row in read_journal(arguments.run))
     if arguments.out is None:
-        if sys.__stdout__ is None:  # it was closed
-            raise ConductorError("standard output is closed; name a file (--out FILE)")
-        try:
-            sys.stdout.writelines(lines)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise ConductorError(f"standard output: cannot be written ({error.strerror})") from error
+        write_out(lines, "; name a file (--out FILE)")
         return 0
     try:
         with open(arguments.out, "x", encoding="utf-8") as file:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from conductor.commands import add_run
+from conductor.commands import add_run, write_out
 from conductor.journal import read_run, run_folder
 from conductor.measure import measure, print_figures
 from conductor.pit_interface import fold
@@ -48,7 +47,7 @@ def _show(arguments: argparse.Namespace, console: Console) -> int:
 def _output(arguments: argparse.Namespace, console: Console) -> int:
     folded = fold(read_run(arguments.run))
     value = output_of(run_folder(arguments.run, folded.run), folded.view.outputs, arguments.task)
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=True) + "\n")
+    write_out([json.dumps(value, indent=2, ensure_ascii=True) + "\n"])
     return 0
 
 

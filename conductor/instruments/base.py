@@ -12,12 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from conductor.instruments.hiding import Secrets
 
 GROUP = "function_quest.instruments"
 MAX_REPLY = 64 << 20  # bytes of one output as JSON
 MAX_DEPTH = 100  # levels of lists and objects in one another in an output
+MAX_PARTS = 1 << 22  # lists and objects in an output, each as often as it stands there
 ERRORS = ("error", "timeout", "throttled", "precondition", "access", "invalid", "lost")  # of a CallError
 COMMON = ("seconds", "configure", "environment", "secrets", "variants")  # keys of every function, which are no instrument's
 BUILT_IN = {
@@ -45,6 +49,9 @@ class Job:
     model: Any = None  # what the model's `load` returned, in this very process
     # The variables that the plan's `environment` and `secrets` name; the latters' values are taken out of what the call gives.
     environment: dict[str, str] = field(default_factory=dict, repr=False)
+    # For who cuts, changes or encodes a text before it is given away, after which no secret would be found in it any more:
+    # `job.secrets.hide(text)` first.
+    secrets: Secrets = field(default_factory=Secrets, repr=False)
 
 
 @dataclass(frozen=True)
@@ -74,15 +81,20 @@ class Instrument(ABC):
         """Do the work; returns a JSON value or a `Result`. An exception fails the call, `CallError` with a chosen error."""
 
 
-def too_deep(value: Any) -> bool:
-    """Whether a JSON value has more than `MAX_DEPTH` levels: who looks into it one by one would come to no end."""
+def too_deep(value: Any) -> str:
+    """Why a value is no output, if it is none: it has more than `MAX_DEPTH` levels, so that who looks into it one by one
+    would come to no end, or more than `MAX_PARTS` lists and objects, as what leads back to itself may."""
     level = [value] if isinstance(value, dict | list | tuple) else []
+    left = MAX_PARTS
     for _ in range(MAX_DEPTH):
-        parts = (part for whole in level for part in (whole.values() if isinstance(whole, dict) else whole))
-        level = [part for part in parts if isinstance(part, dict | list | tuple)]
         if not level:
-            return False
-    return True
+            return ""
+        left -= len(level)
+        parts = (part for whole in level for part in (whole.values() if isinstance(whole, dict) else whole))
+        level = list(islice((part for part in parts if isinstance(part, dict | list | tuple)), left + 1))
+        if len(level) > left:
+            return f"more than {MAX_PARTS} lists and objects"
+    return f"more than {MAX_DEPTH} levels of lists and objects in one another" if level else ""
 
 
 def resolve(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from conductor.instruments import leftovers
 from conductor.instruments.base import CallError, Instrument, Job
+from conductor.instruments.hiding import Secrets
 from conductor.instruments.sandbox import Limits, choose, confine
 from conductor.instruments.supervised import Outcome, Supervised
 
@@ -32,8 +34,8 @@ _REASONS = {
     "lost": "was lost with its supervisor",
 }
 _SIGNALS = {
-    signal.SIGXCPU: "took more than {limits.cpu} s of CPU time (limits.cpu)",
-    signal.SIGXFSZ: "wrote more than {limits.file} MiB into one file (limits.file)",
+    signal.SIGXCPU: ("cpu", "took more than {limits.cpu} s of CPU time (limits.cpu)"),
+    signal.SIGXFSZ: ("file", "wrote more than {limits.file} MiB into one file (limits.file)"),
 }
 
 
@@ -69,9 +71,16 @@ class CommandInstrument(Instrument):
             raise ValueError(f"argv is {argv!r}; a list of strings is needed, the program first")
         if "{" not in argv[0] and shutil.which(argv[0]) is None:
             raise ValueError(f"program {argv[0]!r} is not installed here; install it or give its path")
+        if codes is not None and not (isinstance(codes, list) and all(type(code) is int for code in codes)):
+            raise ValueError(f"codes is {codes!r}; a list of whole numbers is needed, [0, 1] for example, or [] for any")
+        if stdin is not None and not isinstance(stdin, str):
+            raise ValueError(f"stdin is {stdin!r}; a text is needed, or null for the job as JSON")
+        for name, value in (("json", json), ("network", network)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}; true or false is needed")
         self._argv, self._json, self._stdin, self._network = argv, json, stdin, network
         self._codes = [0] if codes is None else codes
-        self._limits = Limits.read(limits or {}, LIMITS)
+        self._limits = LIMITS if limits is None else Limits.read(limits, LIMITS)
         self.level = choose(sandbox)
 
     def call(self, job: Job) -> Any:
@@ -81,8 +90,10 @@ class CommandInstrument(Instrument):
         confined = self.level in ("landlock", "bwrap")
         before = leftovers.find(job.folder) if confined else set()
         left = ""
+        # If this worker is ended meanwhile, its supervisor removes what begins like that.
+        top, beginning = os.path.split(os.environ.get("FQ_TEMPORARY", "conductor-"))
         try:
-            with tempfile.TemporaryDirectory(prefix="conductor-", ignore_cleanup_errors=True) as temporary:
+            with tempfile.TemporaryDirectory(prefix=beginning, dir=top or None, ignore_cleanup_errors=True) as temporary:
                 outcome, kept, printed = self._run(job, argv, text.encode(), temporary)
         finally:
             if confined:
@@ -132,7 +143,8 @@ class CommandInstrument(Instrument):
                 for _, writer in pipes.values():
                     os.close(writer)
             kept, printed = _collect(program, readers)
-            return program.outcome(), kept, printed
+            texts = {name: _text(content, printed[name] > KEPT[name], job.secrets) for name, content in kept.items()}
+            return program.outcome(), texts, printed
 
     def _judge(self, name: str, job: Job, outcome: Outcome, kept: dict[str, str]) -> None:
         """Raises CallError unless the program ended as it should."""
@@ -146,14 +158,23 @@ class CommandInstrument(Instrument):
         if outcome.reason:
             raise CallError(f"{name} {_REASONS[outcome.reason].format(limits=self._limits)}")
         code = outcome.code or 0
-        for number, words in _SIGNALS.items():
-            if code in (-number, 128 + number):  # itself, or as a sandbox tells it
+        for number, (limit, words) in _SIGNALS.items():
+            limited = self.level != "none" and getattr(self._limits, limit) is not None
+            if limited and code in (-number, 128 + number):  # itself, or as a sandbox tells it
                 raise CallError(f"{name} {words.format(limits=self._limits)}")
         if self._codes and code not in self._codes:
-            raise CallError(f"{name} ended with status {code}: {(kept['stderr'] or kept['stdout']).strip()[-400:]}")
+            said = job.secrets.hide(kept["stderr"] or kept["stdout"]).strip()
+            raise CallError(f"{name} ended with status {code}: {said[-400:]}")
 
 
-def _collect(program: Supervised, readers: dict[str, Any]) -> tuple[dict[str, str], dict[str, int]]:
+def _text(content: bytearray, cut: bool, secrets: Secrets) -> str:
+    if not cut:
+        return content.decode(errors="replace")
+    whole = codecs.getincrementaldecoder("utf-8")("replace").decode(content)  # a character that was cut is left out
+    return secrets.hide_before_cut(whole)
+
+
+def _collect(program: Supervised, readers: dict[str, Any]) -> tuple[dict[str, bytearray], dict[str, int]]:
     """What a program prints until everything is over. A pipe that somebody still holds open then is left."""
     kept = {name: bytearray() for name in readers}
     printed = dict.fromkeys(readers, 0)
@@ -175,7 +196,7 @@ def _collect(program: Supervised, readers: dict[str, Any]) -> tuple[dict[str, st
                 printed[key.data] += len(chunk)
                 kept[key.data] += chunk[: KEPT[key.data] - len(kept[key.data])]
             if over and not streams:
-                return {name: bytes(content).decode(errors="replace") for name, content in kept.items()}, printed
+                return kept, printed
 
 
 def fill(text: str, job: Job) -> str:

@@ -7,10 +7,12 @@ import json
 import math
 import os
 import re
+import secrets
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,15 @@ def environment(named: Sequence[str] = ()) -> dict[str, str]:
     with contextlib.suppress(ConductorError):  # a system's service has no home, and no keys there
         seen["FQ_CONFIG"] = os.path.abspath(config_folder())  # which sandboxes hide
     return seen
+
+
+def _temporary() -> str:
+    """How the paths of the temporary folders begin that a worker makes for its programs."""
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError:  # none in which there is room now
+        folder = "/tmp"
+    return os.path.join(folder, f"conductor-{secrets.token_hex(6)}-")
 
 
 def _number(text: str) -> float:
@@ -88,18 +99,20 @@ class Worker:
     ) -> None:
         """`named`: variables that it sees besides the usual ones."""
         self._limits = limits or Limits()
+        temporary = _temporary()
         with open(log, "ab") as log_file:
             self.log, self._log_begins = log, log_file.tell()
             self._run = Supervised(
                 [sys.executable, "-P", "-m", "conductor.instruments.worker", str(base), str(folder), str(threads)],
                 folder=folder,
-                environment=environment(named),
+                environment={**environment(named), "FQ_TEMPORARY": temporary},
                 limits=self._limits,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 no_new_privs=False,
                 capabilities=True,
+                sweep=temporary,
             )
         process = self._run.process
         assert process.stdin is not None and process.stdout is not None

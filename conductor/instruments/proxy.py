@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from conductor.instruments.base import CallError, Instrument, Job, Result, make_instrument
+from conductor.instruments.hiding import Secrets
 
 FAULTS = ("delay", "drop", "corrupt", "schema", "throttle", "error", "exit")
 
@@ -33,6 +34,8 @@ class ProxyInstrument(Instrument):
         for name, chance in faults.items():
             if isinstance(chance, bool) or not isinstance(chance, int | float) or not 0 <= chance <= 1:
                 raise ValueError(f"faults.{name} is {chance!r}; a chance from 0 to 1 is needed")
+        if type(seed) is not int:
+            raise ValueError(f"seed is {seed!r}; a whole number is needed")
         pair = isinstance(delay_seconds, list | tuple) and [type(x) in (int, float) for x in delay_seconds] == [True, True]
         if not pair or not 0 <= delay_seconds[0] <= delay_seconds[1] < math.inf:
             raise ValueError(f"delay_seconds is {delay_seconds!r}; [shortest, longest] is needed")
@@ -57,19 +60,21 @@ class ProxyInstrument(Instrument):
             time.sleep(job.seconds + 3600.0)
         value, quality = (result.value, result.quality) if isinstance(result, Result) else (result, None)
         if drawn["corrupt"]:
-            value = _corrupt(source, value)
+            value = _corrupt(source, value, job.secrets)
         return Result({"version": 2, "data": value} if drawn["schema"] else value, quality)
 
 
-def _corrupt(source: random.Random, value: Any) -> Any:
-    """The value with one text, number or truth in it changed, if there is one."""
+def _corrupt(source: random.Random, value: Any, secrets: Secrets) -> Any:
+    """The value with one text, number or truth in it changed, if there is one; a secret in it is hidden before."""
     if isinstance(value, dict | list) and value:
         key = source.choice(list(value) if isinstance(value, dict) else range(len(value)))
         copy: Any = dict(value) if isinstance(value, dict) else list(value)
-        copy[key] = _corrupt(source, value[key])
+        copy[key] = _corrupt(source, value[key], secrets)
         return copy
     if isinstance(value, bool):
         return not value
+    if isinstance(value, int | float | str):
+        value = secrets.hide_in(value)
     if isinstance(value, int | float):
         return value + 1 if value == 0 else -value
     if isinstance(value, str):

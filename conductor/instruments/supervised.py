@@ -46,9 +46,10 @@ class Supervised:
         no_new_privs: bool = True,
         capabilities: bool = False,
         landlock: dict[str, Any] | None = None,
+        sweep: str = "",
     ) -> None:
         """Starts it in `folder`. `capabilities`: it keeps those that the conductor has. `landlock`: what `sandbox.confine`
-        gave."""
+        gave. `sweep`: folders whose path begins so are removed when all is over."""
         spec = {
             "parent": os.getpid(),
             "argv": argv,
@@ -58,6 +59,7 @@ class Supervised:
             "no_new_privs": no_new_privs,
             "capabilities": capabilities,
             "landlock": landlock,
+            "sweep": sweep,
         }
         handles: list[int] = []
         try:

@@ -180,6 +180,17 @@ def end_tree() -> int:
         time.sleep(0.001)
 
 
+def sweep(beginning: str) -> None:
+    """Removes the folders whose path begins so: who made them was ended before it could."""
+    folder, name = os.path.split(beginning)
+    with contextlib.suppress(OSError):
+        for found in os.listdir(folder):
+            if found.startswith(name):
+                import shutil  # takes its time, and is seldom needed
+
+                shutil.rmtree(os.path.join(folder, found), ignore_errors=True)
+
+
 def reap(process: int) -> set[int]:
     """Reaps the children that have ended, but for one; who they were."""
     ended: set[int] = set()
@@ -300,6 +311,8 @@ def main(spec_file: int, control: int, status: int) -> None:
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
     told["left"] = end_tree()
+    if spec["sweep"]:
+        sweep(spec["sweep"])
     with contextlib.suppress(BrokenPipeError):
         os.write(status, json.dumps(told).encode())
 

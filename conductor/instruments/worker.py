@@ -5,22 +5,20 @@ It runs under a supervisor, which ends it and everything that it has started whe
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
-import re
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
 from conductor.instruments.base import (
     ERRORS,
-    MAX_DEPTH,
     MAX_REPLY,
     CallError,
     Instrument,
@@ -30,61 +28,10 @@ from conductor.instruments.base import (
     resolve_callable,
     too_deep,
 )
+from conductor.instruments.hiding import Secrets
 from conductor.instruments.sandbox import LEVELS
 
 MAX_TEXT = 2000  # characters of an error's text
-MIN_SECRET = 6  # characters: shorter values are in too many texts by chance
-
-
-class Secrets:
-    """Values that a user's code was given and must not give away: `[NAME]` stands for each."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, str] = {}  # value -> name
-        self._values = re.compile("(?!)")  # any of them, the longest first
-
-    def learn(self, secrets: dict[str, str]) -> None:
-        """One more call's, by their names."""
-        names = {**self._names, **{value: name for name, value in secrets.items() if len(value) >= MIN_SECRET}}
-        if names.keys() != self._names.keys():
-            self._names = names
-            self._values = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
-
-    def hide(self, text: str) -> str:
-        """The text without them."""
-        return self._values.sub(lambda match: f"[{self._names[match.group()]}]", text)
-
-    def begun(self, text: str) -> int:
-        """Where, at the text's end, one may have begun of which the rest is still to come; else where the text ends."""
-        found = len(text)
-        for value in self._names:
-            start = text.find(value[0], max(0, len(text) - len(value) + 1))
-            while 0 <= start < found and not value.startswith(text[start:]):
-                start = text.find(value[0], start + 1)
-            found = min(found, start) if start >= 0 else found
-        return found
-
-    def hide_in(self, value: Any) -> Any:
-        """A JSON value without them: in its texts and keys, and in place of a number that is one, digit for digit. Other
-        numbers may hold the digits of one by chance. Raises what `json.dumps` does."""
-        if not self._names:
-            return value
-        text = json.dumps(value, allow_nan=False)
-        return self._walk(
-            json.loads(text, parse_int=lambda n: self._number(n, int), parse_float=lambda n: self._number(n, float))
-        )
-
-    def _number(self, digits: str, kind: Callable[[str], Any]) -> Any:
-        return f"[{self._names[digits]}]" if digits in self._names else kind(digits)
-
-    def _walk(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self.hide(value)
-        if isinstance(value, list):
-            return [self._walk(part) for part in value]
-        if isinstance(value, dict):
-            return {self.hide(key): self._walk(part) for key, part in value.items()}
-        return value
 
 
 class _Log(io.TextIOBase):
@@ -96,13 +43,14 @@ class _Log(io.TextIOBase):
         self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
-        """Writes it on."""
+        """Writes it on; where there is no room for it, it is lost, and the call goes on."""
         with self._lock:
             plain = self._secrets.hide(self._held + text)
             end = self._secrets.begun(plain)
             self._held = plain[end:]
-            self._stream.write(plain[:end])
-            self._stream.flush()
+            with contextlib.suppress(OSError):
+                self._stream.write(plain[:end])
+                self._stream.flush()
         return len(text)
 
 
@@ -113,8 +61,9 @@ class Server:
         self._base, self._folder = base, folder
         self._model: Any = None
         self._instruments: dict[str, Instrument] = {}
+        self._making: dict[str, threading.Lock] = {}  # one for each instrument: importing a module may take long
         self._secrets = Secrets()
-        self._lock = threading.Lock()
+        self._replying = threading.Lock()
         self._pool = ThreadPoolExecutor(threads)
         # Requests and replies get descriptors of their own; what a user's code prints goes to the log, what it reads is empty.
         self._requests = os.fdopen(os.dup(0), "rb")
@@ -140,31 +89,27 @@ class Server:
                 reply["quality"] = _quality(result.quality)
                 result = result.value
             reply["value"] = result
-            if too_deep(result):
-                raise CallError(f"the output has more than {MAX_DEPTH} levels of lists and objects in one another", "invalid")
+            if wrong := too_deep(result):
+                raise CallError(f"the output has {wrong}", "invalid")
             line = json.dumps({**reply, "value": self._secrets.hide_in(result)}, allow_nan=False)
             if len(line) > MAX_REPLY:
                 raise CallError(f"the output has {len(line)} bytes as JSON; at most {MAX_REPLY} are taken", "invalid")
-        except CallError as error:
-            kind, text = error.kind, str(error)
-            if kind not in ERRORS:
-                kind, text = "error", f"{text} (its CallError has the kind {kind!r:.80}; known are {', '.join(ERRORS)})"
-            line = self._failure(reply, kind, text)
-        except (TypeError, ValueError, RecursionError) as error:
-            known = isinstance(reply["value"], type(None))
-            text = f"{type(error).__name__}: {error}" if known else f"the output is no JSON value: {error}"
-            line = self._failure(reply, "error" if known else "invalid", text)
-            traceback.print_exc()
         except BaseException as error:  # a user's code may raise anything, also SystemExit
-            line = self._failure(reply, "error", f"{type(error).__name__}: {error}")
-            traceback.print_exc()
+            line = self._failure(reply, error)
         elapsed = max(1, (time.perf_counter_ns() - begin) // 1000)
-        with self._lock:
+        with self._replying:
             self._replies.write(f'{{"elapsed":{elapsed},{line[1:]}\n'.encode())
             self._replies.flush()
 
-    def _failure(self, reply: dict[str, Any], kind: str, text: str) -> str:
+    def _failure(self, reply: dict[str, Any], error: BaseException) -> str:
         """The reply for an error; its text may come to stand on a terminal, which it must not command."""
+        try:
+            kind, text = _words(error, reply["value"] is not None)
+        except BaseException as other:  # an exception of a user's may not even be told
+            kind, text = "error", f"{type(error).__name__}, whose text raises {type(other).__name__}"
+        if not isinstance(error, CallError):
+            with contextlib.suppress(BaseException):  # their `sys.stderr`, perhaps
+                traceback.print_exception(error)
         plain = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in self._secrets.hide(text)[:MAX_TEXT])
         return json.dumps({**reply, "error": kind, "text": plain, "value": None, "quality": None})
 
@@ -174,8 +119,9 @@ class Server:
         for name, spec in request["functions"].items():
             try:
                 levels[name] = self._instrument(name, spec).level
-            except ValueError as error:
-                faults.append(f"instruments.functions.{spec['where']}: {error}")
+            except Exception as error:  # a kind of somebody else's may raise anything
+                words = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                faults.append(f"instruments.functions.{spec['where']}: {words}")
         for name, spec in request["models"].items():
             try:
                 resolve_callable(spec["load"])
@@ -201,17 +147,29 @@ class Server:
         if "folder" in request:  # of the run that leases this worker, which does one call at a time, for this call
             folder = Path(request["folder"])
             os.chdir(folder)
-        job = Job(**request["job"], folder=folder, base=self._base, model=self._model, environment=environment)
+        known = {"base": self._base, "model": self._model, "environment": environment, "secrets": self._secrets}
+        job = Job(**request["job"], folder=folder, **known)
         return self._instrument(request["name"], request["instrument"], request.get("level", "none")).call(job)
 
     def _instrument(self, name: str, spec: dict[str, Any], level: str = "none") -> Instrument:
         """Made when it is first asked for. Raises CallError if its sandbox is a lower one than `level`, which is on record."""
-        with self._lock:
+        with self._making.setdefault(name, threading.Lock()):
             made = self._instruments.get(name) or make_instrument(spec["kind"], spec["options"])
             if made.level != level and LEVELS.index(made.level) < LEVELS.index(level):
                 raise CallError(f"{name} would now run in the sandbox {made.level}, and the run began with {level}")
             self._instruments[name] = made
             return made
+
+
+def _words(error: BaseException, answered: bool) -> tuple[str, str]:
+    """The kind and the text of an error; `answered`: there was an output already."""
+    if isinstance(error, CallError):
+        if error.kind in ERRORS:
+            return error.kind, str(error)
+        return "error", f"{error} (its CallError has the kind {error.kind!r}; known are {', '.join(ERRORS)})"
+    if answered and isinstance(error, TypeError | ValueError | RecursionError):
+        return "invalid", f"the output is no JSON value: {error}"
+    return "error", f"{type(error).__name__}: {error}"
 
 
 def _quality(value: Any) -> float | None:

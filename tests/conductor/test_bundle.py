@@ -78,6 +78,12 @@ def golden_replaced(folder: Path, action: np.ndarray) -> None:
     reseal(folder)
 
 
+def overflowing(folder: Path) -> None:
+    """A network whose logits are never finite, and vectors that say so."""
+    tensors_replaced(folder, **{name: np.full_like(array, 3e38) for name, array in random_tensors().items()})
+    golden_replaced(folder, np.array([-1]))
+
+
 def ranges(**columns: list[float]) -> dict[str, Any]:
     return {"decisions": 10, "columns": columns}
 
@@ -173,6 +179,8 @@ REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
         "a table of at most 65536 bytes",
     ),
     ("too many vectors", lambda f: golden_replaced(f, np.tile(np.arange(10), 10)), "holds 100 vectors; 1 to 64 are needed"),
+    ("logits that are not finite", overflowing, "vector 0 records action -1; there are 0 to 127"),
+    ("an action beyond", lambda f: golden_replaced(f, np.array([128])), "vector 0 records action 128; there are 0 to 127"),
     ("no vectors in a row", lambda f: golden_replaced(f, np.array(3)), "holds 0 vectors"),
     ("no golden", lambda f: ((f / "golden.safetensors").write_bytes(save({})), reseal(f)), "obs, mask and action"),
 ]
@@ -297,6 +305,19 @@ def test_overwriting_must_be_asked_for(bundle: Bundle, tmp_path: Path) -> None:
     other = write_bundle(bundle.path, **bundle_parts(1), overwrite=True)
     assert load_bundle(bundle.path).digest == other.digest != bundle.digest
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "nowhere"])
+def test_only_a_folder_is_overwritten(bundle: Bundle, tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "target"
+    target.write_text("mine") if kind == "file" else target.symlink_to("bundle" if kind == "link" else "away")
+    with pytest.raises(ConductorError, match="exists already"):
+        write_bundle(target, **bundle_parts(1))
+    with pytest.raises(ConductorError, match="is no folder, which alone is overwritten"):
+        write_bundle(target, **bundle_parts(1), overwrite=True)
+    assert target.read_text() == "mine" if kind == "file" else target.is_symlink()
+    assert load_bundle(bundle.path).digest == bundle.digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "target"]
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -39,6 +39,16 @@ def edit(workflow: dict[str, Any], path: str, value: Any) -> None:
         ("instruments.models.spare", {"load": "a:b"}, "system.models has no such model"),
         ("instruments.functions.plain", {"call": "work:add"}, "instruments.functions.plain.kind: Field required"),
         ("instruments.functions.plain", {"kind": "python", "call": "work:add", "seconds": -1}, "greater than 0, not -1"),
+        (
+            "instruments.functions.plain.seconds",
+            1e10,
+            "plain.seconds: Input should be less than or equal to 1000000000, not 10000000000",
+        ),
+        (
+            "instruments.models.A.seconds",
+            1e300,
+            "models.A.seconds: Input should be less than or equal to 1000000000, not 1e+3",
+        ),
         ("instruments.functions.plain", {"kind": "python", "call": "work:no_such"}, "module work has no no_such"),
         ("instruments.functions.plain", {"kind": "python", "call": "away:f"}, "module away of 'away:f' cannot be imported"),
         ("instruments.functions.plain", {"kind": "spell"}, "kind 'spell' is unknown"),
@@ -57,6 +67,11 @@ def edit(workflow: dict[str, Any], path: str, value: Any) -> None:
             "instruments.functions.plain.seconds",
             True,
             "instruments.functions.plain.seconds: Input should be a valid number, not True",
+        ),
+        (
+            "instruments.functions.plain.variants",
+            {"standard": {"kind": ["python"]}},
+            "instruments.functions.plain.variants.standard.kind: a kind's name is needed, not ['python']",
         ),
         (
             "instruments.functions.plain.variants",
@@ -209,6 +224,9 @@ def test_a_run_does_not_depend_on_where_it_prints(write_workflow: Write, words: 
         sentence = told if full else "conductor: standard output is closed; name a file (--out FILE)"
         assert done.stderr == (f"{sentence}\n" if lost and seen else ""), arguments
     for unbuffered in ("", "1"):
+        done = to_shell(words, "output", folder, "c", PYTHONUNBUFFERED=unbuffered)
+        sentence = told if full else "conductor: standard output is closed"
+        assert (done.returncode, done.stderr) == (2, f"{sentence}\n" if seen else "")
         done = to_shell(words, "--help", PYTHONUNBUFFERED=unbuffered)
         assert (done.returncode, done.stderr) == ((2, f"{told}\n" if seen else "") if full else (0, ""))
 

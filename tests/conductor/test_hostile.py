@@ -6,6 +6,7 @@ repeats one.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from conductor.instruments.command import CommandInstrument
 from conductor.instruments.process import Worker
 from conductor.workflow import load_workflow
 from pit.errors import PitError
-from pit.files import load_yaml
+from pit.files import load_part, load_yaml
 from tests import mutations
 from tests.conductor.helpers import small_workflow
 from tests.conductor.test_instruments import job, reply, send
@@ -115,3 +116,35 @@ def test_a_workflow_that_is_sound_is_still_read(tmp_path: Path) -> None:
     path: Any = tmp_path / "workflow.yaml"
     path.write_text(yaml.safe_dump(small_workflow()))
     assert [task.id for task in load_workflow(path).spec.tasks] == ["a1", "a2", "b", "c"]
+
+
+def test_what_is_no_plain_file_is_not_waited_for_nor_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "workflow.yaml"
+    os.mkfifo(tmp_path / "pipe")
+    for place, words in (("pipe", "it is no plain file"), ("/dev/zero", "it is no plain file"), (".", "Is a directory")):
+        path.unlink(missing_ok=True)
+        path.symlink_to(place)
+        with pytest.raises(PitError, match=words):
+            load_yaml(path)
+        with pytest.raises(PitError, match=words if place[0] != "/" else "leads out"):
+            load_part({"system": "workflow.yaml"}, "system", path, "workflow file")
+
+
+def test_a_part_that_is_a_link_leads_nowhere_else(tmp_path: Path) -> None:
+    """Also beneath a linked folder; within the folder of its file it may lead where it likes."""
+    folder, away = tmp_path / "folder", tmp_path / "away"
+    for place in (folder / "real", away):
+        place.mkdir(parents=True)
+        (place / "part.yaml").write_text("a: 1\n")
+    (folder / "out.yaml").symlink_to(away / "part.yaml")
+    (folder / "up").symlink_to(away)
+    (folder / "round").symlink_to("round")
+    (folder / "in.yaml").symlink_to("real/part.yaml")
+    (tmp_path / "linked").symlink_to(folder)
+    for name, words in (("out.yaml", "leads out"), ("up/part.yaml", "leads out"), ("round", "cannot be read: Too many")):
+        with pytest.raises(PitError, match=words):
+            load_part({"system": name}, "system", folder / "workflow.yaml", "workflow file")
+    for path in (folder, tmp_path / "linked"):
+        data: dict[str, Any] = {"system": "in.yaml"}
+        load_part(data, "system", path / "workflow.yaml", "workflow file")
+        assert data == {"system": {"a": 1}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,19 @@ def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_pa
         ("command", {"argv": ["no-such-program-here"]}, "is not installed here"),
         ("command", {"argv": ["true"], "limits": {"memry": 1}}, "numbers by these names are needed: memory, cpu"),
         ("command", {"argv": ["true"], "limits": {"memory": 0.5}}, "limits.memory is 0.5; a whole number from 1"),
+        *(
+            ("command", {"argv": ["true"], name: wrong}, rf"^{name} is {re.escape(repr(wrong))}; .* (is|are) needed")
+            for name, values in {
+                "codes": (0, 1, False, ["0"], [True], "0"),
+                "json": ("false", 1, 0, None),
+                "network": ("none", "false", 0, 1, [], None),
+                "stdin": (5, ["x"], False),
+                "limits": (0, False, [], ""),
+                "argv": ([], "", None, [1], 0),
+            }.items()
+            for wrong in values
+        ),
+        ("command", {"argv": ["true"], "sandbox": False}, "sandbox is False; choose one of none"),
         ("command", {"argv": ["true"], "sandbox": "vault"}, "choose one of none, limits, landlock, bwrap"),
         *(
             (
@@ -341,6 +355,7 @@ def test_a_worker_that_is_too_busy_to_read_does_not_hold_up_its_conductor(tmp_pa
             )
             for wrong in (3, "12", [1], [2, 1], [True, 2], [0, float("inf")])
         ),
+        ("proxy", {"of": ECHO, "faults": {}, "seed": [1]}, r"seed is \[1\]; a whole number is needed"),
         ("proxy", {"of": {"call": "os:getcwd"}, "faults": {}}, "another instrument is needed, with its kind"),
         ("proxy", {"of": {"kind": "spell"}, "faults": {}}, "kind 'spell' is unknown"),
         ("proxy", {"of": {"kind": "python", "call": "os:getcwd"}, "faults": {"slow": 1}}, "chances by these names are needed"),

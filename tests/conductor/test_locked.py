@@ -68,6 +68,7 @@ def test_what_is_locked_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -
     locked.mkdir()
     (place / "open").mkdir()
     (place / "open").chmod(0o777)
+    (place / "none").mkdir(0o755)  # no keys, and nobody else may put any there
     monkeypatch.setenv("FQ_CONFIG", str(locked / "config"))
     new_key("ours")
     (locked / "work.py").write_text(MODULE)
@@ -93,7 +94,7 @@ def test_what_is_locked_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -
             refused(run, *command.split(), run)
         refused(run, "record", run, "--out", place / "open" / "table.parquet")
         for words in (["verify", bundle], ["sign", bundle, "--key", "ours"], ["pack", bundle, place / "open" / "zip"]):
-            monkeypatch.setenv("FQ_CONFIG", str(place / "open"))
+            monkeypatch.setenv("FQ_CONFIG", str(place / "none"))
             refused(bundle, *words)
             monkeypatch.setenv("FQ_CONFIG", str(locked / "config"))
         for arguments in (["keys", "list"], ["keys", "new", "mine"], ["keys", "trust", bundle / "no.pub"]):

@@ -117,6 +117,17 @@ def test_a_program_that_takes_too_much_is_stopped(tmp_path: Path, limits: dict[s
         command.call(job(tmp_path, seconds=60.0))
 
 
+def test_a_limit_that_is_not_set_is_no_reason(tmp_path: Path) -> None:
+    """Only the status that a program would have that has reached it."""
+    for status, limits in ((152, {}), (153, {"file": None})):
+        call = {"argv": ["sh", "-c", f"echo why >&2; exit {status}"], "limits": limits}
+        with pytest.raises(CallError, match=f"sh ended with status {status}: why"):
+            CommandInstrument(**call).call(job(tmp_path))  # type: ignore[arg-type]
+        assert CommandInstrument(**call, codes=[status]).call(job(tmp_path))["code"] == status  # type: ignore[arg-type]
+    with pytest.raises(CallError, match="sh ended with status 153"):
+        program("none", "sh", "-c", "exit 153").call(job(tmp_path))
+
+
 def test_a_program_that_fills_the_disk_is_stopped(tmp_path: Path) -> None:
     """On a disk of 32 MiB, of which 8 have to be left, with many small files, for which it takes its time: who watches it may
     have to wait for its turn."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +198,61 @@ def test_a_damaged_trust_store_trusts_nobody_and_says_so(signed: Bundle, config:
     refused(signed.path, "others may write it, and so decide whom you trust")
     store.chmod(0o644)
     assert load_bundle(signed.path).signature.state == "trusted"
+
+
+def test_a_trust_store_that_others_could_change_is_not_read(signed: Bundle, config: Path) -> None:
+    """Also if there is none, for they could have taken it away. In a folder like /tmp nobody can."""
+    config.chmod(0o777)
+    refused(signed.path, f"{config}: others may write it, and so decide whom you trust; chmod go-w {config}")
+    for act in (lambda: new_key("new"), lambda: distrust_key("ours"), lambda: trust.private_key("ours")):
+        with pytest.raises(ConductorError, match="others may write it"):
+            act()
+    (config / "trust.json").rename(config / "away")
+    refused(signed.path, "others may write it")
+    config.chmod(0o1777)
+    assert load_bundle(signed.path).signature.state == "foreign"
+    (config / "away").rename(config / "trust.json")
+    assert load_bundle(signed.path).signature.state == "trusted"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("name", ["trust.json", "", "keys/ours.key"])
+def test_what_belongs_to_somebody_else_is_not_trusted(signed: Bundle, config: Path, name: str) -> None:
+    os.chown(config / name, 65534, -1)
+    with pytest.raises(ConductorError, match=rf"{config / name}: belongs to another user \(uid 65534\)"):
+        trust.sign(b"", "ours") if "key" in name else read_trust()
+
+
+def test_changes_at_once_are_all_there_in_the_end(config: Path) -> None:
+    keys = [new_key(f"key-{number}").public for number in range(16)]
+    trust_key(keys[0])
+    with ThreadPoolExecutor(len(keys)) as pool:
+        away = pool.submit(distrust_key, "key-0")
+        for done in [pool.submit(trust_key, key) for key in keys[1:]]:
+            done.result()
+        away.result()
+    assert {known.name for known in read_trust().keys.values()} == {key.stem for key in keys[1:]}
+
+
+def test_a_pair_of_keys_that_was_never_finished_hides_no_other(config: Path) -> None:
+    """The process dies when one half stands and the other is about to."""
+    new_key("first")
+    code = """
+import os, sys
+from conductor.trust import new_key
+def die(event, arguments):
+    if event == "os.rename" and (names := os.listdir(os.environ["FQ_CONFIG"] + "/keys")) and "second" in str(names):
+        halves.append(1)
+        if len(halves) > 1:
+            os._exit(9)
+halves = []
+sys.addaudithook(die)
+new_key("second")
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert [key.name for key in own_keys()] == ["first"]
+    with pytest.raises(ConductorError, match=r"second\.pub: exists already"):
+        new_key("second")
 
 
 def test_where_keys_lie(monkeypatch: pytest.MonkeyPatch) -> None:
