@@ -18,6 +18,7 @@ from conductor.pit_interface import PitInterface
 
 FOLDER = "snapshots"
 EVERY = 500  # rows of a run between two snapshots; a fold takes some 0.1 ms a row
+MOST = 64 << 20  # bytes unpacked, ten times what the largest run needs: a journal may be a stranger's
 KEEP = 2  # of the newest, in the order of the journal: the time of day may be set back
 
 
@@ -44,7 +45,11 @@ def read_snapshot(folder: Path, name: str, view: PitInterface) -> bool:
     if hashlib.sha256(content).hexdigest() != name:
         return False
     try:
-        view.thaw(zlib.decompress(content))
+        unpack = zlib.decompressobj()
+        known = unpack.decompress(content, MOST)
+        if not unpack.eof:
+            return False
+        view.thaw(known)
     except (zlib.error, ConductorError):
         return False
     return True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import resource
 import signal
 import zlib
 from collections.abc import Callable
@@ -88,6 +90,19 @@ def test_a_bad_snapshot_costs_time_only(folder: Path) -> None:
                 file.unlink()
             assert not read_snapshot(folder, file.name, whole.view)
         assert same(fold_runs(journal_path(folder))[0], whole)
+
+
+def test_a_snapshot_that_unpacks_to_too_much_is_none(folder: Path) -> None:
+    """One of a stranger, whose journal may name what it likes."""
+    whole = fold_runs(journal_path(folder), whole=True)[0]
+    pack = zlib.compressobj()
+    zeros = bytes(1 << 20)
+    bomb = b"".join([pack.compress(whole.view.freeze()), *(pack.compress(zeros) for _ in range(1024)), pack.flush()])
+    file = folder / "snapshots" / hashlib.sha256(bomb).hexdigest()
+    file.write_bytes(bomb)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert not read_snapshot(folder, file.name, whole.view)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10  # KiB
 
 
 def test_a_snapshot_of_another_state_is_refused(folder: Path) -> None:
