@@ -24,7 +24,6 @@ from conductor.places import GRACE, Call, Place, Report
 from conductor.workflow import ModelPlan, Plan
 from conductor.workshop import Workshop, checked_key, shared_key
 
-FAR = 1e9  # s, some thirty years: what ends later does not end, and need not be a number of microseconds
 DEATHS = 3  # of a copy, with no answer in between: it is not loaded again before a call wants it
 
 
@@ -259,7 +258,7 @@ class ModelManager:
     def deadline(self) -> int | None:
         """Monotonic microseconds of the nearest time limit of a call or load, when `poll` is due; None if there is none."""
         limits = [limit for place in self._places() for limit in place.limits()]
-        return int(1e6 * min(*limits, FAR)) + 1 if limits else None
+        return int(1e6 * min(limits)) + 1 if limits else None
 
     def close(self) -> None:
         """End every worker."""

@@ -27,7 +27,7 @@ FREE = {"processes": None, "spare": None}  # whose supervisor need not look at a
     "function",
     [
         {"kind": "python", "call": "work:add", "seconds": 3e6},
-        {"kind": "python", "call": "work:add", "seconds": 1e308},
+        {"kind": "python", "call": "work:add", "seconds": 1e9},
         {"kind": "command", "argv": ["sleep", "0.1"], "seconds": 3e6, "limits": FREE},
     ],
 )
