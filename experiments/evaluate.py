@@ -99,11 +99,7 @@ class Referee:
 
     def plain(self) -> list[str]:
         """The players that play a thousand instances in a second."""
-        return [name for name in PLAYERS if name not in SLOW]
-
-    def slow(self) -> list[str]:
-        """The players that search."""
-        return [name for name in PLAYERS if name in SLOW]
+        return [name for name in PLAYERS if name not in (LOOKAHEAD, statistics.EXACT)]
 
     def players(
         self, split: str, n: int, first: int = 0, names: Collection[str] | None = None, rollouts: int = 12
@@ -192,7 +188,6 @@ PLAYERS: dict[str, Contestant] = {
     LOOKAHEAD: rule(LOOKAHEAD),
     statistics.EXACT: exact,
 }
-SLOW = (LOOKAHEAD, statistics.EXACT)
 
 
 def table(
