@@ -55,8 +55,8 @@ def measure(word: str, split: str, n: int, few: int, rollouts: int, fit: int) ->
     hard |= referee.players(split, n, names=[statistics.EXACT])
     rules = {name: float(records["total"].mean()) for name, records in played.items()}
     best_rule = max(rules, key=lambda name: rules[name])
-    # Lookahead plays fewer instances: its lead over its own rule there, whose luck it shares, is added to the rule's score on all.
-    # The optimum knows what no rule knows, shares no luck with one, and is found on all.
+    # Lookahead plays fewer instances: its lead there over its own rule, whose luck it shares, is added to the rule's score on
+    # all. The optimum knows what no rule knows, shares no luck with one, and is found on all.
     means = rules | {
         name: rules[best_rule] + float(np.mean(records["total"] - played[best_rule]["total"][: len(records)]))
         for name, records in hard.items()
