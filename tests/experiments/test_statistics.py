@@ -195,7 +195,7 @@ def middle(scores: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("of_instance", [0.1, 1.5, 3.0, 100.0])  # at 3 both count for about as much
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_few_seeds_give_intervals_that_hold_the_truth(seeds: int, of_instance: float) -> None:
-    """A percentile bootstrap over three seeds that dominate holds it 77 times of 100."""
+    """A percentile bootstrap over three seeds that dominate holds it three times of four."""
     scores = drawn(np.random.default_rng(0), seeds, 1.0, of_instance)
     off, error = np.abs(scores.mean(axis=(0, 1))), statistics.error(middle, scores)
     assert 0.94 <= (off <= error.half()).mean() <= 0.99
