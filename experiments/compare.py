@@ -19,6 +19,7 @@ from experiments.evaluate import (
     PLAYERS,
     Policy,
     Referee,
+    at_several_commits,
     check_instances,
     level_for,
     name_of,
@@ -56,7 +57,7 @@ def side(key: str, value: Any) -> tuple[str, list[Policy]]:
     policies = open_policies(key, value)
     if not policies:
         raise ExperimentError(f"{key}={value}: the list is empty; name at least one run folder or bundle")
-    if len({(p.configuration, p.levels, p.exposure) for p in policies}) > 1:
+    if len({policy.method for policy in policies}) > 1:
         raise ExperimentError(f"{key}={value}: these were trained with different configurations; name seeds of one of them")
     if len({p.seed for p in policies}) < len(policies):
         raise ExperimentError(f"{key}={value}: a seed is there twice; name different training seeds, or one policy")
@@ -101,6 +102,8 @@ def compare(cfg: CompareConfig) -> dict[str, Any]:
     print(f"\nA minus B: IQM {iqms}; P(A > B) {chance}, equals count half")
     if any(len(policies) == 1 for _, policies in sides.values()):
         print("One training seed stands for itself: this compares policies, and says little of how they were trained.")
+    for sentence in at_several_commits({f"{letter}: {name}": policies for letter, (name, policies) in sides.items()}):
+        print(sentence)
     said = verdict(found, f"{cfg.n:,} {cfg.split} instances")
     print(f"\n{said}")
     result = {"level": level.name, **where, **found, "verdict": said, "rows": rows}

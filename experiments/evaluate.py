@@ -10,7 +10,7 @@ import functools
 import glob
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,11 +99,7 @@ class Referee:
 
     def plain(self) -> list[str]:
         """The players that play a thousand instances in a second."""
-        return [name for name in PLAYERS if name not in SLOW]
-
-    def slow(self) -> list[str]:
-        """The players that search."""
-        return [name for name in PLAYERS if name in SLOW]
+        return [name for name in PLAYERS if name not in (LOOKAHEAD, statistics.EXACT)]
 
     def players(
         self, split: str, n: int, first: int = 0, names: Collection[str] | None = None, rollouts: int = 12
@@ -192,7 +188,6 @@ PLAYERS: dict[str, Contestant] = {
     LOOKAHEAD: rule(LOOKAHEAD),
     statistics.EXACT: exact,
 }
-SLOW = (LOOKAHEAD, statistics.EXACT)
 
 
 def table(
@@ -215,6 +210,11 @@ class Policy:
     seed: int
     configuration: str
     commit: str
+
+    @property
+    def method(self) -> tuple[str, ...]:
+        """What all seeds of one method share. The commit is not among it: most of them change nothing in a training."""
+        return (self.configuration, self.exposure, *self.levels)
 
 
 def open_bundle(path: Path) -> Policy:
@@ -287,7 +287,7 @@ def methods(policies: Sequence[Policy]) -> dict[str, list[Policy]]:
     """Name -> policies that differ in their training seed only, in the given order."""
     groups: dict[tuple[str, ...], list[Policy]] = {}
     for policy in policies:
-        key = (policy.configuration, policy.commit, *policy.levels, policy.exposure)
+        key = policy.method
         if any(policy.seed == other.seed for other in groups.get(key, [])):
             key = (*key, str(policy.path))  # the same training twice says nothing of seeds
         groups.setdefault(key, []).append(policy)
@@ -297,6 +297,15 @@ def methods(policies: Sequence[Policy]) -> dict[str, list[Policy]]:
 def name_of(group: Sequence[Policy]) -> str:
     """A method's name in tables: the path of its first policy, and how many seeds there are."""
     return str(group[0].path) + (f" ({len(group)} seeds)" if len(group) > 1 else "")
+
+
+def at_several_commits(groups: Mapping[str, Sequence[Policy]]) -> list[str]:
+    """A sentence for each method whose seeds were trained at different commits."""
+    return [
+        f"{name}: trained at {commits} commits; where these differ in how a policy is trained, it is not one method"
+        for name, group in groups.items()
+        if (commits := len({policy.commit for policy in group})) > 1
+    ]
 
 
 def level_for(level: Any, policies: Sequence[Policy]) -> Level:
@@ -366,7 +375,7 @@ def evaluate(cfg: EvaluateConfig) -> list[dict[str, Any]]:
         raise ExperimentError(f"players={absent[0]}: does not play level {level.number or level.name}; name another player")
     rows = statistics.compare(episodes, list(found))
     text = statistics.markdown(rows, level.probe)
-    print(text)
+    print("\n".join([text, *at_several_commits(found)]))
     if cfg.out is not None:
         policies = {
             name: [

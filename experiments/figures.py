@@ -38,7 +38,7 @@ def draw_profiles(axes: Any, scores: Mapping[str, np.ndarray]) -> None:
     for i, (name, values) in enumerate(scores.items()):
         style = ("-", "--", ":")[i // 10 % 3]  # Matplotlib has ten colours
         (line,) = axes.step(TAUS, profile(values), where="post", lw=1.3, label=name, ls=style)
-        low, high = statistics.stratified_bootstrap(profile, values, resamples=BAND_RESAMPLES)
+        low, high = np.clip(statistics.confidence(profile, values, resamples=BAND_RESAMPLES), 0.0, 1.0)
         axes.fill_between(TAUS, low, high, step="post", color=line.get_color(), alpha=0.2, lw=0)
     least = min(float(values.min()) for values in scores.values())
     most = max(float(values.max()) for values in scores.values())

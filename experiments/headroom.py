@@ -45,19 +45,20 @@ class HeadroomConfig:
 def measure(word: str, split: str, n: int, few: int, rollouts: int, fit: int) -> dict[str, Any]:
     """The row of one level: players' mean totals, perf, makespans and probes, and what is to be gained."""
     from experiments.config import level_of
-    from experiments.evaluate import Referee
+    from experiments.evaluate import LOOKAHEAD, Referee
 
     level = level_of(word)
     referee = Referee(level, fit)
     began = time.perf_counter()
     played = referee.players(split, n, names=referee.plain())
-    few = min(few, n)
-    hard = referee.players(split, few, names=referee.slow(), rollouts=rollouts)
+    hard = referee.players(split, min(few, n), names=[LOOKAHEAD], rollouts=rollouts)
+    hard |= referee.players(split, n, names=[statistics.EXACT])
     rules = {name: float(records["total"].mean()) for name, records in played.items()}
     best_rule = max(rules, key=lambda name: rules[name])
-    # Slow players play fewer instances: their lead over the best rule there is added to its score on all.
+    # Lookahead plays fewer instances: its lead there over its own rule, whose luck it shares, is added to the rule's score on
+    # all. The optimum knows what no rule knows, shares no luck with one, and is found on all.
     means = rules | {
-        name: rules[best_rule] + float(np.mean(records["total"] - played[best_rule]["total"][:few]))
+        name: rules[best_rule] + float(np.mean(records["total"] - played[best_rule]["total"][: len(records)]))
         for name, records in hard.items()
     }
     best = max(means.values())
@@ -68,7 +69,7 @@ def measure(word: str, split: str, n: int, few: int, rollouts: int, fit: int) ->
         row["makespan"] = float(records["makespan"].mean()) if "makespan" in (records.dtype.names or ()) else None
         row["probe"] = probe(level.probe, records)
         if name in hard:
-            low, high = statistics.interval(records["total"] - played[best_rule]["total"][:few])
+            low, high = statistics.interval(records["total"] - played[best_rule]["total"][: len(records)])
             row |= {"lead": means[name] - rules[best_rule], "lead_low": low, "lead_high": high, "over": best_rule}
         rows.append(row)
     tuned = max(v for k, v in rules.items() if k != "random")

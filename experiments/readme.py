@@ -22,10 +22,10 @@ WIDE, WORSE = 0.05, 0.02  # perf: headroom that counts, and how far behind the r
 PLAIN = "plain"  # folder, in that of the results, of those of PPO alone
 STUDIES = ("<!-- studies:begin -->", "<!-- studies:end -->")
 INTRODUCTION = """Held-out instances, the same for everybody. IQM: mean of the middle half of the scores of all seeds. In
-brackets 95 % intervals, bootstrap over training seeds and instances; leads are paired differences of means. perf: 0 = random,
-1 = the proven optimum or, where none is known, the best player that is not trained. The way to lookahead: the lead over
-`calibrated` as a share of lookahead's (which draws futures from the true means), from the table of headroom. PPO alone: perf
-of `recipe=plain` where the level's own recipe is another. Levels' pages have all players."""
+brackets 95 % intervals over training seeds (Student's t) and instances; leads are paired differences of means. perf: 0 =
+random, 1 = the proven optimum or, where none is known, the best player that is not trained. The way to lookahead: the lead
+over `calibrated` as a share of lookahead's (which draws futures from the true means), from the table of headroom. PPO alone:
+perf of `recipe=plain` where the level's own recipe is another. Levels' pages have all players."""
 
 
 def readme_of(readme: str | None, command: str, out: str | None, marks: tuple[str, str] = (BEGIN, END)) -> str | None:
@@ -185,17 +185,20 @@ def conclusion(stored: list[dict[str, Any]], room: dict[int, dict[str, float]]) 
     wide = {level: row for level, row in leads.items() if room[level]["headroom"] >= WIDE}
     if not wide:
         return []
-    p = statistics.holm({level: statistics.p_value(row) for level, row in wide.items()})
-    won = [level for level in wide if p[level] < 0.05 and wide[level]["difference"] > 0]
+    p = statistics.holm({level: row["p"] for level, row in wide.items()})
+    ahead = [level for level, row in wide.items() if row["difference"] > 0]
+    held = [level for level in ahead if p[level] < 0.05]
+    unsure = [f"{level} ({p[level]:.2g})" for level in wide if level not in held]
     behind = [level for level, rows in rivals.items() if CALIBRATED in rows and
               rows[CALIBRATED]["perf"] - rows[statistics.TRAINED]["perf"] > WORSE]  # fmt: skip
-    ahead = ", ".join(map(str, won)) if len(won) < len(wide) else "all of them"
+    rest = f"; not on {', '.join(unsure)} (in brackets the corrected p)" if unsure else ", that is on all of them"
+    rest += f"; the largest corrected p of those on which it holds is {max(p[level] for level in held):.2g}" if held else ""
     return [
         "",
-        f"Of the {len(wide)} levels in which lookahead is at least {WIDE} perf ahead of `calibrated`, the trained policies "
-        f"beat `calibrated` in {len(won)} ({ahead}), all leads above zero together at 95 % (Holm's correction over "
-        f"{len(wide)}; the largest corrected p is {max(p.values()):.1g}). Worse by more than {WORSE} perf: "
-        f"{', '.join(map(str, behind)) or 'none'}.",
+        f"On {len(ahead)} of the {len(wide)} levels in which lookahead is at least {WIDE} perf ahead of `calibrated`, the "
+        f"trained policies have the higher mean. Together, at 95 % over training seeds and instances (Holm's correction over "
+        f"{len(wide)}), the lead holds on {len(held)}: {', '.join(map(str, held)) or 'none'}{rest}. Worse by more than "
+        f"{WORSE} perf: {', '.join(map(str, behind)) or 'none'}.",
     ]
 
 

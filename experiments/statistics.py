@@ -1,4 +1,4 @@
-"""Arithmetic and tables of an evaluation: interquartile means, bootstrap intervals, paired differences, profiles.
+"""Arithmetic and tables of an evaluation: interquartile means, intervals, paired differences, profiles.
 
 Scores are (seeds, n): one row per training seed of a method (players have one row), one column per instance, the same
 instances in the same order for everybody. Nothing here knows how they were played. The choice of measures follows Agarwal,
@@ -9,8 +9,7 @@ Schwarzer, Castro, Courville and Bellemare, "Deep Reinforcement Learning at the 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +19,7 @@ RESAMPLES = 4000  # of each bootstrap: the ends of a 95 % interval are then good
 BLOCK = 2**21  # numbers resampled at a time: 16 MB
 TRAINED = "trained"  # the name of the policy among the players
 EXACT = "exact_best"  # the name of the proven optimum, where there is one
-NORMAL = NormalDist()
+LEAST_P = 1e-12  # p values below are not told apart
 PARTS = ("base", "efficiency", "stability", "optimization")
 
 
@@ -31,6 +30,12 @@ def iqm(values: np.ndarray) -> np.ndarray:
     if cut == 0:
         return values.mean(axis=-1)
     return np.partition(values, (cut, n - cut - 1), axis=-1)[..., cut : n - cut].mean(axis=-1)
+
+
+def mean(scores: np.ndarray) -> np.ndarray:
+    """The mean (...,) over all seeds and instances of `scores` (..., seeds, n)."""
+    found: np.ndarray = scores.mean(axis=(-2, -1))
+    return found
 
 
 def centre(scores: np.ndarray) -> np.ndarray:
@@ -57,64 +62,128 @@ def probability_of_improvement(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (np.mean(pairs, axis=0) + 1) / 2
 
 
-def stratified_bootstrap(
-    statistic: Callable[..., np.ndarray], *scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % percentile-bootstrap interval of `statistic(*scores)`; the same for the same scores.
+Statistic = Callable[..., np.ndarray]  # takes arrays (k, seeds, n), one for each method, and answers (k, ...)
 
-    Resampled with replacement: the training seeds of each of `scores` by themselves, and the instances once for all seeds and
-    all of `scores`. Everybody played the same instances, so what makes one of them hard is shared: drawing instances anew
-    for every seed would average it away and give intervals that are too narrow (Owen, "The pigeonhole bootstrap", Annals
-    of Applied Statistics 2007; simulated with five seeds that play nearly alike, 67 % of such intervals hold the truth, 94 %
-    of these, and of these 91 % where the seeds differ most). With one seed the interval covers the instances alone.
+
+class Error(NamedTuple):
+    """How far averages over training seeds and instances may be off: the variance that comes of the seeds with its degrees of
+    freedom, and that of the instances with its own; arrays of the shape of one answer."""
+
+    seeds: np.ndarray
+    seeds_freedom: np.ndarray
+    instances: np.ndarray
+    instances_freedom: int
+
+    def half(self, alpha: float = 0.05) -> np.ndarray:
+        """Half the width of the interval that misses the truth with a probability of at most `alpha`.
+
+        Each variance has the Student's t of its own degrees of freedom, squared, before they are added: exact where either
+        dominates and a little wide in between, for any number of seeds (Banerjee, "Approximate confidence interval for linear
+        functions of means of k populations when the population variances are not equal", Sankhya 1960).
+        """
+        from scipy.special import stdtrit
+
+        t = (stdtrit(freedom, alpha / 2) for freedom in (self.seeds_freedom, self.instances_freedom))
+        half: np.ndarray = np.sqrt(sum(t**2 * v for t, v in zip(t, (self.seeds, self.instances), strict=True)))
+        return half
+
+    def p(self, distance: float) -> float:
+        """Two-sided p of a single answer so far from what is held against it: the `alpha` of the interval that ends there."""
+        low, high = np.log(LEAST_P), 0.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.half(np.exp(middle)) < abs(distance) else (middle, high)
+        return float(np.exp(high))
+
+
+def error(statistic: Statistic, *scores: np.ndarray) -> Error:
+    """The error of `statistic(*scores)` by the jackknife: leaves out each training seed of each method, and each instance.
+
+    Everybody played the same instances, so what makes one of them hard is shared: an instance is left out for all seeds and
+    methods at once. Seeds of different methods are independent, and the degrees of freedom of their sum are Satterthwaite's. A
+    method with one seed (a player) stands for itself. A bootstrap over a few seeds would not do: it takes the variance between
+    S of them for (S - 1) / S of what it is, and knows nothing of degrees of freedom.
 
     Args:
-        statistic: takes arrays (k, seeds, n), one for each of `scores`, and answers for each of the k resamples (k, ...).
-        scores: (seeds, n) each; the seeds may differ in number, the instances are the same.
+        scores: (seeds, n) each; the seeds may differ in number, the instances are the same, at least two.
+    """
+    parts, freedoms = [], []
+    for i, own in enumerate(scores):
+        count = len(own)
+        if count > 1:
+            without = np.stack([np.delete(own, seed, axis=0) for seed in range(count)])
+            parts.append(_jackknife(statistic(*(without if i == j else np.stack([s] * count) for j, s in enumerate(scores)))))
+            freedoms.append(count - 1)
+    n = scores[0].shape[1]
+    block = max(1, BLOCK // sum(s.size for s in scores))
+    answers = []
+    for start in range(0, n, block):
+        left_out, rest = np.arange(start, min(start + block, n))[:, None], np.arange(n - 1)
+        answers.append(statistic(*(np.moveaxis(s[:, rest + (rest >= left_out)], 1, 0) for s in scores)))
+    instances = _jackknife(np.concatenate(answers))
+    seeds = sum(parts, np.zeros_like(instances))
+    squares = sum((part**2 / freedom for part, freedom in zip(parts, freedoms, strict=True)), np.zeros_like(instances))
+    return Error(seeds, np.divide(seeds**2, squares, out=np.ones_like(seeds), where=squares > 0), instances, n - 1)
+
+
+def _jackknife(answers: np.ndarray) -> np.ndarray:
+    """The variance of an answer, from those (k, ...) without each of the k in turn."""
+    variance: np.ndarray = (len(answers) - 1) * answers.var(axis=0)
+    return variance
+
+
+def confidence(
+    statistic: Statistic, *scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % interval of `statistic(*scores)` (seeds, n): of several training seeds by `error`, of one by the bootstrap.
 
     Returns:
         Low and high ends, each of the shape of one answer.
     """
+    if all(len(s) == 1 for s in scores):
+        return bootstrap(statistic, *scores, resamples=resamples, seed=seed)
+    middle, half = statistic(*(s[None] for s in scores))[0], error(statistic, *scores).half()
+    return middle - half, middle + half
+
+
+def bootstrap(
+    statistic: Statistic, *scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % percentile-bootstrap interval of `statistic(*scores)` over the instances, which are drawn with replacement, the
+    same for all of `scores` (seeds, n); what the seeds add is not in it. The same for the same scores."""
     rng = np.random.default_rng(seed)
     n = scores[0].shape[1]
     block = max(1, BLOCK // sum(s.size for s in scores))
     answers = []
     for start in range(0, resamples, block):
-        k = min(block, resamples - start)
-        instances = rng.integers(0, n, (k, 1, n))
-        seeds = [rng.integers(0, len(s), (k, len(s), 1)) for s in scores]
-        answers.append(statistic(*(s[rows, instances] for s, rows in zip(scores, seeds, strict=True))))
+        instances = rng.integers(0, n, (min(block, resamples - start), n))
+        answers.append(statistic(*(np.moveaxis(s[:, instances], 1, 0) for s in scores)))
     low, high = np.quantile(np.concatenate(answers), (0.025, 0.975), axis=0)
     return low, high
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """The 95 % bootstrap interval of the mean of `values` (n,)."""
-    low, high = stratified_bootstrap(lambda v: v.mean(axis=(-2, -1)), values[None], seed=seed)
+    low, high = bootstrap(mean, values[None], seed=seed)
     return float(low), float(high)
 
 
 def lead(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """How far `a` (seeds, n) is ahead of `b` (seeds, n), each with its 95 % interval, flat.
 
-    `difference` of the means, `iqm_difference` of the interquartile means, `probability` of improvement; `_low`, `_high`.
+    `difference` of the means, `iqm_difference` of the interquartile means, `probability` of improvement; `_low`, `_high`; and
+    `p`, two-sided, of a difference of means of 0.
     """
 
     def ahead(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.concatenate((centre(x) - centre(y), probability_of_improvement(x, y)[..., None]), axis=-1)
 
     found: dict[str, float] = {}
-    ends = stratified_bootstrap(ahead, a, b)
+    low, high = confidence(ahead, a, b)
+    low[-1], high[-1] = np.clip((low[-1], high[-1]), 0.0, 1.0)
     for i, name in enumerate(("difference", "iqm_difference", "probability")):
-        found[name], found[f"{name}_low"], found[f"{name}_high"] = (float(v[i]) for v in (ahead(a, b), *ends))
-    return found
-
-
-def p_value(row: Mapping[str, Any]) -> float:
-    """Two-sided p of a lead of 0, from the bootstrap interval of `difference` in a row of `compare`: the interval is taken for
-    that of a normal distribution, whose standard error is its width / 3.92."""
-    error = (row["difference_high"] - row["difference_low"]) / (2 * NORMAL.inv_cdf(0.975))
-    return 2 * NORMAL.cdf(-abs(row["difference"]) / max(error, 1e-300))
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = (float(v[i]) for v in (ahead(a, b), low, high))
+    return found | {"p": error(lambda x, y: mean(x) - mean(y), a, b).p(found["difference"])}
 
 
 def holm(p: Mapping[Any, float]) -> dict[Any, float]:
@@ -146,7 +215,7 @@ def summary(records: np.ndarray) -> dict[str, Any]:
     """
     scores, fields = totals(records), records.dtype.names or ()
     row: dict[str, Any] = {"seeds": len(scores), "n": scores.shape[1]}
-    ends = (centre(scores), *stratified_bootstrap(centre, scores))
+    ends = (centre(scores), *confidence(centre, scores))
     row["mean"], row["low"], row["high"] = (float(v[0]) for v in ends)
     row["iqm"], row["iqm_low"], row["iqm_high"] = (float(v[1]) for v in ends)
     for part in (*PARTS, "makespan"):
@@ -215,7 +284,7 @@ def markdown(table: list[dict[str, Any]], probe: str = "") -> str:
 
 
 def footnote(table: list[dict[str, Any]]) -> str:
-    """What a table's numbers are: instances, seeds, what was resampled, what perf relates to."""
+    """What a table's numbers are: instances, seeds, what intervals are over, what perf relates to."""
     seeds = max(row["seeds"] for row in table)
     over = "instances" if seeds == 1 else f"instances and, where there are several, training seeds (up to {seeds})"
     text = f"{table[0]['n']:,} instances, the same for every player. IQM: mean of the middle half. Intervals: over {over}."

@@ -52,11 +52,11 @@ def overall(pairs: Sequence[tuple[np.ndarray, np.ndarray, Scale]]) -> dict[str, 
     scores = [values / span for (a, b, _), span in zip(pairs, spans, strict=True) for values in (a, b)]
 
     def ahead(*arrays: np.ndarray) -> np.ndarray:
-        means = np.stack([x.mean(axis=(-2, -1)) for x in arrays])
+        means = np.stack([statistics.mean(x) for x in arrays])
         answer: np.ndarray = (means[::2] - means[1::2]).mean(axis=0)
         return answer
 
-    low, high = statistics.stratified_bootstrap(ahead, *scores)
+    low, high = statistics.confidence(ahead, *scores)
     return {"perf": float(ahead(*(s[None] for s in scores))[0]), "perf_low": float(low), "perf_high": float(high)}
 
 

@@ -14,6 +14,7 @@ import optuna
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
+from experiments import statistics
 from experiments.files import write_text, write_with
 from experiments.sweep.study import DEFAULT, Study
 from experiments.sweep.worker import changes, confirmed_in, describe, name_of
@@ -33,14 +34,10 @@ class Confirmed:
 def margin(leads: np.ndarray, comparisons: int) -> float:
     """Half the width of the 95 % interval of the mean of `leads` (seeds, instances), if so many are looked at together.
 
-    Student's t over the training seeds, with the variance between instances added, which all seeds share; Bonferroni's share
-    of the 5 % for each of the comparisons. With few seeds it is wide, and rather too wide than too narrow.
+    The interval of everything that is averaged over training seeds (`statistics.error`), with Bonferroni's share of the 5 %
+    for each of the comparisons.
     """
-    from scipy.stats import t
-
-    seeds, instances = leads.shape
-    variance = leads.mean(axis=1).var(ddof=1) / seeds + leads.mean(axis=0).var(ddof=1) / instances
-    return float(t.ppf(1 - 0.025 / comparisons, seeds - 1) * np.sqrt(variance))
+    return float(statistics.error(statistics.mean, leads).half(0.05 / comparisons))
 
 
 def confirmed(study: Study) -> list[Confirmed]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from conductor.bundle import load_bundle
-from experiments import evaluate, figures
+from experiments import compare, evaluate, figures
 from experiments.errors import ExperimentError
 from experiments.train import train
 from fq_env.level import load_level
@@ -88,6 +89,17 @@ def test_the_same_training_twice_is_not_two_seeds(bundles: Path, tmp_path: Path)
     found = evaluate.open_policies("bundles", [str(bundles / "a-0"), str(bundles / "a-*"), str(tmp_path / "copy")])
     groups = evaluate.methods(found)
     assert [[policy.seed for policy in group] for group in groups.values()] == [[0, 1], [0]]
+
+
+def test_seeds_of_one_method_may_be_of_several_commits(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table takes them for one method, as `compare` does, and both say so."""
+    monkeypatch.chdir(bundles)
+    _, policies = compare.side("a", ["a-0", "a-1"])
+    later = [policies[0], replace(policies[1], commit=f"{policies[1].commit}-dirty")]
+    assert {len(group) for group in evaluate.methods(later).values()} == {2}
+    (said,) = evaluate.at_several_commits(evaluate.methods(later))
+    assert said.startswith("a-0 (2 seeds): trained at 2 commits")
+    assert not evaluate.at_several_commits(evaluate.methods(policies))
 
 
 def test_players_alone_and_a_new_one_by_one_entry(

@@ -9,8 +9,10 @@ import pytest
 
 from experiments import cli, headroom
 from experiments.errors import ExperimentError
+from experiments.evaluate import Referee
 from experiments.headroom import HeadroomConfig
 from experiments.readme import AUTO, BEGIN, END, HEADROOM, STUDIES, headroom_text, readme_of, shown
+from fq_env.level import load_level
 
 
 def config(**changes: object) -> HeadroomConfig:
@@ -36,6 +38,9 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["gain"] > 0 and 0 <= row["headroom"] <= 1
     assert by_level[12]["lookahead"]["n"] == 6 and by_level[12]["lookahead"]["over"] == "calibrated"
     assert "| 12 three_voices | lookahead |" in capsys.readouterr().out
+    optimum = by_level[1]["exact_best"]  # on all instances, so its mean is no estimate and never above 1
+    totals = Referee(load_level(1)).players("validation", 16, names=["exact_best"])["exact_best"]["total"]
+    assert optimum["n"] == 16 and optimum["total"] == pytest.approx(totals.mean()) and optimum["total"] <= 1.0
 
 
 def test_the_table_of_the_readme_is_made_from_what_is_stored(tmp_path: Path) -> None:

@@ -173,10 +173,9 @@ def test_the_readme_shows_the_stored_results(root: Path) -> None:
             assert load_bundle(kept).manifest.seeds == [result["kept"]["seed"]]
 
 
-def stored(level: int, perf: float, lead: float = 0.0) -> dict[str, Any]:
+def stored(level: int, perf: float, lead: float = 0.0, p: float = 1e-6) -> dict[str, Any]:
     """A result as `judge` stores it, as far as sentences go by it: the trained policies beside a rule of perf 1."""
-    rule = {"player": "calibrated", "policy": False, "perf": 1.0, "difference": lead}
-    rule |= {"difference_low": lead - 0.001, "difference_high": lead + 0.001}
+    rule = {"player": "calibrated", "policy": False, "perf": 1.0, "difference": lead, "p": p}
     rows = [{"player": "trained", "policy": True, "perf": perf}, rule]
     return {"level": level, "pass_mark": 0.85, "n": 64, "trainings": [{"frames": 1000}], "rows": rows}
 
@@ -184,7 +183,18 @@ def stored(level: int, perf: float, lead: float = 0.0) -> dict[str, Any]:
 def test_who_is_behind_the_rule_is_named_whatever_its_headroom() -> None:
     """Level 12's was not measured."""
     (_, said) = readme.conclusion([stored(11, 1.1, 0.05), stored(12, 0.9, -0.05)], {11: {"gap": 0.1, "headroom": 0.2}})
-    assert "beat `calibrated` in 1 (all of them)" in said and said.endswith("Worse by more than 0.02 perf: 12.")
+    assert (
+        "the lead holds on 1: 11, that is on all of them; the largest corrected p of those on which it holds is 1e-06." in said
+        and said.endswith("Worse by more than 0.02 perf: 12.")
+    )
+
+
+def test_a_lead_that_does_not_hold_is_named_with_its_p() -> None:
+    """Alone the p of level 12 would do; of three it does not, and level 13 is behind."""
+    three = [stored(11, 1.1, 0.05), stored(12, 1.02, 0.02, 0.03), stored(13, 0.99, -0.01, 0.04)]
+    (_, said) = readme.conclusion(three, {level: {"gap": 0.1, "headroom": 0.2} for level in (11, 12, 13)})
+    assert "largest corrected p of those on which it holds is 3e-06." in said
+    assert "On 2 of the 3 levels" in said and "the lead holds on 1: 11; not on 12 (0.06), 13 (0.06) (in brackets" in said
 
 
 def test_what_ppo_alone_does_not_solve_is_named() -> None:

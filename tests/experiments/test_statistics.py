@@ -136,14 +136,14 @@ def test_probability_of_improvement() -> None:
 
 
 def width(*scores: np.ndarray, statistic: Callable[..., np.ndarray] = lambda s: s.mean(axis=(-2, -1))) -> float:
-    low, high = statistics.stratified_bootstrap(statistic, *scores)
+    low, high = statistics.confidence(statistic, *scores)
     return float(high - low)
 
 
-def test_what_the_bootstrap_resamples() -> None:
+def test_what_an_interval_is_over() -> None:
     rng = np.random.default_rng(0)
     one = rng.normal(size=(1, 200))
-    # Seeds that play alike add nothing: the instances are the same for all of them, and are drawn once.
+    # Seeds that play alike add nothing: the instances are the same for all of them, and are left out at once.
     assert width(np.repeat(one, 8, axis=0)) == pytest.approx(width(one), rel=0.1)
     assert width(one) == pytest.approx(2 * 1.96 * one.std() / np.sqrt(200), rel=0.1)
     # Instances that are alike leave the spread of the seeds.
@@ -153,20 +153,21 @@ def test_what_the_bootstrap_resamples() -> None:
     assert width(one, one - 0.1, statistic=lambda a, b: (a - b).mean(axis=(-2, -1))) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_the_bootstrap_in_small_blocks_is_the_same_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = np.random.default_rng(0).normal(size=(3, 100))
-    whole = statistics.stratified_bootstrap(statistics.centre, scores)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_an_interval_in_small_blocks_is_the_same_interval(seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.random.default_rng(0).normal(size=(seeds, 100))
+    whole = statistics.confidence(statistics.centre, scores)
     shapes: list[int] = []
 
     def centre(block: np.ndarray) -> np.ndarray:
         shapes.append(len(block))
         return statistics.centre(block)
 
-    monkeypatch.setattr(statistics, "BLOCK", 3 * 100 * 7)
-    parts = statistics.stratified_bootstrap(centre, scores)
+    monkeypatch.setattr(statistics, "BLOCK", seeds * 100 * 7)
+    parts = statistics.confidence(centre, scores)
     assert max(shapes) == 7
-    assert sum(shapes) == statistics.RESAMPLES
-    assert np.abs(np.array(parts) - np.array(whole)).max() < 0.02
+    assert sum(shapes) == (statistics.RESAMPLES if seeds == 1 else 1 + seeds + 100)  # the answer, without each seed, instance
+    assert np.abs(np.array(parts) - np.array(whole)).max() < 1e-12
 
 
 def test_intervals_over_seeds_and_instances_cover_at_their_rate() -> None:
@@ -175,9 +176,72 @@ def test_intervals_over_seeds_and_instances_cover_at_their_rate() -> None:
     covered = 0
     for _ in range(100):
         scores = rng.normal(0, 0.2, (12, 1)) + rng.normal(0, 1, (1, 100)) + rng.normal(0, 0.3, (12, 100))
-        low, high = statistics.stratified_bootstrap(lambda s: s.mean(axis=(-2, -1)), scores, resamples=500)
+        low, high = statistics.confidence(lambda s: s.mean(axis=(-2, -1)), scores, resamples=500)
         covered += low <= 0 <= high
     assert 88 <= covered <= 100
+
+
+def drawn(rng: np.random.Generator, seeds: int, of_seed: float, of_instance: float) -> np.ndarray:
+    """Scores (seeds, 20) about 0, 10,000 times (the last axis): effects of the seed, of the instance, and a little of both."""
+    sizes = ((of_seed, (seeds, 1, 10_000)), (of_instance, (1, 20, 10_000)), (0.1 * of_instance, (seeds, 20, 10_000)))
+    return sum((rng.normal(0, deviation, size) for deviation, size in sizes), np.zeros(()))
+
+
+def middle(scores: np.ndarray) -> np.ndarray:
+    """The means (k, 10,000) of arrays (k, seeds, 20, 10,000)."""
+    return np.asarray(scores.mean(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("of_instance", [0.1, 1.5, 3.0, 100.0])  # at 3 both count for about as much
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_few_seeds_give_intervals_that_hold_the_truth(seeds: int, of_instance: float) -> None:
+    """A percentile bootstrap over three seeds that dominate holds it three times of four."""
+    scores = drawn(np.random.default_rng(0), seeds, 1.0, of_instance)
+    off, error = np.abs(scores.mean(axis=(0, 1))), statistics.error(middle, scores)
+    assert 0.94 <= (off <= error.half()).mean() <= 0.99
+    assert (off <= error.half(0.01)).mean() >= 0.986  # as what is corrected for many comparisons needs it
+
+
+@pytest.mark.parametrize("of_instance", [0.1, 100.0])
+@pytest.mark.parametrize("other", [1.0, 0.3])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_few_seeds_on_both_sides_give_leads_that_hold_the_truth(seeds: int, other: float, of_instance: float) -> None:
+    """The seeds of the other side differ as much, or less."""
+    rng = np.random.default_rng(0)
+    a, b = drawn(rng, seeds, 1.0, of_instance), drawn(rng, seeds, other, of_instance)
+    held = (
+        np.abs((a.mean(axis=0) - b.mean(axis=0)).mean(axis=0))
+        <= statistics.error(lambda x, y: middle(x) - middle(y), a, b).half()
+    )
+    assert 0.94 <= held.mean() <= 0.99
+
+
+def test_the_error_of_a_mean_by_hand() -> None:
+    scores = np.array([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0], [3.0, 4.0, 8.0]])
+    found = statistics.error(statistics.mean, scores)
+    assert found.seeds == pytest.approx(scores.mean(axis=1).var(ddof=1) / 3) and found.seeds_freedom == pytest.approx(2)
+    assert found.instances == pytest.approx(scores.mean(axis=0).var(ddof=1) / 3) and found.instances_freedom == 2
+    assert found.half() == pytest.approx(4.302653 * np.sqrt(found.seeds + found.instances), rel=1e-6)
+    two = statistics.error(lambda a, b: statistics.mean(a) - statistics.mean(b), scores, scores[:2] * 2)
+    parts = scores.mean(axis=1).var(ddof=1) / 3, (scores[:2] * 2).mean(axis=1).var(ddof=1) / 2
+    assert two.seeds == pytest.approx(sum(parts))
+    assert two.seeds_freedom == pytest.approx(sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 1))  # Welch's
+
+
+def test_p_is_that_of_a_t_test() -> None:
+    """Of seeds alone, of instances alone; and 5 % where the interval of a lead ends at zero."""
+    rng = np.random.default_rng(0)
+    leads = np.array([0.01, 0.02, 0.06])
+    alike = np.repeat(leads[:, None], 20, axis=1)
+    assert statistics.error(statistics.mean, alike).p(leads.mean()) == pytest.approx(stats.ttest_1samp(leads, 0).pvalue)
+    one = rng.normal(0.1, 1, 50)
+    assert statistics.error(statistics.mean, one[None]).p(one.mean()) == pytest.approx(stats.ttest_1samp(one, 0).pvalue)
+    a, b = rng.normal(0, 1, (3, 50)), np.zeros((1, 50))
+    ends = statistics.lead(a, b)["difference_low"], statistics.lead(a, b)["difference_high"]
+    assert [statistics.lead(a - end, b)["p"] for end in ends] == pytest.approx([0.05, 0.05])
+    assert statistics.lead(a - a.mean(), b)["p"] == pytest.approx(1.0)
+    assert statistics.lead(b, b)["p"] == 1.0
+    assert statistics.lead(b + 1, b)["p"] == pytest.approx(statistics.LEAST_P)
 
 
 def examiner(perfs: list[float], *, proven: bool = False, when_solved: bool = True) -> Examiner:
@@ -216,10 +280,3 @@ def test_holm_corrects_for_their_number_and_keeps_the_order() -> None:
     """The example of three hypotheses by hand: 3 x 0.01, 2 x 0.02, then no less than the one before."""
     assert statistics.holm({"a": 0.03, "b": 0.01, "c": 0.02}) == pytest.approx({"a": 0.04, "b": 0.03, "c": 0.04})
     assert statistics.holm({1: 0.9, 2: 0.6}) == {1: 1.0, 2: 1.0}
-
-
-def test_an_interval_that_ends_at_zero_has_p_five_percent() -> None:
-    for low, high in ((0.0, 0.4), (-0.4, 0.0)):
-        row = {"difference": (low + high) / 2, "difference_low": low, "difference_high": high}
-        assert statistics.p_value(row) == pytest.approx(0.05)
-    assert statistics.p_value({"difference": 0.0, "difference_low": -1.0, "difference_high": 1.0}) == pytest.approx(1.0)

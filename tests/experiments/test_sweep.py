@@ -149,7 +149,7 @@ def test_margin() -> None:
     assert found == pytest.approx((ends.high - ends.low) / 2)
     assert report.margin(np.repeat(leads[:, None], 5, axis=1), 3) > found
     between = np.repeat(np.array([[0.0, 0.02, 0.04, 0.06]]), 3, axis=0)  # all seeds agree: what is left is the instances
-    assert report.margin(between, 1) == pytest.approx(4.3027 * np.sqrt(between[0].var(ddof=1) / 4), rel=1e-4)
+    assert report.margin(between, 1) == pytest.approx(3.1824 * np.sqrt(between[0].var(ddof=1) / 4), rel=1e-4)
 
 
 def test_report_of_a_study(tmp_path: Path) -> None:
