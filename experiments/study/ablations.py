@@ -17,7 +17,7 @@ WHOLE, ALONE, NEIGHBOURS = "whole", "ppo-alone", "curriculum"
 SAID = {
     "masks": "the policy is not told what is legal while it trains; illegal actions are warned of and become a wait",
     "slots": "network=mlp, two flat towers, instead of one encoder for all slots",
-    "hold": "the level lacks the verb `hold`",
+    "hold": "the level lacks the verb `hold`; teacher and verifier have the whole level's rule, and no `hold` in it",
     "history": "features that carry history read 0: attempts, failures, errors of estimates, hints, the last outcome",
     "supervised": "PPO from scratch, with the recipe's settings; nothing is held to",
     "kl": "PPO is not held to the supervised policy",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import cli, readme
+from experiments import calibrate, cli, readme
 from experiments.config import for_runtime, level_of, trained_levels
 from experiments.errors import ExperimentError
 from experiments.results import composed
@@ -132,6 +132,18 @@ def test_each_part_is_switched_off_alone(tmp_path: Path) -> None:
     }
     assert found["no-history"].level == "no-history-8"
     assert [level.number for level in trained_levels([7, 8, 9])] == ablations.neighbours(8)
+
+
+def test_all_arms_have_the_same_teacher(tmp_path: Path) -> None:
+    """What differs in an arm is what its name says, and no weaker rule for the teacher to start from and be measured by."""
+    settings = checked(config(tmp_path, name="ablations", levels="6-20"))
+    for number in settings.numbers:
+        rule = calibrate.fitted_weights(load_level(number))
+        found = {arm.level for arm in ablations.arms_of(settings, number).values() if "recipe=srl_rlvr" in arm.overrides}
+        assert rule and {str(number), f"no-history-{number}"} <= found
+        assert all(calibrate.fitted_weights(load_level(level)) == rule for level in found)
+    for other in ("plain-11", "explicit-11"):
+        assert calibrate.fitted(load_level(other)) is None  # no recipe is trained there
 
 
 def test_without_history_only_history_is_missing():
