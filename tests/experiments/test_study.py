@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,21 @@ def test_all_arms_have_the_same_teacher(tmp_path: Path) -> None:
         assert all(calibrate.fitted_weights(load_level(level)) == rule for level in found)
     for other in ("plain-11", "explicit-11"):
         assert calibrate.fitted(load_level(other)) is None  # no recipe is trained there
+
+
+def test_the_curriculum_alone_is_what_its_arms_differ_in(tmp_path: Path) -> None:
+    settings = checked(config(tmp_path, name="ablations", levels="1,8,20", parts="curriculum", overrides=["n_epochs=3"]))
+    for number in settings.numbers:
+        found = ablations.arms_of(settings, number)
+        alone, several = (
+            asdict(arms.wanted(settings, number, found[name]).configurations[0])
+            for name in (ablations.ALONE, ablations.NEIGHBOURS)
+        )
+        assert several["mixture"].pop("judged") == number and alone["mixture"].pop("judged") is None
+        assert {key for key in alone if alone[key] != several[key]} <= {"level", "curriculum", "folder", "recipe_options"}
+        plain = composed([f"level={number}", "recipe=plain", "n_epochs=3"])  # whose recipe_options are used by nobody
+        assert all(alone[key] == value for key, value in asdict(plain).items() if key in ("n_envs", "n_steps", "ent_coef"))
+        assert (alone["recipe"], alone["n_epochs"], alone["total_timesteps"]) == ("plain", 3, 1024)
 
 
 def test_without_history_only_history_is_missing():
