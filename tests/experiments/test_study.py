@@ -112,7 +112,7 @@ def test_ablations(in_this_process: list[str], tmp_path: Path) -> None:
         means = [level["arms"][name]["score"]["mean"] for name in (on, off)]
         assert found["difference"] == pytest.approx(means[0] - means[1])
         assert made["overall"][part]["perf"] == pytest.approx(found["perf"])
-    page = (tmp_path / "out" / "ablations-11.md").read_text()
+    page = (tmp_path / "out" / "ablations-11-masks+hold+history+curriculum.md").read_text()  # not the page of all parts
     assert page.count("| 11 |") == 4 and "1,024 frames" in page and "tried in 1 drawn futures" in page
 
 
