@@ -197,12 +197,16 @@ def rule_path(level: Level) -> Path:
 
 
 def fitted(level: Level) -> dict[str, Any] | None:
-    """The fitted rule of a level, as it was written; None if there is none for this level as it is now."""
+    """The fitted rule of a level, as it was written; None if there is none for this level as it is now. A level without
+    `hold` has the whole level's, or else a comparison of the two would be one of rules."""
+    from fq_env.level import HoldlessLevel, load_level
+
     path = rule_path(level)
     if not path.is_file():
         return None
     record: dict[str, Any] = read_json(path)
-    return record if record.get("digest") == level_digest(level) else None
+    whole = load_level(level.number) if isinstance(level, HoldlessLevel) else level
+    return record if record.get("digest") == level_digest(whole) else None
 
 
 def unfitted(level: Level, name: str) -> str:
@@ -212,7 +216,8 @@ def unfitted(level: Level, name: str) -> str:
     why = "was fitted on another system or level" if rule_path(level).is_file() else "is not there"
     return (
         f"no fitted rule: {rule_path(level)} {why}; until `python -m experiments.calibrate levels={name}` has been run, "
-        "`calibrated` is not among the players and guards fall back on critical_path_warm_wait"
+        "`calibrated` is not among the players, and guards, like a recipe's teacher and verifier, fall back on "
+        "critical_path_warm_wait"
     )
 
 

@@ -45,6 +45,7 @@ class MixtureConfig:
     temperature: float = MISSING
     staleness: float = MISSING
     training: dict[str, Any] = MISSING
+    judged: int | None = None
 
 
 @dataclass
@@ -321,6 +322,9 @@ def finished(config: DictConfig) -> TrainConfig:
     cfg = OmegaConf.to_object(config)
     assert isinstance(cfg, TrainConfig)
     check(cfg, config)
+    judged = cfg.mixture.judged
+    if judged is not None and judged not in [level.number for level in levels]:
+        raise ExperimentError(f"mixture.judged={judged}: must be null or one of level={cfg.level}")
     if cfg.n_envs < len(levels):
         raise ExperimentError(f"n_envs={cfg.n_envs}: {len(levels)} levels need at least as many environments")
     if cfg.recipe != "plain" and any(isinstance(level, ExplicitLevel) for level in levels):

@@ -92,8 +92,16 @@ class MixedExaminer:
 
     @property
     def best(self) -> MixedLook:
-        """The look with the highest mean perf among those at most levels, the first of equals."""
-        return max(self.looks, key=lambda look: (len(look.levels), look.perf))
+        """The look with the highest mean perf among those at most levels, the first of equals; with `mixture.judged` the one
+        with the highest score on that level, once it is in play."""
+        judged = str(self.cfg.mixture.judged)
+
+        def worth(look: MixedLook) -> tuple[bool, float, float]:
+            if judged in look.levels:
+                return True, look.levels[judged].total, 0.0
+            return False, len(look.levels), look.perf
+
+        return max(self.looks, key=worth)
 
     def verdict(self) -> str | None:
         """Why the training may stop now, or None."""

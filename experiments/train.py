@@ -71,8 +71,9 @@ def train(cfg: TrainConfig, command: str = "", on_look: OnLook | None = None) ->
     seen = cfg.exposure or exposure
     print(f"level {title_of(cfg.level)} ({title}), seed {cfg.seed}, {cfg.algo}, exposure {seen}: {derived(cfg)}", flush=True)
     print(f"run folder: {folder}", flush=True)
-    if len(levels) == 1 and (note := unfitted(levels[0], cfg.level)):
-        print(note, flush=True)
+    for level in levels:
+        if note := unfitted(level, cfg.level if len(levels) == 1 else str(level.number)):
+            print(note if cfg.recipe == "plain" else f"warning: {note}", file=sys.stderr, flush=True)
     with run_folder.locked(folder):
         return _train_in(run_folder.read_run(folder), cfg, on_look)
 

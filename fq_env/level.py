@@ -333,14 +333,19 @@ def blind_level(level: int | str | Path) -> BlindLevel:
     return BlindLevel.model_construct(**dict(load_level(level)))
 
 
+class HoldlessLevel(Level):
+    """A level whose verb `hold` was taken away. What is fitted to the whole level serves here too: no rule begins what is
+    not legal."""
+
+
 @functools.lru_cache(maxsize=64)
-def level_without_hold(level: int | str | Path) -> Level:
+def level_without_hold(level: int | str | Path) -> HoldlessLevel:
     """The level without its verb `hold`. Raises `FQError` if it has none."""
     found = load_level(level)
     verbs = [verb for verb in found.system.verbs if verb != "hold"]
     if len(verbs) == len(found.system.verbs):
         raise FQError(f"level {level} has no verb `hold` to go without; its verbs are {', '.join(verbs)}")
-    return found.model_copy(update={"system": found.system.model_copy(update={"verbs": verbs})})
+    return HoldlessLevel.model_construct(**dict(found) | {"system": found.system.model_copy(update={"verbs": verbs})})
 
 
 # Levels that were changed for a comparison, by words such as `plain-11`: same world, same named instances.

@@ -170,7 +170,7 @@ class Recipe:
             played = play(referee)
             played.save(path)
             replays.append(self._replay(referee, played, visited))
-            return _account(name, replays[-1], played)
+            return _account(name, replays[-1], played, teacher.rule_of(referee.level))
 
         facts = self._phase(name, work)
         if not replays:
@@ -254,8 +254,8 @@ def _tell(epoch: int, found: dict[str, float]) -> None:
         print(f"  epoch {epoch}: loss {found['loss']:.4f}, agreement {found['agreement']:.3f}", flush=True)
 
 
-def _account(name: str, replay: Replay, played: Trajectories) -> Facts:
-    """How many trajectories were tried and kept, why others were refused, and how good they are beside the rule."""
+def _account(name: str, replay: Replay, played: Trajectories, rule: str) -> Facts:
+    """How many trajectories were tried and kept, why others were refused, and how good they are beside the rule, named."""
     counts, kept = replay.counts(), replay.kept
     word = name.split()[0]
     means = {"score": played.totals.mean(), "rule": replay.rule.mean()}
@@ -263,7 +263,7 @@ def _account(name: str, replay: Replay, played: Trajectories) -> Facts:
     values = {"tried": len(played), "kept": len(kept)} | {key: float(value) for key, value in means.items()}
     refused = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count and verdict != verifier.KEPT)
     line = (
-        f"{len(played):,} trajectories tried (mean score {means['score']:.4f}, the rule's {means['rule']:.4f}), "
+        f"{len(played):,} trajectories tried (mean score {means['score']:.4f}, {rule}'s {means['rule']:.4f}), "
         f"{len(kept):,} kept; refused: {refused or 'none'}"
     )
     decisions = int(played.lengths[kept].sum())

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.errors import ExperimentError
-from experiments.evaluate import CALIBRATED, Referee, linear_rule, seated
+from experiments.evaluate import CALIBRATED, WARM_WAIT, Referee, linear_rule, seated
 from experiments.recipes.trajectories import Recorder, Trajectories, joined
-from fq_env.engine import Engine, Player
+from fq_env.engine import Engine, Player, make_engine
 from fq_env.level import Level
 from fq_env.oracle import Search, action_of
 
@@ -25,18 +25,21 @@ Report = Callable[[int], None]  # called with how many episodes are done
 Mover = Callable[[Engine, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
+def rule_of(level: Level) -> str:
+    """The rule that sets a level's bar, and is the teacher's usual base: the fitted one, or else `critical_path_warm_wait`."""
+    return WARM_WAIT if linear_rule(level) is None else CALIBRATED
+
+
 def base_players(referee: Referee, names: list[str]) -> dict[str, Player]:
     """The base players that `teacher.bases` names, fitted on train instances. Raises ExperimentError.
 
-    `calibrated` is the level's fitted rule; where there is none, `critical_path_warm_wait` takes its place. A word
-    NAME/THETA/VARIANT is a rule with its two parameters, such as `critical_path_warm_wait/0.5/2`.
+    `calibrated` is the level's own rule (`rule_of`). A word NAME/THETA/VARIANT is a rule with its two parameters, such as
+    `critical_path_warm_wait/0.5/2`.
     """
     found: dict[str, Player] = {}
     for word in names:
         name, *parameters = word.split("/")
-        if name == CALIBRATED and linear_rule(referee.level) is None:
-            name = "critical_path_warm_wait"
-        player = seated(name, referee)
+        player = seated(rule_of(referee.level) if name == CALIBRATED else name, referee)
         if parameters:
             try:
                 theta, variant = float(parameters[0]), int(parameters[1])
@@ -75,10 +78,10 @@ def play(
 ) -> Trajectories:  # fmt: skip
     """Train `instances` (k,), k > 0, played by a player; with `rollouts` it looks ahead, and says what it expects of actions.
 
-    With a `mover` that one's actions are taken, and the player only says what it expects. After `most` decisions of an episode
-    the player goes on alone, without looking ahead.
+    With a `mover` that one's actions are taken, by what an agent of the level is shown, and the player only says what it
+    expects. After `most` decisions of an episode the player goes on alone, without looking ahead.
     """
-    engine = Engine(level, min(SIDE_BY_SIDE, len(instances)), exposure=exposure, autoreset="disabled")
+    engine = make_engine(level, min(SIDE_BY_SIDE, len(instances)), exposure=exposure, autoreset="disabled")
     parts = []
     for first in range(0, len(instances), engine.n):
         chunk = instances[first : first + engine.n]

@@ -1,27 +1,31 @@
 """Ablations: the recipe with all its parts, and once more without each of them; what each part is worth on each level.
 
 The curriculum is no part of the recipe, which trains one level at a time: there PPO alone on the level is compared with PPO on
-the level and its neighbours, with as many frames in all.
+the level and its neighbours, with as many frames in all, the same settings, and the best look at that level kept.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from experiments import statistics
+from experiments import cli, statistics
+from experiments.results import composed
 from experiments.study.arms import Arm, Trained, train_arms, wanted
 from experiments.study.report import Scale, lead, overall, ranged, scale_of, shown, write
 from experiments.study.settings import Settings
 
 WHOLE, ALONE, NEIGHBOURS = "whole", "ppo-alone", "curriculum"
 SAID = {
-    "masks": "the policy is not told what is legal while it trains; illegal actions are warned of and become a wait",
+    "masks": "the policy learns without being told what is legal; in PPO illegal actions are warned of and become a wait, "
+    "in its visits none is played",
     "slots": "network=mlp, two flat towers, instead of one encoder for all slots",
-    "hold": "the level lacks the verb `hold`",
+    "hold": "the level lacks the verb `hold`; teacher and verifier have the whole level's rule, and no `hold` in it",
     "history": "features that carry history read 0: attempts, failures, errors of estimates, hints, the last outcome",
     "supervised": "PPO from scratch, with the recipe's settings; nothing is held to",
     "kl": "PPO is not held to the supervised policy",
-    "curriculum": "PPO alone on the level; on: PPO on it and its neighbours, staged, with as many frames in all",
+    "curriculum": "PPO alone on the level; on: PPO on it and its neighbours, staged, with as many frames in all, the level's "
+    "own settings, and the best look at this level kept",
 }
 
 
@@ -32,6 +36,20 @@ def neighbours(number: int) -> list[int]:
     numbers = sorted(LEVELS)
     at = numbers.index(number)
     return numbers[max(0, at - 1) : at + 2]
+
+
+def of_level(settings: Settings, number: int) -> tuple[str, ...]:
+    """What a level's file sets for PPO alone on it, as overrides: several levels together have other settings of their own."""
+    from omegaconf import OmegaConf
+
+    from experiments.config import shown
+
+    cfg = composed([f"level={number}", f"total_timesteps={settings.frames}", *settings.cfg.overrides, "recipe=plain"])
+    raw = OmegaConf.to_container(OmegaConf.load(cli.configs_dir() / "train.yaml"), resolve=False)
+    assert isinstance(raw, dict)
+    found = {str(key): getattr(cfg, str(key)) for key, value in raw.items() if str(value).startswith("${training:")}
+    found |= {"exposure": shown(cfg), "evaluation.validation": cfg.evaluation.validation}
+    return tuple(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in found.items())
 
 
 def arms_of(settings: Settings, number: int) -> dict[str, Arm]:
@@ -45,7 +63,7 @@ def arms_of(settings: Settings, number: int) -> dict[str, Arm]:
         f"recipe_options.visits.episodes={cfg.teacher}",
         f"recipe_options.teacher.rollouts={cfg.rollouts}",
     )
-    no_kl = "recipe_options.kl.use=false"
+    no_kl, alone = "recipe_options.kl.use=false", of_level(settings, number)
     levels = ",".join(map(str, neighbours(number)))
     possible = {
         "masks": ((own, own, (*recipe, "masks=false")),),
@@ -54,7 +72,7 @@ def arms_of(settings: Settings, number: int) -> dict[str, Arm]:
         "history": ((f"no-history-{own}",) * 2 + (recipe,),),
         "supervised": ((own, own, (*recipe, "recipe_options.supervised.use=false", no_kl)),),
         "kl": ((own, own, (*recipe, no_kl)),),
-        "curriculum": ((own, own, ("recipe=plain",)), (own, f"[{levels}]", ("recipe=plain", "curriculum=staged"))),
+        "curriculum": ((own, own, alone), (own, f"[{levels}]", (*alone, "curriculum=staged", f"mixture.judged={own}"))),
     }
     arms = {WHOLE: Arm(WHOLE, "the whole recipe", own, own, settings.frames, recipe)}
     for part in settings.parts:

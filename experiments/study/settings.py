@@ -37,7 +37,8 @@ class StudyConfig:
 @dataclass(frozen=True)
 class Settings:
     """A study's checked configuration: numbers of levels, training seeds, frames of a training, all other keys, and the stem
-    of its files: its name, and its levels if they are not the study's own."""
+    of its files: its name, its levels if they are not the study's own, and its parts if they are not all: a few that are
+    measured anew replace no page of all of them."""
 
     numbers: list[int]
     seeds: int
@@ -78,4 +79,5 @@ def checked(cfg: StudyConfig) -> Settings:
     numbers = [level.number for level in levels]
     usual = numbers == [level.number for level in levels_of(own["levels"])]
     stem = cfg.name if usual else f"{cfg.name}-{'+'.join(map(str, numbers))}"
+    stem += f"-{'+'.join(parts)}" if cfg.name == "ablations" and set(parts) != set(PARTS) else ""
     return Settings(numbers, int(seeds), int(frames), parts, cfg, stem)

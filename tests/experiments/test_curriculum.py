@@ -186,6 +186,7 @@ def test_levels_and_exposures_of_a_training() -> None:
         (("level=[1,77]",), "level 77 does not exist"),
         (("level=[1,2,3]", "n_envs=2", "batch_size=32"), "n_envs=2: 3 levels need at least as many environments"),
         (("level=[1,2]", "curriculum=best"), "curriculum=best: must be one of staged, uniform, plr"),
+        (("level=[1,2]", "mixture.judged=3"), "mixture.judged=3: must be null or one of level="),
         (("level=[1,2]", "mixture.rehearsal=2"), "mixture.rehearsal=2.0: must lie between 0 and 1"),
         (("level=[1,2]", "+mixture.training.epochs=2"), "mixture.training: unknown key `epochs`: did you mean `n_epochs`"),
         (("exposure=schedule", "phases=[0.5,0.2]"), "phases=.*: must be two ascending shares of the budget"),
@@ -288,8 +289,9 @@ def test_a_comma_on_the_command_line_is_a_list(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_training_of_several_levels_stops_when_all_are_solved() -> None:
     stop: Any = SimpleNamespace(when_solved=True, patience=2, progress=0.01)
+    of: Any = SimpleNamespace(stop=stop, mixture=SimpleNamespace(judged=None))
     referees: Any = [SimpleNamespace(level=SimpleNamespace(number=n, pass_mark=0.8)) for n in (1, 2)]
-    examiner = mixture.MixedExaminer(SimpleNamespace(stop=stop), referees, "full", None)  # type: ignore[arg-type]
+    examiner = mixture.MixedExaminer(of, referees, "full", None)  # type: ignore[arg-type]
 
     def look(frames: int, *perfs: float) -> str | None:
         levels = {str(n): Standing(perf, perf, perf) for n, perf in enumerate(perfs, 1)}
@@ -307,3 +309,7 @@ def test_a_training_of_several_levels_stops_when_all_are_solved() -> None:
     recalled = mixture.MixedExaminer(examiner.cfg, referees, "full", None)  # type: ignore[arg-type]
     recalled.recall(json.loads(json.dumps(examiner.memory())))
     assert recalled.looks == examiner.looks
+    of.mixture.judged = 2
+    assert (examiner.best.frames, examiner.looks[0].levels.keys()) == (2, {"1"}), "only later looks are at level 2"
+    of.mixture.judged = 1
+    assert examiner.best.frames == 1

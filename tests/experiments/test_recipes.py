@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments import calibrate
 from experiments.errors import ExperimentError
 from experiments.evaluate import CALIBRATED, Referee
 from experiments.fast_ppo.anchor import Anchor
@@ -24,6 +25,7 @@ from experiments.recipes.verifier import KEPT
 from experiments.train import resume, train
 from fq_env.engine import Engine
 from fq_env.level import load_level
+from fq_env.live import history_columns
 from fq_env.players import lookahead
 from pit.layout import WAIT
 from tests.experiments.training import assert_same, config, rows
@@ -119,6 +121,38 @@ def test_a_visit_is_the_learners_own() -> None:
     np.testing.assert_array_equal(visited(0.0, 0).actions, visited(0.0, 0).actions)
     assert (visited(0.5, 0).totals == found.totals).sum() == 3
     assert (visited(0.0, 0).totals != visited(0.0, 1).totals).all()
+
+
+def test_what_is_blind_to_history_is_so_in_its_visits_and_has_the_same_teacher() -> None:
+    level, blind = load_level(8), load_level("no-history-8")
+    player = lookahead(teacher.base_players(Referee(level, 4), [CALIBRATED])[CALIBRATED], 1)
+    told = [teacher.play(one, player, 0, INSTANCES, "full") for one in (level, blind)]
+    np.testing.assert_array_equal(told[0].actions, told[1].actions)
+    np.testing.assert_array_equal(told[0].expected, told[1].expected)
+    seen: list[np.ndarray] = []
+
+    def looks(engine: Engine, live: np.ndarray, obs: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        seen.append(obs[:, history_columns()].any(axis=1))
+        first: np.ndarray = masks.argmax(axis=1)
+        return first
+
+    for one, remembers in ((level, True), (blind, False)):
+        seen.clear()
+        teacher.play(one, player, 0, INSTANCES, "full", None, looks)
+        assert np.concatenate(seen).any() == remembers
+
+
+def test_a_training_without_a_fitted_rule_says_whom_it_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = tmp_path / "fitted", tmp_path / "weaker"
+    train(config(*OF_11, *SRL, f"folder={folders[0]}"))
+    assert "no fitted rule" not in capsys.readouterr().err
+    monkeypatch.setattr(calibrate, "RULES", tmp_path)
+    train(config(*OF_11, *SRL, f"folder={folders[1]}"))
+    assert capsys.readouterr().err.startswith("warning: no fitted rule")
+    for folder, rule in zip(folders, (CALIBRATED, "critical_path_warm_wait"), strict=True):
+        assert f", {rule}'s 0." in (folder / "report.md").read_text()
 
 
 # --------------------------------------------------------------------------- learning

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import cli, readme
+from experiments import calibrate, cli, readme
 from experiments.config import for_runtime, level_of, trained_levels
 from experiments.errors import ExperimentError
 from experiments.results import composed
@@ -111,7 +112,7 @@ def test_ablations(in_this_process: list[str], tmp_path: Path) -> None:
         means = [level["arms"][name]["score"]["mean"] for name in (on, off)]
         assert found["difference"] == pytest.approx(means[0] - means[1])
         assert made["overall"][part]["perf"] == pytest.approx(found["perf"])
-    page = (tmp_path / "out" / "ablations-11.md").read_text()
+    page = (tmp_path / "out" / "ablations-11-masks+hold+history+curriculum.md").read_text()  # not the page of all parts
     assert page.count("| 11 |") == 4 and "1,024 frames" in page and "tried in 1 drawn futures" in page
 
 
@@ -132,6 +133,33 @@ def test_each_part_is_switched_off_alone(tmp_path: Path) -> None:
     }
     assert found["no-history"].level == "no-history-8"
     assert [level.number for level in trained_levels([7, 8, 9])] == ablations.neighbours(8)
+
+
+def test_all_arms_have_the_same_teacher(tmp_path: Path) -> None:
+    """What differs in an arm is what its name says, and no weaker rule for the teacher to start from and be measured by."""
+    settings = checked(config(tmp_path, name="ablations", levels="6-20"))
+    for number in settings.numbers:
+        rule = calibrate.fitted_weights(load_level(number))
+        found = {arm.level for arm in ablations.arms_of(settings, number).values() if "recipe=srl_rlvr" in arm.overrides}
+        assert rule and {str(number), f"no-history-{number}"} <= found
+        assert all(calibrate.fitted_weights(load_level(level)) == rule for level in found)
+    for other in ("plain-11", "explicit-11"):
+        assert calibrate.fitted(load_level(other)) is None  # no recipe is trained there
+
+
+def test_the_curriculum_alone_is_what_its_arms_differ_in(tmp_path: Path) -> None:
+    settings = checked(config(tmp_path, name="ablations", levels="1,8,20", parts="curriculum", overrides=["n_epochs=3"]))
+    for number in settings.numbers:
+        found = ablations.arms_of(settings, number)
+        alone, several = (
+            asdict(arms.wanted(settings, number, found[name]).configurations[0])
+            for name in (ablations.ALONE, ablations.NEIGHBOURS)
+        )
+        assert several["mixture"].pop("judged") == number and alone["mixture"].pop("judged") is None
+        assert {key for key in alone if alone[key] != several[key]} <= {"level", "curriculum", "folder", "recipe_options"}
+        plain = composed([f"level={number}", "recipe=plain", "n_epochs=3"])  # whose recipe_options are used by nobody
+        assert all(alone[key] == value for key, value in asdict(plain).items() if key in ("n_envs", "n_steps", "ent_coef"))
+        assert (alone["recipe"], alone["n_epochs"], alone["total_timesteps"]) == ("plain", 3, 1024)
 
 
 def test_without_history_only_history_is_missing():
