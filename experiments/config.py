@@ -249,7 +249,7 @@ def title_of(value: Any) -> str:
 def folder_of(word: Any) -> str:
     """What a level's own folders and files are called: `level-11`, or `level-STEM` for a file that is none of the suite's."""
     level = any_level(word)
-    of_suite = ARM.fullmatch(str(word)) or (level.number in LEVELS and level == any_level(level.number))
+    of_suite = ARM.fullmatch(str(word)) or level.of_suite
     return f"level-{level.number:02d}" if of_suite else f"level-{Path(str(word)).stem}"
 
 
