@@ -99,6 +99,8 @@ class Recipe:
             if self.overseer.stopped is None:
                 self._gather(f"round {number}", functools.partial(self._around, visits + number))
                 self._learn(visits + number)
+        if self.overseer.stopped is not None:
+            return False
         if self.iterates or not self.options.ppo.use:
             self.overseer.ended = f"the {self._count} phases of {self.cfg.recipe} are done"
             return False
