@@ -84,11 +84,14 @@ class MixedExaminer:
         return [asdict(look) for look in self.looks]
 
     def recall(self, looks: list[dict[str, Any]]) -> None:
-        """Puts a `memory()` back."""
+        """Puts a `memory()` back and tells the curriculum, for which a look that it remembers itself is nothing new."""
         self.looks = [
             MixedLook(**look | {"levels": {number: Standing(**now) for number, now in look["levels"].items()}})
             for look in looks
         ]
+        places = {str(referee.level.number): k for k, referee in enumerate(self.referees)}
+        for look in self.looks:
+            self.curriculum.looked(look.frames, {places[number]: now for number, now in look.levels.items()})
 
     @property
     def best(self) -> MixedLook:

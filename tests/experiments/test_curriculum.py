@@ -304,6 +304,8 @@ def test_a_training_of_several_levels_stops_when_all_are_solved() -> None:
     stop.patience = 2
     assert look(4, 0.9, 0.85) == "solved: mean validation perf 0.875, no progress in 2 looks"
     assert examiner.best.frames == 2, "at both levels, although the first look has the highest mean"
-    recalled = mixture.MixedExaminer(examiner.cfg, referees, "full", None)  # type: ignore[arg-type]
+    staged = made("staged", levels="[1,2]")
+    recalled = mixture.MixedExaminer(examiner.cfg, referees, "full", staged)
     recalled.recall(json.loads(json.dumps(examiner.memory())))
     assert recalled.looks == examiner.looks
+    assert (staged.perf, staged.mastered) == ([0.9, 0.85], [1, None]), "a curriculum hears of what it did not see"

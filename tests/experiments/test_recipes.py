@@ -285,6 +285,24 @@ def test_a_killed_recipe_goes_on_with_the_same_bits(
     assert_same(tmp_path / "whole", tmp_path / "ppo")
 
 
+def test_a_recipe_of_several_levels_goes_on_before_ppo_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervised policy masters the first level, and the curriculum knows it whenever the training is cut off."""
+    easy = tmp_path / "easy.yaml"
+    easy.write_text(re.sub(r"pass_mark: .*", "pass_mark: 0.3", LEVELS[1].read_text()))
+    recipe = (*SRL, f"level=[{easy},2]", "curriculum=staged", "total_timesteps=1536", "evaluation.validation=32")
+    recipe = (*recipe, "recipe_options.teacher.episodes=400", "recipe_options.supervised.epochs=30")
+    train(config(*recipe, f"folder={tmp_path / 'whole'}"))
+    with monkeypatch.context() as patched, pytest.raises(KeyError):
+        patched.setattr(phases.Recipe, "_hold", lambda self: {}["cut"])
+        train(config(*recipe, f"folder={tmp_path / 'cut'}"))
+    resume(tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    words = [re.findall(r"\* level .*", (tmp_path / name / "report.md").read_text()) for name in ("whole", "cut")]
+    assert words[0] == words[1] and "mastered at 0 frames" in words[0][0]
+
+
 def test_a_recipe_that_is_solved_before_its_last_visit_is_complete(tmp_path: Path) -> None:
     """PPO does not follow, nor does it after a restart."""
     level = tmp_path / "easy.yaml"
