@@ -278,6 +278,11 @@ class Level(Strict):
         return self.number in LEVELS and self.model_dump() == load_level(self.number).model_dump()
 
     @property
+    def label(self) -> str:
+        """What it is called among others: its number in the suite, else the name of its file."""
+        return str(self.number) if self.of_suite else self.stem
+
+    @property
     def has_twins(self) -> bool:
         """Whether tasks of an instance can be twins, whose outputs are interchangeable."""
         if self.workflow is None:

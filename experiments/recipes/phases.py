@@ -153,7 +153,7 @@ class Recipe:
         for referee in self.referees:
             if visited and not self._looks_ahead(referee):
                 continue
-            name = what if len(self.referees) == 1 else f"{what} level {referee.level.number}"
+            name = what if len(self.referees) == 1 else f"{what} level {referee.level.label}"
             facts = self._gather_on(referee, name, play, visited)
             lines.append(facts["line"])
             if self.iterates:
