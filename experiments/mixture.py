@@ -87,8 +87,7 @@ class MixedExaminer:
     def recall(self, looks: list[dict[str, Any]]) -> None:
         """Puts a `memory()` back and tells the curriculum, for which a look that it remembers itself is nothing new."""
         self.looks = [
-            MixedLook(**look | {"levels": {label: Standing(**now) for label, now in look["levels"].items()}})
-            for look in looks
+            MixedLook(**look | {"levels": {label: Standing(**now) for label, now in look["levels"].items()}}) for look in looks
         ]
         places = {label: k for k, label in enumerate(self._labels)}
         for look in self.looks:
