@@ -3,12 +3,13 @@
 As a command: `python -m experiments.calibrate levels=6,7,11`. From every corner (each variant, warm or not, each special verb
 favoured or shunned) and from the rule that was fitted before, a random search and then separable CMA-ES (Ros and Hansen,
 PPSN 2008) run on training instances; the best corners are refined, and the winner is chosen on other training instances.
-Results: `results/rules/level-NN.json`, named weights.
+Results: `results/rules/level-NN.json`, named weights; of a level of one's own `NAME.json`, by its file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -192,8 +193,20 @@ def level_digest(level: Level) -> str:
 
 
 def rule_path(level: Level) -> Path:
-    """Where a level's fitted rule is kept."""
-    return RULES / (f"level-{level.number:02d}.json" if level.number else f"{level.name}.json")
+    """Where a level's fitted rule is kept: of the suite's, and of what plays as one of them, by number; else by its file."""
+    from fq_env.level import load_level
+    from fq_env.level_files import LEVELS
+
+    suite = level.number in LEVELS and level_digest(level) == level_digest(load_level(level.number))
+    return RULES / (f"level-{level.number:02d}.json" if suite else f"{level.stem}.json")
+
+
+def check_paths(value: Any, levels: list[Level]) -> None:
+    """Refuses levels, given as `levels=value`, whose rules would take each other's place. Raises ExperimentError."""
+    paths = [rule_path(level) for level in levels]
+    for level, path in zip(levels, paths, strict=True):
+        if paths.count(path) > 1 or (re.fullmatch(r"level-\d\d", level.stem) and path.stem == level.stem):
+            raise ExperimentError(f"levels={value}: {path} is for another level's rule; give the level's file another name")
 
 
 def fitted(level: Level) -> dict[str, Any] | None:
@@ -241,6 +254,7 @@ def calibrate(cfg: CalibrateConfig) -> dict[str, dict[str, Any]]:
         if getattr(cfg, key) < low:
             raise ExperimentError(f"{key}={getattr(cfg, key)}: must be at least {low}")
     levels = [level for level in levels_of(cfg.levels) if level.order is None]
+    check_paths(cfg.levels, levels)
     todo = [level for level in levels if cfg.force or fitted(level) is None]
     for level in levels:
         if level not in todo:
@@ -253,15 +267,15 @@ def calibrate(cfg: CalibrateConfig) -> dict[str, dict[str, Any]]:
             for (name, table), seed in zip(begun.items(), seeds(cfg.seed, len(begun)), strict=True):
                 task = (level, name, weights_of(table), cfg.evaluations, cfg.n, seed, SIGMA)
                 waiting[workers.submit(_search, task)] = (level, 0)
-        found: dict[str, list[Fit]] = {level.name: [] for level in todo}
-        rounds = {level.name: [0, len(starts(level))] for level in todo}  # round, searches under way
+        found: dict[Path, list[Fit]] = {rule_path(level): [] for level in todo}
+        rounds = {rule_path(level): [0, len(starts(level))] for level in todo}  # round, searches under way
         clock = time.perf_counter()
         while waiting:
             future = next(as_completed(waiting))
             level, _ = waiting.pop(future)
-            fit = future.result()
-            found[level.name].append(fit)
-            state = rounds[level.name]
+            fit, path = future.result(), rule_path(level)
+            found[path].append(fit)
+            state = rounds[path]
             state[1] -= 1
             print(
                 f"level {level.number or level.name}: {fit.corner}: {fit.score:.4f} after {fit.evaluations:,} evaluations "
@@ -269,13 +283,13 @@ def calibrate(cfg: CalibrateConfig) -> dict[str, dict[str, Any]]:
                 flush=True,
             )
             if state[1] == 0 and state[0] == 0 and cfg.refine > 0:  # all corners are in: refine the best ones
-                best = sorted(found[level.name], key=lambda f: -f.score)[: cfg.restarts]
+                best = sorted(found[path], key=lambda f: -f.score)[: cfg.restarts]
                 for fit, seed in zip(best, seeds(cfg.seed + 1, len(best)), strict=True):
                     task = (level, f"{fit.corner}, refined", fit.weights, cfg.refine, 2 * cfg.n, seed, SIGMA / 2)
                     waiting[workers.submit(_search, task)] = (level, 1)
-                rounds[level.name] = [1, len(best)]
+                rounds[path] = [1, len(best)]
             elif state[1] == 0:
-                records[level.name] = _write(level, found[level.name], 2 * cfg.n)
+                records[level.name] = _write(level, found[path], 2 * cfg.n)
     return records
 
 

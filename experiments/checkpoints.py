@@ -72,7 +72,6 @@ def save(path: Path, model: OnPolicyAlgorithm, env: FunctionQuestVecEnv, memory:
         "memory": memory,
     }
     arrays: dict[str, Any] = env.state() | {
-        "last_obs": model._last_obs,
         "episode_starts": model._last_episode_starts,
         "torch": torch.get_rng_state().numpy(),
     }
@@ -125,8 +124,9 @@ class Checkpoint:
             model.set_parameters(self.parameters, exact_match=True, device="cpu")
             model.num_timesteps, model._n_updates = self.frames, int(facts["updates"])
             if same_world:
-                env.set_state(arrays)
-                model._last_obs = arrays["last_obs"].copy()
+                seen = arrays["obs" if "obs" in arrays else "last_obs"]  # the name of before
+                env.set_state(arrays | {"obs": seen})
+                model._last_obs = seen.copy()
                 model._last_episode_starts = arrays["episode_starts"].copy()
             else:
                 env.seed(int(np.random.SeedSequence([model.seed or 0, self.frames]).generate_state(1)[0]))

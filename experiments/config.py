@@ -221,24 +221,29 @@ def levels_of(value: Any) -> list[Level]:
     return [level_of(word) for word in level_words(value)]
 
 
+def _words(value: Any) -> list[str]:
+    """A training's `level=` as single words."""
+    if isinstance(value, str) and not re.fullmatch(r"all|[\d, -]*[,-][\d, -]*", value):
+        return [value]
+    return level_words(list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value)
+
+
 def trained_levels(value: Any) -> list[Level]:
     """The levels of a training: one (a number or a file), or several (`all`, `1-5,11`, a list) in the order of their numbers.
 
     Raises:
         ExperimentError: one does not exist or is not sound, or a range holds none.
     """
-    if isinstance(value, str) and not re.fullmatch(r"all|[\d, -]*[,-][\d, -]*", value):
-        return [any_level(value)]
-    levels = levels_of(list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value)
+    words = _words(value)
+    levels = [any_level(value)] if words == [value] else [level_of(word) for word in words]
     if not levels:
         raise ExperimentError(f"level={value}: names no level; there are {', '.join(map(str, LEVELS))}")
     return sorted(levels, key=lambda level: level.number)
 
 
 def names_of(value: Any) -> tuple[str, ...]:
-    """A training's levels as a bundle names them: their numbers, or the path that was given for one."""
-    levels = trained_levels(value)
-    return tuple(str(level.number) for level in levels) if len(levels) > 1 else (str(value),)
+    """A training's levels as a bundle names them, in the order of `trained_levels`: their numbers, or the paths given."""
+    return tuple(sorted(_words(value), key=lambda word: any_level(word).number))
 
 
 def title_of(value: Any) -> str:
@@ -250,7 +255,7 @@ def title_of(value: Any) -> str:
 def folder_of(word: Any) -> str:
     """What a level's own folders and files are called: `level-11`, or `level-STEM` for a file that is none of the suite's."""
     level = any_level(word)
-    of_suite = ARM.fullmatch(str(word)) or (level.number in LEVELS and level == any_level(level.number))
+    of_suite = ARM.fullmatch(str(word)) or level.of_suite
     return f"level-{level.number:02d}" if of_suite else f"level-{Path(str(word)).stem}"
 
 
@@ -322,8 +327,11 @@ def finished(config: DictConfig) -> TrainConfig:
     cfg = OmegaConf.to_object(config)
     assert isinstance(cfg, TrainConfig)
     check(cfg, config)
+    labels = [level.label for level in levels]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise ExperimentError(f"level={cfg.level}: two of the levels are called {twice}; give one of the files another name")
     judged = cfg.mixture.judged
-    if judged is not None and judged not in [level.number for level in levels]:
+    if judged is not None and str(judged) not in labels:
         raise ExperimentError(f"mixture.judged={judged}: must be null or one of level={cfg.level}")
     if cfg.n_envs < len(levels):
         raise ExperimentError(f"n_envs={cfg.n_envs}: {len(levels)} levels need at least as many environments")

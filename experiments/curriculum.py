@@ -67,7 +67,7 @@ class Curriculum:
 
     def __init__(self, cfg: TrainConfig, levels: list[Level]) -> None:
         k = len(levels)
-        self.cfg, self.levels = cfg, levels
+        self.cfg, self.levels, self._labels = cfg, levels, [level.label for level in levels]
         self.perf: list[float] = [0.0] * k  # of the latest look
         self.mastered: list[int | None] = [None] * k  # frames at the first look that proved it
         self.assigned = [int(i) for i in given_out(np.zeros(cfg.n_envs, np.int64), self.shares())]
@@ -122,8 +122,9 @@ class Curriculum:
 
     # ------------------------------------------------------------------
     def name(self, k: int) -> str:
-        """`level_07`: a level's name among the logged figures."""
-        return f"level_{self.levels[k].number:02d}"
+        """`level_07`, `level_STEM` of a file: a level's name among the logged figures."""
+        label = self._labels[k]
+        return f"level_{label.zfill(2) if label.isdecimal() else label}"
 
     def words(self, k: int) -> str:
         """What became of a level, for people."""

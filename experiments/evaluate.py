@@ -117,7 +117,6 @@ class Referee:
 
 def seated(name: str, referee: Referee) -> Player:
     """A player by name, its numbers fitted on training instances. Raises ExperimentError."""
-    from fq_env.level_files import LEVELS
     from fq_env.players import PLAYERS as RULES
     from fq_env.players import lookahead
 
@@ -134,7 +133,7 @@ def seated(name: str, referee: Referee) -> Player:
     if name == CALIBRATED and not hidden:
         raise ExperimentError(
             f"player={name}: no rule is fitted for level {number or referee.level.name} as it is; "
-            f"`python -m experiments.calibrate levels={number if number in LEVELS else 'FILE'}` fits one"
+            f"`python -m experiments.calibrate levels={number if referee.level.of_suite else 'FILE'}` fits one"
         )
     here = [other for other in PLAYERS if other in RULES or (other in (CALIBRATED, LOOKAHEAD) and not hidden)]
     where = " where the order is hidden" if hidden else ""

@@ -222,7 +222,7 @@ def card(
     run: Run, levels: list[Level], table: list[dict[str, Any]], frames: int, network: Mapping[str, Any], note: str = ""
 ) -> str:
     """The model card: what it is, what it scored, where its limits are; `note` is one of them."""
-    from experiments.mixture import markdown
+    from experiments.mixture import called, markdown
 
     about, config = run.versions, run.config
     sizes = ", ".join(str(value) for value in network.values())
@@ -232,7 +232,7 @@ def card(
         scores = statistics.markdown(table, levels[0].probe) if table else scores
     else:
         subject = f"{len(levels)} levels"
-        teaching = "\n".join(f"* level {level.number}, {level.name}: {level.teaching}" for level in levels)
+        teaching = "\n".join(f"* level {called(level, ', ')}: {level.teaching}" for level in levels)
         scores = markdown(table, levels) if table else scores
     return f"""# Conductor for {subject}
 

@@ -30,7 +30,7 @@ SHOWN = ("random", "fifo", "critical_path", CALIBRATED)  # players with a column
 
 @dataclass
 class MixedLook(Look):
-    """A look at the levels in play: means over them, and the standing of each by its number."""
+    """A look at the levels in play: means over them, and the standing of each by its label."""
 
     levels: dict[str, Standing] = field(default_factory=dict)
 
@@ -50,19 +50,20 @@ class MixedExaminer:
     def __init__(self, cfg: TrainConfig, referees: list[Referee], exposure: str, curriculum: Curriculum) -> None:
         self.cfg, self.referees, self.exposure, self.curriculum = cfg, referees, exposure, curriculum
         self.looks: list[MixedLook] = []
+        self._labels = [referee.level.label for referee in referees]
         self._players: list[tuple[np.ndarray, np.ndarray]] = []  # of each level: totals (n,) of random and of the best known
 
     def prepare(self) -> dict[str, float]:
         """Lets the players play the validation instances; mean scores of the random and of the best player on each level."""
         self._players = []
         means: dict[str, float] = {}
-        for referee in self.referees:
+        for referee, label in zip(self.referees, self._labels, strict=True):
             played = referee.players("validation", self.cfg.evaluation.validation)
             totals = {name: np.asarray(rows["total"], np.float64) for name, rows in played.items()}
             best = max((name for name in totals if name != statistics.EXACT), key=lambda name: float(totals[name].mean()))
             best = statistics.EXACT if statistics.EXACT in totals else best
             self._players.append((totals["random"], totals[best]))
-            means |= {f"level {referee.level.number} {name}": float(totals[name].mean()) for name in ("random", best)}
+            means |= {f"level {label} {name}": float(totals[name].mean()) for name in ("random", best)}
         return means
 
     def look(self, model: Any) -> tuple[MixedLook, dict[str, float]]:
@@ -74,7 +75,7 @@ class MixedExaminer:
         frames = int(model.num_timesteps)
         self.curriculum.looked(frames, found)
         total, perf = (float(np.mean([getattr(now, name) for now in found.values()])) for name in ("total", "perf"))
-        levels = {str(self.referees[k].level.number): now for k, now in found.items()}
+        levels = {self._labels[k]: now for k, now in found.items()}
         self.looks.append(MixedLook(frames, total, perf, levels))
         figures = {f"{self.curriculum.name(k)}/{name}": v for k, now in found.items() for name, v in asdict(now).items()}
         return self.looks[-1], {"total": total, "perf": perf, **figures}
@@ -84,11 +85,13 @@ class MixedExaminer:
         return [asdict(look) for look in self.looks]
 
     def recall(self, looks: list[dict[str, Any]]) -> None:
-        """Puts a `memory()` back."""
+        """Puts a `memory()` back and tells the curriculum, for which a look that it remembers itself is nothing new."""
         self.looks = [
-            MixedLook(**look | {"levels": {number: Standing(**now) for number, now in look["levels"].items()}})
-            for look in looks
+            MixedLook(**look | {"levels": {label: Standing(**now) for label, now in look["levels"].items()}}) for look in looks
         ]
+        places = {label: k for k, label in enumerate(self._labels)}
+        for look in self.looks:
+            self.curriculum.looked(look.frames, {places[label]: now for label, now in look.levels.items()})
 
     @property
     def best(self) -> MixedLook:
@@ -106,7 +109,7 @@ class MixedExaminer:
     def verdict(self) -> str | None:
         """Why the training may stop now, or None."""
         stop, last = self.cfg.stop, self.looks[-1]
-        marks = {str(referee.level.number): referee.level.pass_mark for referee in self.referees}
+        marks = dict(zip(self._labels, (referee.level.pass_mark for referee in self.referees), strict=True))
         if not stop.when_solved or stop.patience is None:
             return None
         if any(n not in last.levels or last.levels[n].perf < mark for n, mark in marks.items()):
@@ -128,11 +131,11 @@ class MixedExaminer:
         return [referee.level for referee in self.referees]
 
     def test(self, logits: Logits) -> list[dict[str, Any]]:
-        """The rows of `evaluate.table` of every level, each with its level's number as `level`."""
+        """The rows of `evaluate.table` of every level, each with its level's label as `level`."""
         n = self.cfg.evaluation.test
         return [
-            {"level": str(referee.level.number), **row}
-            for referee in self.referees
+            {"level": label, **row}
+            for referee, label in zip(self.referees, self._labels, strict=True)
             for row in table(logits, referee, split="test", n=n, exposure=self.exposure)
         ]
 
@@ -158,9 +161,14 @@ class MixedExaminer:
 
 
 # --------------------------------------------------------------------------- tables, picture, report
+def called(level: Level, between: str = " ") -> str:
+    """A level for people: number and name in the suite, else the name of its file."""
+    return f"{level.number}{between}{level.name}" if level.of_suite else level.stem
+
+
 def specialist(level: Level, folder: Path = STORED) -> dict[str, Any] | None:
     """The stored row of the policies that were trained on this level alone; None where there is none."""
-    file = folder / f"level-{level.number:02d}.json"
+    file = folder / f"level-{level.number:02d}.json" if level.of_suite else folder / f"level-{level.stem}.json"
     if not file.is_file():
         return None
     stored = json.loads(file.read_text(encoding="utf-8"))
@@ -174,12 +182,12 @@ def beside_specialists(rows: list[dict[str, Any]], levels: list[Level], folder: 
     is reached, -1 if only the specialist reaches it, else 0. Levels without stored results have None."""
     found = []
     for level in levels:
-        own = next(r for r in rows if r["level"] == str(level.number) and r["player"] == statistics.TRAINED)["perf"]
+        own = next(r for r in rows if r["level"] == level.label and r["player"] == statistics.TRAINED)["perf"]
         stored = specialist(level, folder)
         other = None if stored is None else float(stored["perf"])
         solved = 1 if own >= level.pass_mark else -1 if other is not None and other >= level.pass_mark else 0
         difference = None if other is None else own - other
-        found.append({"level": level.number, "perf": own, "specialist": other, "difference": difference, "solved": solved})
+        found.append({"level": level.label, "perf": own, "specialist": other, "difference": difference, "solved": solved})
     return found
 
 
@@ -190,10 +198,10 @@ def markdown(rows: list[dict[str, Any]], levels: list[Level]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     compared = beside_specialists(rows, levels)
     for level, beside in zip(levels, compared, strict=True):
-        by_name = {row["player"]: row for row in rows if row["level"] == str(level.number)}
+        by_name = {row["player"]: row for row in rows if row["level"] == level.label}
         own = by_name.pop(statistics.TRAINED)
         best = by_name.get(statistics.EXACT) or max(by_name.values(), key=lambda row: float(row["mean"]))
-        cells = [f"{level.number} {level.name}", statistics.ranged(own, "mean", "low", "high")]
+        cells = [called(level), statistics.ranged(own, "mean", "low", "high")]
         cells += [f"{by_name[name]['mean']:.4f}" if name in by_name else "–" for name in SHOWN]
         cells += [f"{best['player']} {best['mean']:.4f}"]
         cells += [statistics.ranged(best, "difference", "difference_low", "difference_high", "+.4f")]
@@ -214,7 +222,7 @@ def footnote(rows: list[dict[str, Any]], compared: list[dict[str, Any]]) -> str:
     )
     if not differences:
         return text
-    lost = [str(row["level"]) for row in compared if row["solved"] == -1]
+    lost = [row["level"] for row in compared if row["solved"] == -1]
     return (
         f"{text} Specialists (`experiments.results`, one policy for each level) differ by {np.mean(differences):+.3f} perf on "
         f"average; solved by them and not here: {', '.join(lost) or 'none'}."
@@ -230,10 +238,11 @@ def save_curve(path: Path, looks: list[MixedLook], levels: list[Level], title: s
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for i, level in enumerate(levels):
-        points = [(look.frames, now.perf) for look in looks if (now := look.levels.get(str(level.number))) is not None]
+        label = level.label
+        points = [(look.frames, now.perf) for look in looks if (now := look.levels.get(label)) is not None]
         if points:
             style = ("-", "--")[i // 10 % 2]  # Matplotlib has ten colours
-            axes.plot(*zip(*points, strict=True), style, lw=1.2, label=f"{level.number} {level.name}")
+            axes.plot(*zip(*points, strict=True), style, lw=1.2, label=called(level))
     axes.axhline(1.0, ls=":", lw=0.9, color="0.4")
     axes.set(xlabel="frames", ylabel="validation perf (0 random, 1 best known)", title=title)
     axes.set_ylim(bottom=max(-0.5, axes.get_ylim()[0]))
@@ -253,7 +262,7 @@ def report(
     """`report.md`: what was trained, how it ended, the table, what became of each level, the command that gives it again."""
     levels, best = curriculum.levels, facts["best"]
     scores = markdown(rows, levels) if rows else "Not played (`evaluation.test=0`)."
-    stages = "\n".join(f"* level {level.number}, {level.name}: {curriculum.words(k)}" for k, level in enumerate(levels))
+    stages = "\n".join(f"* level {called(level, ', ')}: {curriculum.words(k)}" for k, level in enumerate(levels))
     resumed = "".join(f"\n* resumed {how}" for how in facts["resumed"])
     rate = facts["frames"] / max(facts["seconds"], 1e-9)
     write_text(

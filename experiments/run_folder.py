@@ -77,6 +77,7 @@ def versions(cfg: TrainConfig, exposure: str, command: str) -> dict[str, Any]:
         "configuration": configuration_hash(asdict(cfg)),
         "code": code_hashes(),
         "level": _sha256("".join(level.model_dump_json(exclude={"training"}) for level in trained_levels(cfg.level))),
+        "rule": sources.rule_digest(trained_levels(cfg.level)),
         "wandb_id": secrets.token_hex(4),
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -136,6 +137,8 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], bool]
     before = then.get("code", {}) | {"level": then.get("level")}
     changed = [name for name, value in (now["code"] | {"level": now["level"]}).items() if value != before.get(name)]
     found += ["another version of the level" if name == "level" else f"other code in {name}/" for name in changed]
+    if now["rule"] != then.get("rule", now["rule"]):  # runs of before did not note it
+        found.append("another fitted rule")
     return found, bool({"pit", "fq_env", "level"} & set(changed))
 
 

@@ -1,9 +1,11 @@
-"""What code a training depends on: a digest by which stored results are known to be of this code."""
+"""What a training depends on beside its configuration: digests by which stored results are known to be of this code."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,9 +47,20 @@ def sources() -> list[Path]:
     return [found[module] for module in sorted(found)]
 
 
+def rule_digest(levels: Iterable[Level]) -> str:
+    """sha256 of the weights of the levels' fitted rules: they are among the players that tell how good a policy is, and the
+    teacher of a recipe plays by them. A rule that does not count on its level as it is does not count here."""
+    from experiments.calibrate import fitted_weights
+
+    weights = [fitted_weights(level) for level in levels]
+    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+
+
 def code_digest(level: Level) -> str:
-    """sha256 of the sources of a training and of the level: what a result depends on beside configuration and packages."""
+    """sha256 of the sources of a training, the level and its fitted rule: what a result depends on beside configuration and
+    packages."""
     digest = hashlib.sha256(level.model_dump_json().encode())
+    digest.update(rule_digest([level]).encode())
     for file in sources():
         digest.update(f"\0{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
     return digest.hexdigest()

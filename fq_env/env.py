@@ -149,8 +149,8 @@ class FunctionQuestEnv(gymnasium.Env[np.ndarray, np.int64]):
     ## Rewards
     With `reward="potential"` each step pays the change of the best total score still reachable, so the return of an
     episode is `total - phi0` <= 0 (both in `info`); use no discount. `"sparse"` pays at the end only, `"makespan"` pays
-    `-(time passed + change of the lower bound left) / lower bound`, `"conductor"` success x (1 - latency) x
-    quality at the end.
+    `-(time passed + change of the lower bound left) / lower bound`, and at a failure all that is left of the horizon;
+    `"conductor"` success x (1 - latency) x quality at the end.
 
     ## Starting State
     Each reset draws a new workflow and new physics. `reset(seed=s)` starts the stream of train instances `s`,

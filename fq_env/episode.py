@@ -208,6 +208,8 @@ def decide(s, w, L, action, kind):
         r = phi if s.status != ON else 0.0
     elif kind == MAKESPAN:
         r = -(float(s.now - before) + w.left - left) / w.lb if s.stream == 0 else -(w.left - left) / w.bounds_sum
+        if s.status == FAILED:
+            r -= forfeit(s, w)
     elif kind == CONDUCTOR:
         lasts = float(s.now - s.t0) if s.stream == 0 else w.left
         bound = w.lb if s.stream == 0 else w.bounds_sum
@@ -215,6 +217,16 @@ def decide(s, w, L, action, kind):
         r = (1.0 - lasts / (lasts + bound)) * base if s.status == SOLVED else 0.0
     w.reward_sum += r
     return r
+
+
+@kernel
+def forfeit(s, w):
+    """What giving up costs under the makespan reward: the time that was left to each workflow, in units of the bound."""
+    weights = 0.0
+    for g in range(s.flow_rows):
+        weights += flow(s, g).weight
+    rest = float(s.horizon - (s.now - s.t0))
+    return rest * weights / w.bounds_sum if s.stream == 1 else rest / w.lb
 
 
 @kernel

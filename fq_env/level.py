@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from fq_env.bounds import check_draw, check_gates
 from fq_env.errors import FQError
@@ -218,6 +218,7 @@ class Level(Strict):
     )
     history: list[str] = Field(default_factory=list, description="what each version of the environment changed")
     training: dict[str, Any] = Field(default_factory=dict)
+    _stem: str = PrivateAttr("")
 
     @field_validator("exposure")
     @classmethod
@@ -265,6 +266,21 @@ class Level(Strict):
             raise ValueError(f"workflow names the function {missing[0]!r}, {why}; name one of {', '.join(drawn[:12])}")
         if workflow.max_edges > MAX_EDGES:
             raise ValueError(f"workflow can have {workflow.max_edges} edges; at most {MAX_EDGES} fit: draw fewer tasks")
+
+    @property
+    def stem(self) -> str:
+        """The name of its file without the ending; its own name if it was read from none."""
+        return self._stem or self.name
+
+    @property
+    def of_suite(self) -> bool:
+        """Whether it is a level of the suite, or a file that says the same, and not only one that took over its number."""
+        return self.number in LEVELS and self.model_dump() == load_level(self.number).model_dump()
+
+    @property
+    def label(self) -> str:
+        """What it is called among others: its number in the suite, else the name of its file."""
+        return str(self.number) if self.of_suite else self.stem
 
     @property
     def has_twins(self) -> bool:
@@ -371,6 +387,7 @@ def _of_file(path: Path) -> Level:
     if level is None or any(_digest(file) != digest for file, digest in files.items()):
         files = {path: _digest(path)}
         level = _read(path, files)
+        level._stem = path.stem
     _known[path] = files, level
     while len(_known) > MOST_KNOWN:
         del _known[next(iter(_known))]

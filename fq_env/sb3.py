@@ -137,17 +137,20 @@ class FunctionQuestVecEnv(VecEnv):
         self._engine.expose(exposure)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Copies of all that the next step depends on: `memory` (n, bytes) uint8, `masks` (n, 128) bool."""
-        return {"memory": self._engine.memory.copy(), "masks": self._engine.masks.copy()}
+        """Copies of all that the next step and the choice of its actions depend on: `memory` (n, bytes) uint8, `masks`
+        (n, 128) bool, `obs` (n, 512) float32."""
+        engine = self._engine
+        return {"memory": engine.memory.copy(), "masks": engine.masks.copy(), "obs": engine.obs.copy()}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Puts a `state()` back, into environments of the same levels and version; the learner keeps the observations.
+        """Puts a `state()` back, into environments of the same levels and version.
 
         Raises:
             FQError: it is of another number of environments or of other levels.
         """
         engine = self._engine
-        for name, own in (("memory", engine.memory), ("masks", engine.masks)):
+        engine.renew_obs()  # what `step_wait` gave away stays as it is
+        for name, own in (("memory", engine.memory), ("masks", engine.masks), ("obs", engine.obs)):
             if state[name].shape != own.shape or state[name].dtype != own.dtype:
                 raise FQError(f"the state's {name} is {state[name].shape}; that of these environments is {own.shape}")
             own[:] = state[name]

@@ -99,6 +99,8 @@ class Recipe:
             if self.overseer.stopped is None:
                 self._gather(f"round {number}", functools.partial(self._around, visits + number))
                 self._learn(visits + number)
+        if self.overseer.stopped is not None:
+            return False
         if self.iterates or not self.options.ppo.use:
             self.overseer.ended = f"the {self._count} phases of {self.cfg.recipe} are done"
             return False
@@ -151,7 +153,7 @@ class Recipe:
         for referee in self.referees:
             if visited and not self._looks_ahead(referee):
                 continue
-            name = what if len(self.referees) == 1 else f"{what} level {referee.level.number}"
+            name = what if len(self.referees) == 1 else f"{what} level {referee.level.label}"
             facts = self._gather_on(referee, name, play, visited)
             lines.append(facts["line"])
             if self.iterates:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ from experiments.errors import ExperimentError
 from experiments.interrupts import Interrupted
 from experiments.train import resume, train
 from fq_env.level import load_level
+from fq_env.level_files import LEVELS
 from fq_env.live import live_actions, live_columns
 from tests.experiments.training import assert_same, config
 
@@ -279,6 +282,38 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path, name: str, algo: s
         assert_same(tmp_path / "one", tmp_path / "other")
 
 
+def test_files_of_one_number_are_told_apart(tmp_path: Path) -> None:
+    """Copies of levels 1 and 2 without a number, and one that took over a number of the suite."""
+    files = {name: tmp_path / f"{name}.yaml" for name in ("one", "other", "third")}
+    for (name, file), number in zip(files.items(), (1, 2, 1), strict=True):
+        text = LEVELS[number].read_text().replace("title:", "title: Own,")
+        file.write_text(text if name == "third" else re.sub(r"number: .*\n", "", text))
+    names = [str(file) for file in (files["one"], files["other"], files["third"])]
+    run = tmp_path / "run"
+    few = ("total_timesteps=512", "evaluation.test=4", "recipe=srl_rlvr", "recipe_options.teacher.episodes=16")
+    levels = f"level=[{','.join(names)},1]"
+    train(config(levels, "curriculum=uniform", *few, "recipe_options.supervised.batch_size=32", f"folder={run}"))
+    found = json.loads((run / "results.json").read_text())
+    labels = ["one", "other", "third", "1"]
+    assert list(found["validation"][0]["levels"]) == labels
+    means = {row["level"]: row["mean"] for row in found["test"] if row["player"] == "random"}
+    assert list(means) == labels and len({means[label] for label in labels[:3]}) == 3, "each has its own numbers"
+    report = (run / "report.md").read_text()
+    for label in ("one", "other", "third"):
+        assert len(re.findall(rf"^\| {label} \| ", report, re.M)) == 1 and f"* level {label}: " in report
+    assert "| 1 first_key | " in report and "curriculum/share/level_one" in (run / "metrics.csv").read_text()
+    assert {"00-teacher-level-one.json", "03-teacher-level-1.json"} <= {file.name for file in (run / "recipe").iterdir()}
+    bundle = evaluate.open_policies("bundle", str(run / "bundle"))
+    assert sorted(bundle[0].levels) == sorted([*names, "1"])
+    with pytest.raises(ExperimentError, match="say which to play, for example level=") as said:
+        evaluate.level_for(None, bundle)
+    assert evaluate.level_for(str(said.value).rpartition("level=")[2], bundle) is not None
+    (tmp_path / "more").mkdir()
+    shutil.copy(files["one"], tmp_path / "more")
+    with pytest.raises(ExperimentError, match="two of the levels are called one; give one of the files another name"):
+        config(f"level=[{files['one']},{tmp_path / 'more' / 'one.yaml'}]")
+
+
 def test_a_comma_on_the_command_line_is_a_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[TrainConfig] = []
     monkeypatch.setattr(command, "train", lambda cfg, words: seen.append(cfg) or 0.0)
@@ -290,7 +325,7 @@ def test_a_comma_on_the_command_line_is_a_list(monkeypatch: pytest.MonkeyPatch, 
 def test_a_training_of_several_levels_stops_when_all_are_solved() -> None:
     stop: Any = SimpleNamespace(when_solved=True, patience=2, progress=0.01)
     of: Any = SimpleNamespace(stop=stop, mixture=SimpleNamespace(judged=None))
-    referees: Any = [SimpleNamespace(level=SimpleNamespace(number=n, pass_mark=0.8)) for n in (1, 2)]
+    referees: Any = [SimpleNamespace(level=SimpleNamespace(label=str(n), pass_mark=0.8)) for n in (1, 2)]
     examiner = mixture.MixedExaminer(of, referees, "full", None)  # type: ignore[arg-type]
 
     def look(frames: int, *perfs: float) -> str | None:
@@ -306,9 +341,11 @@ def test_a_training_of_several_levels_stops_when_all_are_solved() -> None:
     stop.patience = 2
     assert look(4, 0.9, 0.85) == "solved: mean validation perf 0.875, no progress in 2 looks"
     assert examiner.best.frames == 2, "at both levels, although the first look has the highest mean"
-    recalled = mixture.MixedExaminer(examiner.cfg, referees, "full", None)  # type: ignore[arg-type]
+    staged = made("staged", levels="[1,2]")
+    recalled = mixture.MixedExaminer(examiner.cfg, referees, "full", staged)
     recalled.recall(json.loads(json.dumps(examiner.memory())))
     assert recalled.looks == examiner.looks
+    assert (staged.perf, staged.mastered) == ([0.9, 0.85], [1, None]), "a curriculum hears of what it did not see"
     of.mixture.judged = 2
     assert (examiner.best.frames, examiner.looks[0].levels.keys()) == (2, {"1"}), "only later looks are at level 2"
     of.mixture.judged = 1

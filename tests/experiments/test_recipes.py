@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from experiments.recipes.verifier import KEPT
 from experiments.train import resume, train
 from fq_env.engine import Engine
 from fq_env.level import load_level
+from fq_env.level_files import LEVELS
 from fq_env.live import history_columns
 from fq_env.players import lookahead
 from pit.layout import WAIT
@@ -315,6 +317,42 @@ def test_a_killed_recipe_goes_on_with_the_same_bits(
         train(config(*recipe, f"folder={tmp_path / 'ppo'}"), on_look=lambda look: os.kill(os.getpid(), signal.SIGTERM))
     resume(tmp_path / "ppo")
     assert_same(tmp_path / "whole", tmp_path / "ppo")
+
+
+def test_a_recipe_of_several_levels_goes_on_before_ppo_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervised policy masters the first level, and the curriculum knows it whenever the training is cut off."""
+    easy = tmp_path / "easy.yaml"
+    easy.write_text(re.sub(r"pass_mark: .*", "pass_mark: 0.3", LEVELS[1].read_text()))
+    recipe = (*SRL, f"level=[{easy},2]", "curriculum=staged", "total_timesteps=1536", "evaluation.validation=32")
+    recipe = (*recipe, "recipe_options.teacher.episodes=400", "recipe_options.supervised.epochs=30")
+    train(config(*recipe, f"folder={tmp_path / 'whole'}"))
+    with monkeypatch.context() as patched, pytest.raises(KeyError):
+        patched.setattr(phases.Recipe, "_hold", lambda self: {}["cut"])
+        train(config(*recipe, f"folder={tmp_path / 'cut'}"))
+    resume(tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    words = [re.findall(r"\* level .*", (tmp_path / name / "report.md").read_text()) for name in ("whole", "cut")]
+    assert words[0] == words[1] and "mastered at 0 frames" in words[0][0]
+
+
+def test_a_recipe_that_is_solved_before_its_last_visit_is_complete(tmp_path: Path) -> None:
+    """PPO does not follow, nor does it after a restart."""
+    level = tmp_path / "easy.yaml"
+    level.write_text(re.sub(r"pass_mark: .*", "pass_mark: 0.0", LEVELS[11].read_text()))
+    soon = ("stop.when_solved=true", "stop.patience=1", "stop.progress=1.0", "recipe_options.visits.rounds=4")
+    recipe = (*SRL, *OF_11, "recipe_options.visits.episodes=8", *soon, f"level={level}", f"folder={tmp_path / 'run'}")
+    train(config(*recipe))
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["recipe"][-1]["name"] in ("supervised 1", "supervised 2", "supervised 3"), "it was solved after a visit"
+    assert found["stopped"] and "no progress in 1 looks" in found["ended"] and found["frames"] == 0
+    (tmp_path / "run" / "results.json").unlink()  # as if killed while the report was made
+    resume(tmp_path / "run")
+    again = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {key: again[key] for key in ("ended", "best", "validation")} == {
+        key: found[key] for key in ("ended", "best", "validation")
+    }
 
 
 def test_expert_iteration_learns_from_all_rounds_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from conductor.bundle import load_bundle
-from experiments import readme, results, sources
+from experiments import calibrate, readme, results, run_folder, sources
 from experiments.config import level_words
 from experiments.errors import ExperimentError
 from experiments.evaluate import open_bundle, play_method
@@ -24,6 +25,7 @@ from experiments.results import ResultsConfig
 from experiments.train import train
 from fq_env.level import load_level
 from fq_env.level_files import LEVELS
+from tests.experiments import training
 
 TINY = [
     *("total_timesteps=2048", "n_envs=32", "n_steps=16", "batch_size=128", "network=mlp", "net_arch=[16]"),
@@ -143,6 +145,32 @@ def test_the_code_of_a_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert sources.code_digest(level) == before
     (tmp_path / "pit" / "deep.py").write_text("changed = 1\n")
     assert sources.code_digest(level) != before
+
+
+def test_a_training_depends_on_its_levels_fitted_rule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The rule decides a row of the table, when a training may stop, and what a teacher plays."""
+    cfg = training.config("level=11")
+    rule = Path(shutil.copy(calibrate.rule_path(load_level(11)), tmp_path))
+    monkeypatch.setattr(calibrate, "RULES", tmp_path)
+
+    def now() -> tuple[str, dict[str, Any]]:
+        return sources.code_digest(load_level(11)), run_folder.versions(cfg, "full", "")
+
+    digest, then = now()
+    assert now()[0] == digest and run_folder.changes(then, now()[1]) == ([], False)
+    other = sources.code_digest(load_level(12))
+    record = json.loads(rule.read_text())
+    record["weights"]["wait"] = {"bias": 7.0}
+    rule.write_text(json.dumps(record))
+    refitted, about = now()
+    assert refitted != digest and sources.code_digest(load_level(12)) == other
+    assert run_folder.changes(then, about) == (["another fitted rule"], False)
+    del then["rule"]
+    assert run_folder.changes(then, about) == ([], False), "a run of before did not note its rule"
+    rule.write_text(json.dumps(record | {"digest": "of another level"}))
+    useless = sources.code_digest(load_level(11))
+    rule.unlink()
+    assert useless == sources.code_digest(load_level(11)) != refitted
 
 
 @pytest.mark.parametrize(

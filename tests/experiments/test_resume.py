@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -100,6 +101,26 @@ def test_level_11_and_every_network_resume(tmp_path: Path, network: str) -> None
         train(config(*level_11, f"folder={tmp_path / 'cut'}"), on_look=lambda look: os.kill(os.getpid(), signal.SIGTERM))
     resume(tmp_path / "cut")
     assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("level", ["8", "explicit-8"])
+def test_a_training_without_masks_resumes_with_the_same_bits(tmp_path: Path, level: str) -> None:
+    """What may be legal is read off the observations; those of a checkpoint of before are known by another name."""
+    words = (f"level={level}", "masks=false", "total_timesteps=2048")
+    train(config(*words, f"folder={tmp_path / 'whole'}"))
+    with pytest.raises(Interrupted):
+        train(config(*words, f"folder={tmp_path / 'cut'}"), on_look=lambda look: os.kill(os.getpid(), signal.SIGTERM))
+    older = shutil.copytree(tmp_path / "cut", tmp_path / "older")
+    kept = checkpoints.read(older / "checkpoint.zip")
+    packed = io.BytesIO()
+    np.savez(packed, **{"last_obs" if name == "obs" else name: array for name, array in kept.arrays.items()})
+    stock(older / "checkpoint.zip")
+    with zipfile.ZipFile(older / "checkpoint.zip", "a") as archive:
+        archive.writestr(checkpoints.FACTS, json.dumps(kept.facts))
+        archive.writestr(checkpoints.ARRAYS, packed.getvalue())
+    for folder in (tmp_path / "cut", older):
+        resume(folder)
+        assert_same(tmp_path / "whole", folder)
 
 
 # --------------------------------------------------------------------------- signals and exceptions

@@ -228,6 +228,8 @@ class TwinScore:
             "makespan": -longer / bound,
             "conductor": 0.0,
         }
+        if pit.status == L.FAILED:
+            rewards["makespan"] -= float(self.horizon - self.elapsed) * self.weighted([1.0] * len(pit.flows)) / bound
         if pit.status == L.SOLVED:
             rewards["conductor"] = (1.0 - flow / (flow + bound)) * self.score()["base"]
         self.phi, self.flow_before, self.lefts, self.now_before = phi, flow, lefts, pit.now
