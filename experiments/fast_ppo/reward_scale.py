@@ -24,6 +24,8 @@ class RewardScale:
 
     def take(self, returns: np.ndarray) -> None:
         """Adds returns (k,) to the running moments (Chan, Golub and LeVeque 1983)."""
+        if not len(returns):
+            return
         mean, total = float(returns.mean()), self.count + len(returns)
         between = (mean - self.mean) ** 2 * self.count * len(returns) / total
         self.squares += float(np.square(returns - mean).sum()) + between

@@ -226,6 +226,9 @@ def test_rewards_are_scaled_by_the_spread_of_returns() -> None:
         scaled = scale(rewards, dones)
         np.testing.assert_allclose(scaled, rewards / np.concatenate(seen).std(), rtol=1e-6)
         returns[dones] = 0.0
+    before = scale.memory()
+    scale.take(np.zeros(0))  # of a level of which nothing was kept
+    assert scale.memory() == before
     again = RewardScale(8, 0.9)
     again.remember(json.loads(json.dumps(scale.memory())))
     np.testing.assert_array_equal(again(rewards, dones), scale(rewards, dones))

@@ -12,6 +12,7 @@ import torch
 
 import fq_env
 from fq_env.env import FunctionQuestEnv
+from pit.layout import FAILED, SKIP, SOLVED
 
 
 def steps(env: gymnasium.Env, count: int, seen: Callable[[int, np.ndarray, np.ndarray], None]) -> None:
@@ -79,3 +80,25 @@ def test_a_mask_that_was_edited_changes_nothing_that_is_legal():
         mask[:] = then
 
     steps(env, 100, seen)
+
+
+def test_giving_up_is_worse_than_any_way_to_the_end() -> None:
+    """Under the makespan reward, too: who skips what the goal needs has the horizon's time on its account."""
+    env, gave_up = FunctionQuestEnv(4, reward="makespan"), 0
+    for instance in range(12):
+        returns, status = [], []
+        for skips in (True, False):
+            _, info = env.reset(options={"split": "train", "instance": instance})
+            total, over = 0.0, False
+            while not over:
+                legal = [int(action) for action in np.flatnonzero(info["action_mask"])]
+                wanted = [action for action in legal if (action == SKIP) == skips]
+                _, reward, terminated, truncated, info = env.step((wanted or legal)[0])
+                total, over = total + reward, terminated or truncated
+            returns.append(total)
+            status.append(info["status"])
+        assert status[1] == SOLVED
+        if status[0] == FAILED:
+            gave_up += 1
+            assert returns[0] < returns[1]
+    assert gave_up > 6
