@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from conductor.bundle import load_bundle
-from experiments import compare, evaluate, figures
+from experiments import calibrate, compare, evaluate, figures
 from experiments.errors import ExperimentError
 from experiments.train import train
 from fq_env.level import load_level
@@ -125,12 +125,19 @@ def test_a_table_that_cannot_be_finished_leaves_nothing(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(0, "level warm_forge as it is; .* levels=FILE"), (11, "level 11 .* levels=11")]
+    ("changes", "words"),
+    [
+        ({}, "level 11 .* levels=11"),
+        ({"horizon": 39.0}, "level 11 as it is; .* levels=FILE"),
+        ({"horizon": 39.0, "number": 0}, "level warm_forge as it is; .* levels=FILE"),
+    ],
 )
-def test_a_rule_that_is_not_fitted_says_how_to_fit_it(number: int, words: str) -> None:
-    level = load_level(11).model_copy(update={"number": number, "horizon": 39.0})
+def test_a_rule_that_is_not_fitted_says_how_to_fit_it(
+    changes: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "RULES", tmp_path)
     with pytest.raises(ExperimentError, match=words):
-        evaluate.seated(evaluate.CALIBRATED, evaluate.Referee(level, 8))
+        evaluate.seated(evaluate.CALIBRATED, evaluate.Referee(load_level(11).model_copy(update=changes), 8))
 
 
 def test_policies_of_several_levels_need_a_level(bundles: Path, tmp_path: Path) -> None:
