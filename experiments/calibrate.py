@@ -214,11 +214,11 @@ def fitted(level: Level) -> dict[str, Any] | None:
     `hold` has the whole level's, or else a comparison of the two would be one of rules."""
     from fq_env.level import HoldlessLevel, load_level
 
-    path = rule_path(level)
+    whole = load_level(level.number) if isinstance(level, HoldlessLevel) else level
+    path = rule_path(whole)
     if not path.is_file():
         return None
     record: dict[str, Any] = read_json(path)
-    whole = load_level(level.number) if isinstance(level, HoldlessLevel) else level
     return record if record.get("digest") == level_digest(whole) else None
 
 
