@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from conductor.errors import ConductorError, printable
-from conductor.instruments.base import ERRORS, MAX_DEPTH, MAX_REPLY, too_deep
+from conductor.instruments.base import ERRORS, MAX_REPLY, too_deep
 from conductor.instruments.sandbox import Limits
 from conductor.instruments.supervised import Outcome, Supervised
 from conductor.trust import config_folder
@@ -80,8 +80,8 @@ def _reply(line: bytearray) -> dict[str, Any]:
         and 0 < reply["elapsed"] <= MAX_ELAPSED
     ):
         raise ValueError("a key of it holds what no reply does")
-    if too_deep(reply["value"]):
-        raise ValueError(f"its value has more than {MAX_DEPTH} levels")
+    if wrong := too_deep(reply["value"]):
+        raise ValueError(f"its value has {wrong}")
     return reply
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conductor.instruments.process import Worker
+from conductor.instruments import base
+from conductor.instruments.process import Worker, _reply
 from conductor.instruments.sandbox import Limits
 from tests.conductor.test_instruments import reply, send, wait_for
 
@@ -207,3 +209,10 @@ def test_a_temporary_folder_ends_with_its_worker(tmp_path: Path, monkeypatch: py
     assert len(list((tmp_path / "temporary").iterdir())) == 1
     other.end()
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_reply_that_holds_too_much_says_of_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "MAX_PARTS", 3)
+    reply = {"id": 1, "error": "ok", "text": "", "value": [[], [], []], "quality": None, "elapsed": 1}
+    with pytest.raises(ValueError, match="its value has more than 3 lists and objects"):
+        _reply(json.dumps(reply).encode())
